@@ -1,0 +1,128 @@
+"""What is journalled and published: judged frames, events of warnings, commands of people, gaps.
+
+Rule 1: these nouns carry no behaviour; whoever holds one may keep it, nobody changes it.
+Rule 2: only what is rare is an object (an event, a command, a gap); readings stay arrays.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_agent.contract import Bools, Frame
+
+
+class Severity(StrEnum):
+    WARNING = "warning"
+    ALARM = "alarm"
+
+
+class Kind(StrEnum):
+    """The rule that found a deviation (contract §2)."""
+
+    HIGH = "high"
+    LOW = "low"
+    STALE = "stale"
+    HEALTH = "health"
+
+
+class WarningState(StrEnum):
+    NORMAL = "normal"
+    UNACKNOWLEDGED = "unacknowledged"
+    ACKNOWLEDGED = "acknowledged"
+    RETURNED_UNACKNOWLEDGED = "returned_unacknowledged"
+
+
+class EventKind(StrEnum):
+    RAISED = "raised"
+    ESCALATED = "escalated"
+    DEESCALATED = "deescalated"
+    CLEARED = "cleared"
+    ACKNOWLEDGED = "acknowledged"
+
+
+class GapCause(StrEnum):
+    BUFFER_LIMIT = "buffer_limit"
+    DAMAGE = "damage"
+    RESTART = "restart"
+    OVERLOAD = "overload"
+    DISK_FULL = "disk_full"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the columns and state numbers of a machine's frames mean, kept beside the journal that holds them."""
+
+    machine: str
+    signals: tuple[str, ...]
+    states: tuple[str, ...]
+    """Names of the operating states; empty when the machine has none configured."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedFrame:
+    """A frame as it was judged: validity and formulas applied, and what of it is to be published.
+
+    frame: the columns in the order of the machine's Layout.
+    state: (rows,) int16, index into Layout.states, -1 = `unknown` (or no states configured).
+    publish: (rows,) bool, rows that become a measurement message (fresh values, or a quality that changed).
+    """
+
+    frame: Frame
+    state: npt.NDArray[np.int16]
+    publish: Bools
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One step in the life of a warning; every field stands in the message of contract §2. Times are UTC µs."""
+
+    event: EventKind
+    id: str
+    ts: int
+    machine: str
+    signal: str
+    kind: Kind
+    severity: Severity
+    state: WarningState
+    value: float | None
+    unit: str
+    limit: float | None
+    norm: dict[str, dict[str, float]]
+    """{"warning": {"low": …, "high": …}, "alarm": {…}}: the band in force; sides without a limit are left out."""
+    since: int
+    operating_state: str | None
+    message: str
+    advice: str
+    count: int = 1
+    """How often it was raised under this id."""
+    column: str | None = None
+    by: str | None = None
+    comment: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What a person asked for (acknowledge, reset …), journalled in its place among the frames so that it is judged again."""
+
+    command: str
+    ts: int
+    t: int
+    id: str
+    by: str
+    comment: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """What was lost, for the topic `<root>/gaps`. count: machine rows. from_ts, to_ts: UTC µs of the first and last lost row."""
+
+    cause: GapCause
+    count: int
+    from_ts: int
+    to_ts: int
+    from_seq: int | None = None
+    to_seq: int | None = None
