@@ -1,0 +1,436 @@
+"""The latest of everything, for those who look: the page, the metrics, the health topic, the notifier.
+
+Rule 1: a writer pays for nothing that nobody looks at: `frame` keeps references and turns a counter, no more.
+Rule 2: nothing here decides; a verdict is read off the warnings and qualities that the judge has already given.
+Everything runs on the agent's loop: writers call, readers call, and only `changes` waits.
+"""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from edge_agent.contract import CODE_MASK, REASONS, SECOND_US, VOUCHED, Codes, Floats, Ints, Quality
+
+SAMPLES = 120
+"""Recent values kept for each signal: what a sparkline of some hundred pixels can show."""
+EVENTS_MAX = 500
+"""Events of the past kept in memory; the store has the rest."""
+TELL_EVERY_S = 0.25
+"""Readers are woken at most four times a second, however fast the plant is."""
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+VERDICTS = ("alarm", "warning", "bad", "normal", "none")
+"""Worst first. `bad`: no verdict is possible, the reading is bad; `none`: the signal has no norm."""
+RANK = {verdict: rank for rank, verdict in enumerate(VERDICTS)}
+DEVIATING = frozenset({"unacknowledged", "acknowledged"})
+"""The states of a warning in which its value is still outside; the others only wait for a person."""
+OF_THE_SENSOR = frozenset({"stale", "health"})
+"""Kinds that speak of the sensor or its line and not of the machine: they give the verdict `bad`, not `alarm`."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoardSignal:
+    """What people need to know of a signal beside its value. advice: in the agent's language, may be empty."""
+
+    name: str
+    title: str
+    unit: str
+    every_us: int
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BoardMachine:
+    name: str
+    title: str
+    area: str
+    signals: tuple[BoardSignal, ...]
+
+
+class Board:
+    """What is known now. Writers: `use`, `frame`, `norms`, `event`, `active`, `status`, `health`, `config_errors`.
+
+    `version` turns with every write; `changes` waits for it. All methods belong to the thread of the loop.
+    """
+
+    def __init__(self, machines: Iterable[BoardMachine] = ()) -> None:
+        self.version = 1
+        self.shape_version = 1
+        """Turns when machines, signals or norm bands change: readers that hold a layout fetch it anew."""
+        self._sheets: dict[str, _Sheet] = {}
+        self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_MAX)
+        self._active: list[dict[str, Any]] = []
+        self._by_signal: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self._by_machine: dict[str, list[dict[str, Any]]] = {}
+        self._warnings_version = 1
+        self._status: dict[str, Any] = {}
+        self._health: dict[str, Any] = {}
+        self._config_errors: list[str] = []
+        self._told = _Told()
+        self.use(machines)
+
+    # -- writers -------------------------------------------------------------------------------------------------
+
+    def use(self, machines: Iterable[BoardMachine]) -> None:
+        """Show these machines from now on; readings of a signal that keeps its name and unit are kept."""
+        self._sheets = {machine.name: _sheet(machine, self._sheets.get(machine.name)) for machine in machines}
+        self.shape_version += 1
+        self._changed()
+
+    def frame(
+        self, machine: str, ts: int, values: Floats, quality: Codes, at: Ints | None = None, state: str | None = None
+    ) -> None:
+        """The last row of a judged frame, HOLD already resolved to the held value and quality.
+
+        ts: UTC µs of the row. values: (signals,) float64, NaN where bad. quality: (signals,) uint8.
+        at: (signals,) UTC µs of each value, or None: all are of `ts`. state: the operating state, None when it has none.
+        The arrays are kept, not copied: the caller does not write into them again. Raises KeyError for an unknown machine.
+        """
+        sheet = self._sheets[machine]
+        changed = quality != sheet.quality
+        if changed.any():
+            sheet.quality_since[changed] = ts
+        sheet.ts, sheet.values, sheet.quality, sheet.at, sheet.state = ts, values, quality, at, state
+        if ts >= sheet.sample_due or ts < sheet.sample_due - 2 * sheet.sample_every:
+            sheet.keep(ts, values)
+        self.version += 1
+        sheet.version = self.version
+        if self._told.waiters:
+            self._told.soon(self)
+
+    def norms(self, machine: str, bands: Sequence[Mapping[str, Mapping[str, float]]]) -> None:
+        """The bands in force, one `{"warning": {"low": …, "high": …}, "alarm": {…}}` for each signal, in their order."""
+        sheet = self._sheets[machine]
+        limits = [{level: _sides(band.get(level, {})) for level in ("warning", "alarm")} for band in bands]
+        if limits != sheet.limits:
+            sheet.limits = limits
+            self.shape_version += 1
+            self._changed()
+
+    def event(self, event: dict[str, Any]) -> None:
+        """A warning's event in the form of contract §2."""
+        self._events.append(event)
+        self._warnings_version += 1
+        self._changed()
+
+    def active(self, events: Sequence[dict[str, Any]]) -> None:
+        """All warnings that are not back to normal: the last event of each."""
+        self._active = sorted(events, key=_urgency)
+        self._by_signal, self._by_machine = {}, {}
+        for event in self._active:
+            self._by_signal.setdefault((event["machine"], event["signal"]), []).append(event)
+            self._by_machine.setdefault(event["machine"], []).append(event)
+        self._warnings_version += 1
+        for sheet in self._sheets.values():
+            sheet.version = self.version + 1
+        self._changed()
+
+    def status(self, status: dict[str, Any]) -> None:
+        """The agent's status (contract §2), with `agent`, `site` and `timezone` beside it for the page's header."""
+        self._status = status
+        self._changed()
+
+    def health(self, health: dict[str, Any]) -> None:
+        """The agent's health (contract §2); `broker: {"state", "since"}` beside `connections` tells of the broker."""
+        self._health = health
+        self._changed()
+
+    def config_errors(self, errors: Sequence[str]) -> None:
+        """The lines with which a changed configuration was refused; empty when the one on disk is the one that runs."""
+        self._config_errors = list(errors)
+        self._changed()
+
+    # -- readers -------------------------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._sheets)
+
+    def machines(self) -> list[dict[str, Any]]:
+        """Every machine with its signals, worst verdict first, then by area and title."""
+        return sorted((self.machine(name) for name in self._sheets), key=_worst_first)
+
+    def machine(self, name: str) -> dict[str, Any]:
+        """`{"name", "title", "area", "state", "verdict", "ts", "signals": [...]}`. Raises KeyError."""
+        sheet = self._sheets[name]
+        signals = [self._signal(sheet, column) for column in range(len(sheet.machine.signals))]
+        return {
+            "name": name,
+            "title": sheet.machine.title,
+            "area": sheet.machine.area,
+            "state": sheet.state,
+            "verdict": self._machine_verdict(name, signals),
+            "ts": to_utc(sheet.ts),
+            "signals": signals,
+        }
+
+    def machine_version(self, name: str) -> int:
+        """Turns when anything that `machine(name)` shows has changed. Raises KeyError."""
+        return self._sheets[name].version
+
+    def trends(self, name: str) -> dict[str, Any]:
+        """The last samples of a machine: `{"ts": ["…Z", …], "values": {signal: [float | None, …]}}`, oldest first."""
+        sheet = self._sheets[name]
+        ts, rows = sheet.recent()
+        columns = {
+            signal.name: [_number(value) for value in rows[:, column]]
+            for column, signal in enumerate(sheet.machine.signals)
+        }
+        return {"ts": [to_utc(int(instant)) for instant in ts], "values": columns}
+
+    def warnings(self, active: bool = True) -> list[dict[str, Any]]:
+        """The last event of each warning, most urgent first when `active`; else all known ones, newest first."""
+        if active:
+            return list(self._active)
+        last = {event["id"]: event for event in self._events}
+        last.update({event["id"]: event for event in self._active})
+        return sorted(last.values(), key=lambda event: str(event["ts"]), reverse=True)
+
+    def events(self) -> list[dict[str, Any]]:
+        """The last events, newest first."""
+        return list(reversed(self._events))
+
+    @property
+    def warnings_version(self) -> int:
+        return self._warnings_version
+
+    def agent(self) -> dict[str, Any]:
+        """What is known of the agent itself: `{"status", "health", "config_errors"}`."""
+        return {"status": self._status, "health": self._health, "config_errors": list(self._config_errors)}
+
+    def overview(self) -> dict[str, Any]:
+        """All of it, as plain data: machines worst first, counts of verdicts, active warnings, the agent itself."""
+        machines = self.machines()
+        return {
+            "version": self.version,
+            "summary": summary(machines),
+            "machines": machines,
+            "warnings": self.warnings(active=True),
+            **self.agent(),
+        }
+
+    async def changes(self, after_version: int) -> int:
+        """Wait until something is newer than `after_version`; returns the version now. Wakes at most 4 times a second."""
+        while self._told.version <= after_version:
+            await self._told.next(self)
+        return self._told.version
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        self.version += 1
+        if self._told.waiters:
+            self._told.soon(self)
+
+    def _signal(self, sheet: "_Sheet", column: int) -> dict[str, Any]:
+        signal = sheet.machine.signals[column]
+        warnings = self._by_signal.get((sheet.machine.name, signal.name), [])
+        value = _number(sheet.values[column])
+        limits = sheet.limits[column]
+        quality = int(sheet.quality[column])
+        judged = value is not None and (quality & CODE_MASK == Quality.GOOD or bool(quality & VOUCHED))
+        at = sheet.ts if sheet.at is None else int(sheet.at[column])
+        return {
+            "name": signal.name,
+            "title": signal.title,
+            "unit": signal.unit,
+            "value": value,
+            "quality": reason(quality),
+            "quality_since": to_utc(int(sheet.quality_since[column])),
+            "ts": to_utc(at),
+            "every": signal.every_us / SECOND_US,
+            "verdict": _verdict(warnings, judged, bool(limits["warning"] or limits["alarm"])),
+            "outside": _outside(value, limits) if judged else None,
+            "limits": limits,
+            "warnings": [event["id"] for event in warnings],
+            "advice": signal.advice,
+        }
+
+    def _machine_verdict(self, name: str, signals: list[dict[str, Any]]) -> str:
+        verdicts = [signal["verdict"] for signal in signals]
+        verdicts += [_verdict([event], True, True) for event in self._by_machine.get(name, [])]
+        return min(verdicts, key=RANK.__getitem__, default="none")
+
+
+def summary(machines: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """How many signals have each verdict, and how many there are."""
+    counts = dict.fromkeys(("signals", *VERDICTS), 0)
+    for machine in machines:
+        for signal in machine["signals"]:
+            counts[signal["verdict"]] += 1
+            counts["signals"] += 1
+    return counts
+
+
+def reason(quality: int) -> str:
+    """The contract's word for a quality; a confirmed hold is as good as new, a hold of nothing is `missing`."""
+    match quality:
+        case Quality.CONFIRMED:
+            return "good"
+        case Quality.HOLD:
+            return "missing"
+        case Quality.CLOCK:
+            return "clock"
+        case _:
+            return REASONS[Quality(quality & CODE_MASK)]
+
+
+def to_utc(us: int) -> str | None:
+    """RFC 3339 UTC with milliseconds; None for 0, which stands for "never"."""
+    if us <= 0:
+        return None
+    return (EPOCH + timedelta(microseconds=us)).strftime("%Y-%m-%dT%H:%M:%S.") + f"{us // 1000 % 1000:03d}Z"
+
+
+@dataclass(slots=True)
+class _Sheet:
+    """One machine's line of sight: the last row by reference, and a short ring of samples."""
+
+    machine: BoardMachine
+    values: Floats
+    quality: Codes
+    quality_since: Ints
+    limits: list[dict[str, dict[str, float]]]
+    samples: Floats
+    """(SAMPLES, signals), a ring: row `count % SAMPLES` is written next."""
+    sample_ts: Ints
+    sample_every: int
+    sample_due: int = 0
+    count: int = 0
+    ts: int = 0
+    at: Ints | None = None
+    state: str | None = None
+    version: int = 1
+
+    def keep(self, ts: int, values: Floats) -> None:
+        row = self.count % SAMPLES
+        self.samples[row] = values
+        self.sample_ts[row] = ts
+        self.count += 1
+        self.sample_due = ts + self.sample_every
+
+    def recent(self) -> tuple[Ints, Floats]:
+        """(samples,) and (samples, signals), oldest first."""
+        first = max(0, self.count - SAMPLES)
+        rows = np.arange(first, self.count) % SAMPLES
+        return self.sample_ts[rows], self.samples[rows]
+
+
+def _sheet(machine: BoardMachine, old: "_Sheet | None") -> _Sheet:
+    if old is not None and old.machine == machine:
+        return old
+    width = len(machine.signals)
+    fastest = min((signal.every_us for signal in machine.signals), default=SECOND_US)
+    every = max(fastest, SECOND_US)
+    sheet = _Sheet(
+        machine=machine,
+        values=np.full(width, np.nan),
+        quality=np.full(width, Quality.MISSING, dtype=np.uint8),
+        quality_since=np.zeros(width, dtype=np.int64),
+        limits=[{"warning": {}, "alarm": {}} for _ in range(width)],
+        samples=np.full((SAMPLES, width), np.nan),
+        sample_ts=np.zeros(SAMPLES, dtype=np.int64),
+        # A tenth early, so that a frame a little before its beat still counts.
+        sample_every=every - every // 10,
+    )
+    if old is not None:
+        _carry_over(old, sheet)
+    return sheet
+
+
+def _carry_over(old: _Sheet, new: _Sheet) -> None:
+    """What was known of a signal that kept its name and unit is still true after a reload."""
+    known = {(signal.name, signal.unit): column for column, signal in enumerate(old.machine.signals)}
+    at = np.full(len(new.machine.signals), old.ts, dtype=np.int64) if old.at is not None else None
+    for column, signal in enumerate(new.machine.signals):
+        source = known.get((signal.name, signal.unit))
+        if source is None:
+            continue
+        for name in ("values", "quality", "quality_since"):
+            getattr(new, name)[column] = getattr(old, name)[source]
+        new.samples[:, column] = old.samples[:, source]
+        new.limits[column] = old.limits[source]
+        if at is not None and old.at is not None:
+            at[column] = old.at[source]
+    new.sample_ts[:] = old.sample_ts
+    new.count, new.sample_due, new.ts, new.at, new.state = old.count, old.sample_due, old.ts, at, old.state
+
+
+class _Told:
+    """Wakes readers together, at once after a quiet time and at most every TELL_EVERY_S after that."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.waiters = 0
+        self._news: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._last_s = -math.inf
+
+    async def next(self, board: Board) -> None:
+        loop = asyncio.get_running_loop()
+        if self._news is None or self._news.get_loop() is not loop:
+            self._news, self._timer = loop.create_future(), None
+        self.waiters += 1
+        try:
+            if board.version > self.version:
+                self.soon(board)
+            await asyncio.shield(self._news)
+        finally:
+            self.waiters -= 1
+
+    def soon(self, board: Board) -> None:
+        if self._timer is None and self._news is not None:
+            loop = self._news.get_loop()
+            self._timer = loop.call_at(max(loop.time(), self._last_s + TELL_EVERY_S), self._tell, board)
+
+    def _tell(self, board: Board) -> None:
+        self._timer = None
+        news, self._news = self._news, None
+        if news is not None:
+            self._last_s = news.get_loop().time()
+            self.version = board.version
+            news.set_result(None)
+
+
+def _verdict(warnings: Sequence[Mapping[str, Any]], judged: bool, normed: bool) -> str:
+    """The worst standing deviation; a deviation stands also while its reading is bad, as silence clears nothing."""
+    standing = [event for event in warnings if event["state"] in DEVIATING]
+    of_machine = [event["severity"] for event in standing if event["kind"] not in OF_THE_SENSOR]
+    if of_machine:
+        return "alarm" if "alarm" in of_machine else "warning"
+    if not judged or standing:
+        return "bad"
+    return "normal" if normed else "none"
+
+
+def _outside(value: float | None, limits: Mapping[str, Mapping[str, float]]) -> str | None:
+    """The severity of the limits that the value is beyond right now, on-delay or not."""
+    for level in ("alarm", "warning"):
+        band = limits[level]
+        if value is not None and not band.get("low", -math.inf) <= value <= band.get("high", math.inf):
+            return level
+    return None
+
+
+def _sides(band: Mapping[str, float | None]) -> dict[str, float]:
+    return {side: float(limit) for side, limit in band.items() if side in ("low", "high") and limit is not None}
+
+
+def _number(value: float) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _urgency(event: Mapping[str, Any]) -> tuple[bool, bool, str]:
+    """Alarms before warnings, what still deviates before what waits for a person, the oldest first."""
+    return event["severity"] != "alarm", event["state"] not in DEVIATING, str(event["since"])
+
+
+def _worst_first(machine: Mapping[str, Any]) -> tuple[int, str, str]:
+    return RANK[machine["verdict"]], machine["area"], machine["title"]
