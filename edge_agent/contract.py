@@ -104,6 +104,88 @@ class Point:
     settings: Any
 
 
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """Norms in force as columns. The first four are (4, columns): high warning, high alarm, low warning, low alarm.
+
+    limit: float64, +inf where none. Low limits stand negated, as do the values compared with them, so that "outside" is
+    always `x > limit`. back: `x <= back` is the way back (limit - deadband). on_us, off_us: int64 delays.
+    screen_low, screen_high: (columns,) values within them break none of the column's limits.
+    stale_us: (columns,) int64. level: (columns,) uint8, the level (1, 2) of kinds that have no limits of their own.
+    """
+
+    limit: Floats
+    back: Floats
+    on_us: Ints
+    off_us: Ints
+    screen_low: Floats
+    screen_high: Floats
+    stale_us: Ints
+    level: Codes
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What a detector sees: rows × columns of one or many machines, HOLD already filled with the held reading.
+
+    columns: where these columns lie in the plant's arrays (a slice, or an index array).
+    values: (rows, columns) float64, NaN where not known. known: bool, may be judged (good now, or a good one held).
+    good: bool, this very row brings or confirms a good reading. late: bool, the last good one lies `stale` or more back.
+    seen_ts: (rows, columns) int64 UTC µs of the last good reading up to each row (of the start when there was none).
+    step_us: (rows, columns) int64, time since the machine's last row. ts: (rows, columns) int64 UTC µs.
+    armed: bool, False while an operating state settles: nothing may be raised.
+    step_us, ts and armed broadcast against values: (rows, 1) and (1, columns) are legal.
+    """
+
+    columns: slice | npt.NDArray[np.intp]
+    values: Floats
+    known: Bools
+    good: Bools
+    late: Bools
+    seen_ts: Ints
+    step_us: Ints
+    ts: Ints
+    armed: Bools
+
+    def plant_columns(self, chosen: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """Where these of the block's columns lie in the plant's arrays."""
+        if isinstance(self.columns, slice):
+            return chosen + int(self.columns.start)
+        return self.columns[chosen]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A deviation that began, ended or changed its level. column: in the plant's arrays; level: 0 none, 1 warning, 2 alarm.
+
+    since: UTC µs of the first reading of the deviation, kept through its life.
+    """
+
+    row: int
+    column: int
+    kind: str
+    level: int
+    since: int
+
+
+class Detector(Protocol):
+    """A rule that finds deviations. Registered as an entry point `edge_agent.detectors`.
+
+    Its state is a dataclass of arrays whose last axis is the plant's columns; `step` changes it in place and must give
+    equal changes however the rows are cut into blocks and the columns into stacks (law 3).
+    """
+
+    kinds: tuple[str, ...]
+
+    def start(self, columns: int) -> Any:
+        """A state in which nothing is pending and nothing is raised."""
+        ...
+
+    def step(self, state: Any, norms: Norms, block: Block) -> list[Change]:
+        """Judge a block: what began, ended or changed its level, in row order."""
+        ...
+
+
 class Clock(Protocol):
     """Time is a value: drivers take it from here, never from the operating system."""
 

@@ -1,0 +1,581 @@
+"""Frames in, readings and events out: validity, formulas, operating states, detectors, the life of a warning. Pure.
+
+Rule 1: `run`, `replay` and every other caller use `step` with the same arguments; nothing here knows who called.
+Rule 2: however the rows are cut into frames, and machines judged apart or together, the result is equal to the bit.
+Rule 3: the state that is handed in is used up: `step` changes it in place. Keep a `copy` to go back.
+"""
+
+import copy
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_agent import lifecycle, texts
+from edge_agent.contract import CODE_MASK, REASONS, Block, Bools, Change, Codes, Floats, Frame, Ints, Norms, Quality
+from edge_agent.plant import PER_STATE, Machine, Plant
+from edge_agent.records import Event, EventKind, JudgedFrame, Kind, Severity, WarningState
+
+NEVER = np.iinfo(np.int64).min
+UNKNOWN = -1
+"""No condition of the machine is true: the base norm holds."""
+UNDECIDED = -2
+"""No condition could be decided yet: the first decision starts no settling."""
+NAMESPACE = uuid.UUID("5f0a7c64-7f57-5d0c-9a0e-0d6a2c1d5f11")
+"""Of the deterministic ids of warnings (contract §6, `id`)."""
+GOOD, HOLD, UNCERTAIN = int(Quality.GOOD), int(Quality.HOLD), int(Quality.UNCERTAIN)
+CLOCK, CONFIRMED, RESTART = int(Quality.CLOCK), int(Quality.CONFIRMED), int(Quality.RESTART)
+MISSING, NOT_A_NUMBER, OUT_OF_RANGE = int(Quality.MISSING), int(Quality.NOT_A_NUMBER), int(Quality.OUT_OF_RANGE)
+SEVERITIES = (Severity.WARNING, Severity.WARNING, Severity.ALARM)
+"""By level; level 0 (back to normal) is told with the severity it had."""
+RANK = np.arange(32, dtype=np.uint8) & CODE_MASK
+"""How bad a quality is, for "the worst of its inputs": GOOD < CLOCK < UNCERTAIN < every BAD, by code."""
+RANK[CLOCK] = 1
+OF_RANK = np.arange(16, dtype=np.uint8)
+OF_RANK[1] = CLOCK
+STACKS_MAX = 4096
+
+
+@dataclass(slots=True)
+class Standing:
+    """One warning that is not back to normal."""
+
+    state: WarningState
+    level: int
+    since: int
+    born: int
+    """`since` of its first raise: what its id is made of."""
+    count: int
+    event: Event
+
+
+@dataclass(slots=True)
+class JudgeState:
+    """Everything the judge remembers. Arrays are (columns,) or (machines,), see Plant.
+
+    held, held_quality: the last reading of each column. seen_t, seen_ts: int64 µs, when the last good one came.
+    last_t: (machines,) int64, NEVER before the first row. mode: (machines,) int16 operating state, UNKNOWN, UNDECIDED.
+    settle_until: (machines,) int64 agent time.
+    detectors: the state of each of the plant's detectors. norms: those in force. standing: by (column, kind).
+    """
+
+    held: Floats
+    held_quality: Codes
+    seen_t: Ints
+    seen_ts: Ints
+    last_t: Ints
+    mode: npt.NDArray[np.int16]
+    settle_until: Ints
+    detectors: list[Any]
+    norms: Norms
+    standing: dict[tuple[int, str], Standing]
+
+    def copy(self) -> "JudgeState":
+        return copy.deepcopy(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What one call of `step` found: the frames as judged, in the order they came, and the few events."""
+
+    frames: list[JudgedFrame]
+    events: list[Event]
+
+
+def start(plant: Plant) -> JudgeState:
+    """The state before the first row: nothing read, nothing raised, no operating state decided."""
+    columns, machines = plant.columns, len(plant.machines)
+    return JudgeState(
+        held=np.full(columns, np.nan),
+        held_quality=np.full(columns, MISSING, dtype=np.uint8),
+        seen_t=np.full(columns, NEVER, dtype=np.int64),
+        seen_ts=np.full(columns, NEVER, dtype=np.int64),
+        last_t=np.full(machines, NEVER, dtype=np.int64),
+        mode=np.full(machines, UNDECIDED, dtype=np.int16),
+        settle_until=np.full(machines, NEVER, dtype=np.int64),
+        detectors=[detector.start(columns) for detector in plant.detectors],
+        norms=norms_in_force(plant, np.full(machines, UNKNOWN, dtype=np.int16)),
+        standing={},
+    )
+
+
+def norms_in_force(plant: Plant, modes: npt.NDArray[np.int16]) -> Norms:
+    """The norms of every column when each machine is in this operating state."""
+    chosen = [machine.norms[max(int(modes[machine.index]), UNKNOWN) + 1] for machine in plant.machines]
+    return Norms(**{
+        part.name: np.concatenate([getattr(norms, part.name) for norms in chosen], axis=-1) for part in fields(Norms)
+    })
+
+
+def step(plant: Plant, state: JudgeState, frames: Sequence[Frame], epoch: str) -> tuple[JudgeState, Judged]:
+    """Judge frames in the order in which they stand. epoch: names the store that counts, part of every warning's id."""
+    judged, events = [], []
+    for stack in _stacks(plant, frames):
+        found, raised = _judge(plant, state, stack, epoch)
+        judged += found
+        events += raised
+    return state, Judged(judged, events)
+
+
+def acknowledge(
+    plant: Plant, state: JudgeState, warning: str, by: str, comment: str, ts: int
+) -> tuple[JudgeState, Event]:
+    """A person has seen this warning. Raises KeyError when no such warning stands, ValueError when it cannot be."""
+    for (column, kind), standing in state.standing.items():
+        if standing.event.id != warning:
+            continue
+        found = lifecycle.step(standing.state, lifecycle.Input.ACKNOWLEDGE, bool(plant.required[column]))
+        if found is None:
+            raise ValueError(f"this warning is {standing.state} already")
+        standing.state, told = found
+        machine, signal = plant.signal_of(column)
+        text = texts.message(
+            plant.language, told, Kind(kind), title=signal.title, unit=signal.unit, value=None, limit=None, by=by
+        )
+        event = replace(
+            standing.event, event=told, state=standing.state, ts=ts, message=text, by=by, comment=comment or None
+        )
+        standing.event = event
+        if standing.state is WarningState.NORMAL:
+            del state.standing[column, kind]
+        return state, event
+    raise KeyError(warning)
+
+
+def active(state: JudgeState, machine: Machine) -> list[Event]:
+    """The last event of every warning of this machine whose state is not normal, oldest first."""
+    found = [s for (column, _), s in state.standing.items() if machine.start <= column < machine.stop]
+    return [standing.event for standing in sorted(found, key=lambda s: (s.since, s.event.id))]
+
+
+def mode_name(machine: Machine, mode: int) -> str | None:
+    """The operating state's name; `unknown` when none is decided or none matches; None without configured states."""
+    if not machine.states:
+        return None
+    return machine.states[mode] if mode >= 0 else "unknown"
+
+
+def bands(machine: Machine, offset: int, mode: int) -> dict[str, dict[str, float]]:
+    """The norm band in force of one signal."""
+    return machine.signals[offset].bands[max(mode, UNKNOWN) + 1]
+
+
+# --- one stack: rows of one machine, or one row of many -------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """Frames side by side. columns: where they lie in the plant; edges: where each machine begins in the stack."""
+
+    machines: tuple[Machine, ...]
+    frames: tuple[Frame, ...]
+    columns: slice | npt.NDArray[np.intp]
+    sizes: npt.NDArray[np.intp]
+    edges: npt.NDArray[np.intp]
+    indices: npt.NDArray[np.intp]
+
+
+@dataclass(slots=True)
+class _Work:
+    """The arrays of one stack, (rows, columns) unless said. They are this module's own and changed in place.
+
+    values, quality: what goes out (fresh readings; HOLD elsewhere). held, held_quality: the same with HOLD filled in.
+    """
+
+    values: Floats
+    quality: Codes
+    held: Floats
+    held_quality: Codes
+    t: Ints
+    ts: Ints
+    row_ts: Ints
+    step_us: Ints
+    seen_t: Ints
+    seen_ts: Ints
+    good: Bools
+    late: Bools
+
+
+def _stacks(plant: Plant, frames: Sequence[Frame]) -> Iterator[_Stack]:
+    """Single rows of different machines are stacked; a frame of many rows stands alone. Empty frames are passed through."""
+    waiting: dict[str, Frame] = {}
+    for frame in frames:
+        if len(frame.t) != 1 or frame.machine in waiting:
+            if waiting:
+                yield _stack(plant, waiting.values())
+                waiting = {}
+            if len(frame.t) != 1:
+                yield _stack(plant, (frame,))
+                continue
+        waiting[frame.machine] = frame
+    if waiting:
+        yield _stack(plant, waiting.values())
+
+
+def _stack(plant: Plant, frames: Iterable[Frame]) -> _Stack:
+    chosen = tuple(frames)
+    machines = tuple(plant.by_name[frame.machine] for frame in chosen)
+    indices = tuple(machine.index for machine in machines)
+    found = plant.stacks.get(indices)
+    if found is None:
+        if len(plant.stacks) >= STACKS_MAX:
+            plant.stacks.clear()
+        sizes = np.array([machine.stop - machine.start for machine in machines], dtype=np.intp)
+        joined = all(a.stop == b.start for a, b in zip(machines, machines[1:], strict=False))
+        columns: slice | npt.NDArray[np.intp] = (
+            slice(machines[0].start, machines[-1].stop)
+            if joined
+            else np.concatenate([np.arange(machine.start, machine.stop) for machine in machines])
+        )
+        edges = np.cumsum(sizes) - sizes
+        found = plant.stacks[indices] = (columns, sizes, edges, np.array(indices, dtype=np.intp))
+    return _Stack(machines, chosen, *found)
+
+
+def _judge(plant: Plant, state: JudgeState, stack: _Stack, epoch: str) -> tuple[list[JudgedFrame], list[Event]]:
+    """One stack through all steps, in order: validity, HOLD, silence, formulas, operating states, detectors, events."""
+    rows = len(stack.frames[0].t)
+    if rows == 0:
+        return [_silent(frame) for frame in stack.frames], []
+    work = _side_by_side(state, stack)
+    _validate(plant, stack.columns, work, slice(None))
+    _fill(state, stack, work)
+    _silence(plant, state, stack, work)
+    _formulas(plant, state, stack, work)
+    modes = _modes(plant, state, stack, work)
+    state.held[stack.columns] = work.held[-1]
+    state.held_quality[stack.columns] = work.held_quality[-1]
+    state.seen_t[stack.columns] = work.seen_t[-1]
+    state.seen_ts[stack.columns] = work.seen_ts[-1]
+    changes = _detect(plant, state, stack, work, modes)
+    state.last_t[stack.indices] = [int(frame.t[-1]) for frame in stack.frames]
+    events = [_event(plant, state, stack, work, modes, change, epoch) for change in changes]
+    return _judged(stack, work, modes), [event for event in events if event is not None]
+
+
+def _silent(frame: Frame) -> JudgedFrame:
+    return JudgedFrame(frame, np.empty(0, dtype=np.int16), np.empty(0, dtype=np.bool_))
+
+
+def _side_by_side(state: JudgeState, stack: _Stack) -> _Work:
+    if len(stack.frames) == 1:
+        frame = stack.frames[0]
+        values, quality, t, row_ts = frame.values.copy(), frame.quality.copy(), frame.t[:, None], frame.ts[:, None]
+        ts = row_ts if frame.at is None else frame.at
+        before = state.last_t[stack.machines[0].index]
+        previous = np.concatenate(([t[0, 0] if before == NEVER else before], frame.t[:-1]))[:, None]
+    else:
+        values = np.concatenate([frame.values for frame in stack.frames], axis=1)
+        quality = np.concatenate([frame.quality for frame in stack.frames], axis=1)
+        t = np.repeat(np.array([frame.t[0] for frame in stack.frames]), stack.sizes)[None, :]
+        row_ts = np.repeat(np.array([frame.ts[0] for frame in stack.frames]), stack.sizes)[None, :]
+        ts = row_ts
+        if any(frame.at is not None for frame in stack.frames):
+            ts = np.concatenate(
+                [np.broadcast_to(frame.ts[:, None], frame.values.shape) if frame.at is None else frame.at for frame in stack.frames],
+                axis=1,
+            )
+        previous = np.repeat(state.last_t[stack.indices], stack.sizes)[None, :]
+        previous = np.where(previous == NEVER, t, previous)
+    step_us = np.maximum(t - previous, 0)
+    nothing = np.empty((0, 0))
+    return _Work(
+        values, quality, nothing, quality, t, ts, row_ts, step_us, step_us, step_us, nothing.astype(np.bool_), nothing.astype(np.bool_)
+    )
+
+
+def _validate(plant: Plant, columns: slice | npt.NDArray[np.intp], work: _Work, where: slice | list[int]) -> None:
+    """NaN, infinities and values outside of `valid` become BAD; nothing but fresh usable values keeps a number."""
+    values, quality = work.values[:, where], work.quality[:, where]
+    low, high = plant.valid_low[columns][where], plant.valid_high[columns][where]
+    usable = (quality == GOOD) | (quality == UNCERTAIN) | (quality == CLOCK)
+    # One comparison finds NaN too: it is neither above nor below.
+    inside = (values >= low) & (values <= high)
+    doubtful = usable & ~(inside & np.isfinite(values))
+    if doubtful.any():
+        quality[doubtful] = np.where(np.isfinite(values[doubtful]), OUT_OF_RANGE, NOT_A_NUMBER)
+        usable &= ~doubtful
+        work.quality[:, where] = quality
+    if not usable.all():
+        work.values[:, where] = np.where(usable, values, np.nan)
+
+
+def _fill(state: JudgeState, stack: _Stack, work: _Work) -> None:
+    """HOLD stands for the last reading, with its quality. Formula columns are computed later: HOLD for now."""
+    fresh = (work.quality & CODE_MASK) != HOLD
+    if len(fresh) == 1:
+        work.held = np.where(fresh, work.values, state.held[stack.columns])
+        work.held_quality = np.where(fresh, work.quality, state.held_quality[stack.columns])
+        return
+    last = _last_row(fresh)
+    at = np.maximum(last, 0)
+    work.held = np.where(last < 0, state.held[stack.columns], np.take_along_axis(work.values, at, axis=0))
+    work.held_quality = np.where(
+        last < 0, state.held_quality[stack.columns], np.take_along_axis(work.quality, at, axis=0)
+    )
+
+
+def _last_row(marked: Bools) -> npt.NDArray[np.intp]:
+    """For each place the last row up to it that is marked, -1 when none."""
+    rows = np.where(marked, np.arange(len(marked))[:, None], -1)
+    return np.asarray(np.maximum.accumulate(rows, axis=0), dtype=np.intp)
+
+
+def _judgeable(plant: Plant, stack: _Stack, quality: Codes) -> Bools:
+    """Where a held quality may be judged: good, or uncertain only because of its clock, or the norm takes uncertain."""
+    known: Bools = (quality == GOOD) | (quality == CLOCK)
+    uncertain = quality == UNCERTAIN
+    if uncertain.any():
+        known |= uncertain & plant.use_uncertain[stack.columns]
+    return known
+
+
+def _silence(plant: Plant, state: JudgeState, stack: _Stack, work: _Work) -> None:
+    """When was the last good reading, and which held ones are too old to stand: those become BAD `missing`."""
+    fresh = (work.quality & CODE_MASK) != HOLD
+    spoken = fresh | (work.quality == CONFIRMED)
+    work.good = spoken & _judgeable(plant, stack, work.held_quality)
+    _seen(state, stack, work)
+    tired = work.late & ~spoken & ((work.held_quality & CODE_MASK) <= UNCERTAIN)
+    if plant.formula.any():
+        tired &= ~plant.formula[stack.columns]
+    if tired.any():
+        first = tired.copy()
+        first[1:] &= ~tired[:-1]
+        work.quality[first] = MISSING
+        work.held_quality[tired] = MISSING
+        work.held[tired] = np.nan
+
+
+def _seen(state: JudgeState, stack: _Stack, work: _Work) -> None:
+    """seen_t, seen_ts, late: from `good`. The agent's start and a restart set the clock of `stale` anew."""
+    resets = work.good | (work.quality == RESTART)
+    before_t, before_ts = state.seen_t[stack.columns], state.seen_ts[stack.columns]
+    new = before_t == NEVER
+    if new.any():
+        before_t, before_ts = np.where(new, work.t[0], before_t), np.where(new, work.row_ts[0], before_ts)
+    if len(resets) == 1:
+        work.seen_t = np.where(resets, work.t, before_t)
+        work.seen_ts = np.where(resets, work.ts, before_ts)
+    else:
+        last = _last_row(resets)
+        at = np.maximum(last, 0)
+        t, ts = np.broadcast_to(work.t, resets.shape), np.broadcast_to(work.ts, resets.shape)
+        work.seen_t = np.where(last < 0, before_t, np.take_along_axis(t, at, axis=0))
+        work.seen_ts = np.where(last < 0, before_ts, np.take_along_axis(ts, at, axis=0))
+    work.late = (work.t - work.seen_t) >= state.norms.stale_us[stack.columns]
+
+
+def _formulas(plant: Plant, state: JudgeState, stack: _Stack, work: _Work) -> None:
+    """A formula is evaluated where an input is fresh; its quality is the worst of its inputs'."""
+    computed: list[int] = []
+    for machine, edge in zip(stack.machines, stack.edges.tolist(), strict=True):
+        for offset, inputs, formula in machine.formulas:
+            column = edge + offset
+            used = [edge + i for i in inputs]
+            qualities = work.quality[:, used]
+            touched = ((qualities & CODE_MASK) != HOLD).any(axis=1)
+            vouched = (qualities == CONFIRMED).any(axis=1)
+            worst = OF_RANK[RANK[work.held_quality[:, used]].max(axis=1)]
+            values = formula.evaluate({name: work.held[:, i] for name, i in zip(formula.names, used, strict=True)})
+            work.values[:, column] = np.where((worst & CODE_MASK) <= UNCERTAIN, values, np.nan)
+            work.quality[:, column] = worst
+            _validate(plant, stack.columns, work, [column])
+            work.held[:, column], work.held_quality[:, column] = work.values[:, column], work.quality[:, column]
+            work.quality[~touched, column] = np.where(vouched[~touched], CONFIRMED, HOLD)
+            work.values[~touched, column] = np.nan
+            computed.append(column)
+    if computed:
+        spoken = (work.quality[:, computed] == CONFIRMED) | ((work.quality[:, computed] & CODE_MASK) != HOLD)
+        known = _judgeable(plant, stack, work.held_quality)
+        work.good[:, computed] = spoken & known[:, computed]
+        _seen(state, stack, work)
+
+
+def _modes(plant: Plant, state: JudgeState, stack: _Stack, work: _Work) -> list[npt.NDArray[np.int16]]:
+    """The operating state of each machine in each row; the machine's own is brought forward in `_detect`."""
+    rows = len(work.values)
+    found = []
+    known: Bools | None = None
+    for machine, edge in zip(stack.machines, stack.edges.tolist(), strict=True):
+        before = state.mode[machine.index]
+        if not machine.conditions:
+            found.append(np.full(rows, before, dtype=np.int16))
+            continue
+        if known is None:
+            known = _judgeable(plant, stack, work.held_quality)
+        mode = np.full(rows, UNKNOWN, dtype=np.int16)
+        waiting = np.ones(rows, dtype=np.bool_)
+        decided = np.zeros(rows, dtype=np.bool_)
+        for i, (inputs, condition) in enumerate(machine.conditions):
+            columns = [edge + offset for offset in inputs]
+            values = {
+                name: np.where(known[:, column], work.held[:, column], np.nan)
+                for name, column in zip(condition.names, columns, strict=True)
+            }
+            truth = condition.evaluate(values)
+            true = waiting & ~np.isnan(truth) & (truth != 0)
+            mode[true] = i
+            waiting &= ~true
+            decided |= ~np.isnan(truth)
+        if not decided.all():  # none decidable: the state stays
+            last = _last_row(decided[:, None])[:, 0]
+            mode = np.where(last < 0, before, mode[np.maximum(last, 0)]).astype(np.int16)
+        found.append(mode)
+    return found
+
+
+def _detect(
+    plant: Plant, state: JudgeState, stack: _Stack, work: _Work, modes: list[npt.NDArray[np.int16]]
+) -> list[Change]:
+    """Run the detectors over stretches in which no operating state changes: norms hold for a whole stretch."""
+    known = _judgeable(plant, stack, work.held_quality)
+    rows = len(known)
+    if len(stack.machines) > 1:
+        for machine, mode, frame in zip(stack.machines, modes, stack.frames, strict=True):
+            if machine.conditions:
+                _enter(state, machine, int(mode[0]), int(frame.t[0]))
+        until = np.repeat(state.settle_until[stack.indices], stack.sizes)[None, :]
+        return _run(plant, state, stack, work, known, work.t >= until, slice(0, 1))
+    machine, mode = stack.machines[0], modes[0]
+    cuts = [0, *(np.flatnonzero(mode[1:] != mode[:-1]) + 1).tolist(), rows] if machine.conditions else [0, rows]
+    changes: list[Change] = []
+    for first, stop in zip(cuts, cuts[1:], strict=False):
+        if machine.conditions:
+            _enter(state, machine, int(mode[first]), int(work.t[first, 0]))
+        armed = work.t[first:stop] >= state.settle_until[machine.index]
+        changes += _run(plant, state, stack, work, known, armed, slice(first, stop))
+    return changes
+
+
+def _enter(state: JudgeState, machine: Machine, mode: int, t: int) -> None:
+    """The machine is in this operating state from t on: its norms come into force, and it settles."""
+    before = int(state.mode[machine.index])
+    if mode == before:
+        return
+    state.mode[machine.index] = mode
+    if before != UNDECIDED:
+        state.settle_until[machine.index] = t + machine.settle_us
+    norms = machine.norms[max(mode, UNKNOWN) + 1]
+    for name in PER_STATE:
+        getattr(state.norms, name)[..., machine.columns] = getattr(norms, name)
+
+
+def _run(
+    plant: Plant, state: JudgeState, stack: _Stack, work: _Work, known: Bools, armed: Bools, rows: slice
+) -> list[Change]:
+    block = Block(
+        columns=stack.columns,
+        values=work.held[rows],
+        known=known[rows],
+        good=work.good[rows],
+        late=work.late[rows],
+        seen_ts=work.seen_ts[rows],
+        step_us=work.step_us[rows],
+        ts=work.ts[rows],
+        armed=armed,
+    )
+    changes: list[Change] = []
+    for detector, memory in zip(plant.detectors, state.detectors, strict=True):
+        changes += detector.step(memory, state.norms, block)
+    if rows.start:
+        changes = [replace(change, row=change.row + rows.start) for change in changes]
+    return sorted(changes, key=lambda change: (change.row, change.column, change.kind))
+
+
+# --- what is rare: events -------------------------------------------------------------------------------------------
+
+
+def _event(
+    plant: Plant,
+    state: JudgeState,
+    stack: _Stack,
+    work: _Work,
+    modes: list[npt.NDArray[np.int16]],
+    change: Change,
+    epoch: str,
+) -> Event | None:
+    """Bring the warning of this change one step on, and say so."""
+    key = (change.column, change.kind)
+    standing = state.standing.get(key)
+    was = WarningState.NORMAL if standing is None else standing.state
+    level = 0 if standing is None or was is WarningState.RETURNED_UNACKNOWLEDGED else standing.level
+    what = lifecycle.input_of(level, change.level)
+    found = None if what is None else lifecycle.step(was, what, bool(plant.required[change.column]))
+    if found is None:
+        return None
+    now, told = found
+    machine, signal = plant.signal_of(change.column)
+    place = stack.machines.index(machine)
+    column = int(stack.edges[place]) + change.column - machine.start
+    mode = int(modes[place][change.row])
+    ts, value = _of(work.ts, change.row, column), float(work.held[change.row, column])
+    born = change.since if standing is None else standing.born
+    since = change.since if told is EventKind.RAISED or standing is None else standing.since
+    worst = change.level or (standing.level if standing else 1)
+    severity = SEVERITIES[worst]
+    band = bands(machine, change.column - machine.start, mode)
+    limit = band.get(severity, {}).get(change.kind)
+    number = None if np.isnan(value) else value
+    silent = int(_of(work.t, change.row, column) - work.seen_t[change.row, column])
+    event = Event(
+        event=told,
+        id=str(uuid.uuid5(NAMESPACE, f"{epoch}/{machine.name}/{signal.name}/{change.kind}/{born}")),
+        ts=ts,
+        machine=machine.name,
+        signal=signal.name,
+        kind=Kind(change.kind),
+        severity=severity,
+        state=now,
+        value=number,
+        unit=signal.unit,
+        limit=limit,
+        norm=band,
+        since=since,
+        operating_state=mode_name(machine, mode),
+        message=texts.message(
+            plant.language,
+            told,
+            Kind(change.kind),
+            title=signal.title,
+            unit=signal.unit,
+            value=number,
+            limit=limit,
+            silent_us=silent,
+            reason=REASONS[Quality(int(work.held_quality[change.row, column]))],
+        ),
+        advice=signal.advice.get(plant.language) or signal.advice.get("en") or next(iter(signal.advice.values()), ""),
+        count=(standing.count + (told is EventKind.RAISED)) if standing else 1,
+        column=signal.column,
+    )
+    if now is WarningState.NORMAL:
+        state.standing.pop(key, None)
+    else:
+        state.standing[key] = Standing(now, worst, since, born, event.count, event)
+    return event
+
+
+def _of(array: Ints, row: int, column: int) -> int:
+    """One element of an array of which rows or columns may be broadcast."""
+    line = array[row if array.shape[0] > 1 else 0]
+    return int(line[column if line.shape[0] > 1 else 0])
+
+
+def _judged(stack: _Stack, work: _Work, modes: list[npt.NDArray[np.int16]]) -> list[JudgedFrame]:
+    """Cut the stack into the machines' frames again."""
+    speaks = ((work.quality & CODE_MASK) != HOLD) & (work.quality != RESTART)
+    publish = np.logical_or.reduceat(speaks, stack.edges, axis=1)
+    judged = []
+    for i, (frame, edge, size) in enumerate(zip(stack.frames, stack.edges.tolist(), stack.sizes.tolist(), strict=True)):
+        columns = slice(edge, edge + size)
+        judged.append(
+            JudgedFrame(
+                Frame(frame.machine, frame.t, frame.ts, work.values[:, columns], work.quality[:, columns], frame.at, frame.tick),
+                np.maximum(modes[i], UNKNOWN),
+                publish[:, i],
+            )
+        )
+    return judged

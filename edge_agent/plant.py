@@ -1,0 +1,205 @@
+"""The configuration compiled to columns: every signal of the plant is one column of the arrays that the judge works on.
+
+Rule 1: columns stand machine by machine in the order of the configuration; a machine is an index range.
+Rule 2: what may differ by operating state is an array for each state, so that a change of state copies columns.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edge_agent import expression
+from edge_agent.config import Config, MachineConfig, NormConfig, SignalConfig
+from edge_agent.contract import Bools, Detector, Floats, Norms
+from edge_agent.records import Layout
+
+STALE_MIN_US = 10_000_000
+STALE_PERIODS = 3
+"""`stale` defaults to max(3 × every, 10 s): contract §6."""
+
+PER_STATE = ("limit", "back", "on_us", "off_us", "screen_low", "screen_high")
+"""The norms that may differ by operating state; the others hold in every state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """One column, as people and messages need it. bands: for the base norm and then each operating state."""
+
+    name: str
+    title: str
+    unit: str
+    advice: dict[str, str]
+    every_us: int
+    column: str | None
+    bands: tuple[dict[str, dict[str, float]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """An index range of columns. norms, bands: index 0 is the base norm, 1 + i that of states[i]."""
+
+    index: int
+    name: str
+    title: str
+    area: str
+    start: int
+    stop: int
+    every_us: int
+    signals: tuple[Signal, ...]
+    formulas: tuple[tuple[int, tuple[int, ...], expression.Expression], ...]
+    """(offset in the machine, offsets of its inputs, expression), each after the formulas that it uses."""
+    states: tuple[str, ...]
+    conditions: tuple[tuple[tuple[int, ...], expression.Expression], ...]
+    settle_us: int
+    norms: tuple[Norms, ...]
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.start, self.stop)
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.name, tuple(signal.name for signal in self.signals), self.states)
+
+
+@dataclass(frozen=True, slots=True)
+class Plant:
+    """Everything that is judged. Column arrays are (columns,).
+
+    valid_low, valid_high: float64, ∓inf where open. use_uncertain: bool. required: bool, acknowledge: required.
+    formula: bool, computed and not measured. detectors: the installed ones, in the order of their names.
+    stacks: how machines lie side by side, worked out once for each set (a cache of the judge).
+    """
+
+    machines: tuple[Machine, ...]
+    by_name: dict[str, Machine]
+    columns: int
+    valid_low: Floats
+    valid_high: Floats
+    use_uncertain: Bools
+    required: Bools
+    formula: Bools
+    language: str
+    detectors: tuple[Detector, ...]
+    stacks: dict[tuple[int, ...], Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def machine_of(self, column: int) -> Machine:
+        starts = [machine.start for machine in self.machines]
+        return self.machines[int(np.searchsorted(starts, column, side="right")) - 1]
+
+    def signal_of(self, column: int) -> tuple[Machine, Signal]:
+        machine = self.machine_of(column)
+        return machine, machine.signals[column - machine.start]
+
+
+def compile_plant(config: Config, detectors: Sequence[Detector]) -> Plant:
+    """Turn the words of the file into columns. The configuration is valid already, so nothing is refused here."""
+    machines: list[Machine] = []
+    start = 0
+    for index, machine in enumerate(config.machines.values()):
+        machines.append(_machine(index, machine, start))
+        start = machines[-1].stop
+    signals = [signal for machine in config.machines.values() for signal in machine.signals.values()]
+    return Plant(
+        machines=tuple(machines),
+        by_name={machine.name: machine for machine in machines},
+        columns=start,
+        valid_low=_floats((signal.valid_low for signal in signals), -np.inf),
+        valid_high=_floats((signal.valid_high for signal in signals), np.inf),
+        use_uncertain=np.array([signal.norm.use_uncertain for signal in signals], dtype=np.bool_),
+        required=np.array([signal.norm.acknowledge == "required" for signal in signals], dtype=np.bool_),
+        formula=np.array([signal.formula is not None for signal in signals], dtype=np.bool_),
+        language=config.agent.language,
+        detectors=tuple(detectors),
+    )
+
+
+def stale_us(signal: SignalConfig) -> int:
+    """The time without a good reading after which a signal is stale."""
+    return signal.norm.stale_us if signal.norm.stale_us is not None else max(STALE_PERIODS * signal.every_us, STALE_MIN_US)
+
+
+def _machine(index: int, machine: MachineConfig, start: int) -> Machine:
+    signals = list(machine.signals.values())
+    states = tuple(machine.states)
+    offsets = {name: offset for offset, name in enumerate(machine.signals)}
+    norms = [[signal.norm for signal in signals]] + [
+        [signal.norm.by_state.get(state, signal.norm) for signal in signals] for state in states
+    ]
+    conditions = [expression.parse(text, offsets) for text in machine.states.values()]
+    return Machine(
+        index=index,
+        name=machine.name,
+        title=machine.title or machine.name,
+        area=machine.area or "",
+        start=start,
+        stop=start + len(signals),
+        every_us=min(signal.every_us for signal in signals),
+        signals=tuple(
+            Signal(
+                name=signal.name,
+                title=signal.title or signal.name.replace("_", " ").capitalize(),
+                unit=signal.unit or "",
+                advice=dict(signal.advice),
+                every_us=signal.every_us,
+                column=signal.column if signal.column not in (None, signal.name) else None,
+                bands=tuple(_band(row[offset]) for row in norms),
+            )
+            for offset, signal in enumerate(signals)
+        ),
+        formulas=_formulas(signals, offsets),
+        states=states,
+        conditions=tuple((tuple(offsets[name] for name in condition.names), condition) for condition in conditions),
+        settle_us=machine.settle_us,
+        norms=tuple(_norms(signals, row) for row in norms),
+    )
+
+
+def _formulas(
+    signals: list[SignalConfig], offsets: dict[str, int]
+) -> tuple[tuple[int, tuple[int, ...], expression.Expression], ...]:
+    """Formulas in an order in which each stands after those that it uses (the configuration has no cycles)."""
+    waiting = {signal.name: expression.parse(signal.formula, offsets) for signal in signals if signal.formula is not None}
+    ordered: list[tuple[int, tuple[int, ...], expression.Expression]] = []
+    while waiting:
+        ready = [name for name, formula in waiting.items() if not any(used in waiting for used in formula.names)]
+        if not ready:
+            raise ValueError(f"formulas use each other in a circle: {', '.join(waiting)}")
+        for name in ready:
+            formula = waiting.pop(name)
+            ordered.append((offsets[name], tuple(offsets[used] for used in formula.names), formula))
+    return tuple(ordered)
+
+
+def _band(norm: NormConfig) -> dict[str, dict[str, float]]:
+    """The band for messages: only the sides that have a limit."""
+    band: dict[str, dict[str, float]] = {}
+    for severity, limits in (("warning", norm.warning), ("alarm", norm.alarm)):
+        sides = {side: value for side, value in (("low", limits.low), ("high", limits.high)) if value is not None}
+        if sides:
+            band[severity] = sides
+    return band
+
+
+def _norms(signals: list[SignalConfig], norms: list[NormConfig]) -> Norms:
+    pairs = [[norm.warning for norm in norms], [norm.alarm for norm in norms]]
+    high = [_floats((band.high for band in pair), np.inf) for pair in pairs]
+    low = [-_floats((band.low for band in pair), -np.inf) for pair in pairs]
+    deadband = np.array([[band.deadband for band in pair] for pair in pairs] * 2, dtype=np.float64)
+    limit = np.stack([*high, *low])
+    return Norms(
+        limit=limit,
+        back=limit - deadband,
+        on_us=np.array([[band.on_delay_us for band in pair] for pair in pairs] * 2, dtype=np.int64),
+        off_us=np.array([[band.off_delay_us for band in pair] for pair in pairs] * 2, dtype=np.int64),
+        screen_low=-np.minimum(*low),
+        screen_high=np.minimum(*high),
+        stale_us=np.array([stale_us(signal) for signal in signals], dtype=np.int64),
+        level=np.array([1 if signal.norm.severity == "warning" else 2 for signal in signals], dtype=np.uint8),
+    )
+
+
+def _floats(values: Iterable[float | None], missing: float) -> Floats:
+    return np.array([missing if value is None else value for value in values], dtype=np.float64)

@@ -1,0 +1,369 @@
+"""One connection on its beat: open, read, scatter into frames of machines, and start anew when the line is lost.
+
+Rule 1: beats are whole multiples of the period; a late answer shifts no later beat, a missed one is counted.
+Rule 2: every beat gives every due signal a row: a reading, or BAD with its reason. Silence is never just absence.
+Rule 3: this is the bulkhead: a fault of a driver stays in its connection.
+"""
+
+import asyncio
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from edge_agent.clock import next_beat
+from edge_agent.contract import (
+    CODE_MASK,
+    SECOND_US,
+    Clock,
+    Codes,
+    DeviceRefused,
+    DeviceSilent,
+    Driver,
+    Floats,
+    Frame,
+    Ints,
+    Point,
+    Quality,
+    Readings,
+    Session,
+)
+
+log = structlog.get_logger(__name__)
+
+OPEN_LIMIT_S = 30.0
+READ_LIMIT_S = 30.0
+"""The most that one read may take beyond its period; drivers bound their own requests far below."""
+PAUSE_MIN_S, PAUSE_MAX_S = 1.0, 60.0
+FAULT_PAUSE_S = 60.0
+"""After a bug in a driver: long, since trying again will not mend it."""
+APART_US = SECOND_US
+"""Readings further than this from their row's `ts` get a stamp of their own."""
+LOOP_BROKEN_MA = 3.6
+LOOP_SHORTED_MA = 21.0
+"""NAMUR NE 43: at or beyond these currents the transmitter signals a failure."""
+LOOP_ZERO_MA, LOOP_SPAN_MA = 4.0, 16.0
+HOLD = int(Quality.HOLD)
+
+
+class ConnectionState(StrEnum):
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    SILENT = "silent"
+    BACKING_OFF = "backing_off"
+    DISCONNECTED = "disconnected"
+
+
+@dataclass(frozen=True, slots=True)
+class PolledSignal:
+    """One point of a connection and where its readings go. loop_low, loop_high: of a 4–20 mA signal, else None."""
+
+    machine: str
+    offset: int
+    point: Point
+    every_us: int
+    scale: float = 1.0
+    bias: float = 0.0
+    loop_low: float | None = None
+    loop_high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A connection as the poller needs it. widths: the number of signals of each machine that it touches."""
+
+    name: str
+    driver: Driver
+    settings: Any
+    signals: tuple[PolledSignal, ...]
+    widths: dict[str, int]
+
+
+@dataclass(slots=True)
+class LineHealth:
+    """What the health topic and the page show of a connection."""
+
+    state: ConnectionState = ConnectionState.CONNECTING
+    since_us: int = 0
+    reason: str = ""
+    beats: int = 0
+    missed: int = 0
+    counters: dict[str, int | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where the readings of one due set go in one machine. take: places in the readings; put: columns of the machine."""
+
+    machine: str
+    width: int
+    take: npt.NDArray[np.intp]
+    put: npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class _Beat:
+    """What is due together, worked out once. due: indices of the points; scale, bias and loops: (due,)."""
+
+    due: Ints
+    targets: tuple[_Target, ...]
+    scale: Floats
+    bias: Floats
+    loop: npt.NDArray[np.bool_]
+    loop_low: Floats
+    loop_high: Floats
+    plain: bool
+
+
+class AgentTime:
+    """The agent's own clock: never decreasing, carried on over restarts from where the journal ends."""
+
+    def __init__(self, clock: Clock, start_us: int) -> None:
+        self._clock = clock
+        self._base_us = start_us - clock.monotonic_us()
+
+    def now_us(self) -> int:
+        return self._base_us + self._clock.monotonic_us()
+
+
+Intake = Callable[[list[Frame]], None]
+Missed = Callable[[str, int, int, int], None]
+"""(connection, machine rows, from UTC µs, to UTC µs) of beats that were not taken."""
+
+
+class Poller:
+    """Polls one line for ever. `intake` gets the frames of each beat; `stroke` is called as often as the loop turns."""
+
+    def __init__(
+        self,
+        line: Line,
+        clock: Clock,
+        time: AgentTime,
+        intake: Intake,
+        missed: Missed,
+        stroke: Callable[[], None] = lambda: None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.line = line
+        self.health = LineHealth(since_us=clock.wall_us())
+        self._clock, self._time, self._intake, self._missed, self._stroke = clock, time, intake, missed, stroke
+        self._rng = rng or random.Random(line.name)  # noqa: S311 - jitter, not a secret
+        self._periods = sorted({signal.every_us for signal in line.signals})
+        self._beats: dict[tuple[int, ...], _Beat] = {}
+        self._session: Session | None = None
+        self._broken = asyncio.Event()
+        self._why = Quality.DISCONNECTED
+
+    async def run(self) -> None:
+        """Runs until cancelled; leaves no connection open."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_open())
+            tasks.create_task(self._poll())
+
+    # --- the connection -------------------------------------------------------------------------------------------
+
+    async def _keep_open(self) -> None:
+        """Open the line, hold it while it works, and open it again with growing pauses when it is lost."""
+        failures = 0
+        while True:
+            opened = False
+            pause_s = 0.0
+            try:
+                opened = await self._hold_open()
+            except (DeviceSilent, DeviceRefused, TimeoutError) as error:
+                self._lost(error)
+            except Exception as error:  # noqa: BLE001 - the bulkhead: a bug of a driver stays in its connection
+                log.exception("driver_failed", connection=self.line.name)
+                self._lost(error)
+                pause_s = FAULT_PAUSE_S
+            failures = 0 if opened else failures + 1
+            pause_s = max(pause_s, self._pause_s(failures))
+            self._enter(ConnectionState.BACKING_OFF, self.health.reason)
+            await asyncio.sleep(pause_s)
+
+    async def _hold_open(self) -> bool:
+        """True once the line was open and at least one read came through, when it is lost again."""
+        points = [signal.point for signal in self.line.signals]
+        self._enter(ConnectionState.CONNECTING, self.health.reason)
+        opening = self.line.driver.open(self.line.name, self.line.settings, points, self._clock)
+        async with asyncio.timeout(OPEN_LIMIT_S) as limit, opening as session:
+            limit.reschedule(None)
+            self._broken.clear()
+            before = self.health.beats
+            self._session = session
+            try:
+                await self._broken.wait()
+            finally:
+                self._session = None
+            return self.health.beats > before
+
+    def _pause_s(self, failures: int) -> float:
+        """Grows from the first failure on, with jitter so that many lines do not knock at once."""
+        return min(PAUSE_MAX_S, PAUSE_MIN_S * 2 ** min(failures, 10)) * self._rng.uniform(0.5, 1.0)
+
+    def _lost(self, error: BaseException) -> None:
+        reason = str(error) or type(error).__name__
+        refused = isinstance(error, DeviceRefused)
+        self._why = Quality.REFUSED if refused else Quality.DISCONNECTED
+        if self.health.state is not ConnectionState.DISCONNECTED and reason != self.health.reason:
+            log.warning("device_lost", connection=self.line.name, fault=reason)
+        self._enter(ConnectionState.DISCONNECTED, reason)
+        self._broken.set()
+
+    def _enter(self, state: ConnectionState, reason: str = "") -> None:
+        if state is not self.health.state:
+            if state is ConnectionState.CONNECTED and self.health.reason:
+                away_s = (self._clock.wall_us() - self.health.since_us) / SECOND_US
+                log.info("device_back", connection=self.line.name, away_s=round(away_s, 1))
+            self.health.state, self.health.since_us = state, self._clock.wall_us()
+        self.health.reason = reason
+
+    # --- the beat -------------------------------------------------------------------------------------------------
+
+    async def _poll(self) -> None:
+        last = self._clock.monotonic_us()
+        while True:
+            beat, periods = self._next(last)
+            await asyncio.sleep(max(0, beat - self._clock.monotonic_us()) / SECOND_US)
+            self._stroke()
+            due = self._due(periods)
+            await self._take(due)
+            now = self._clock.monotonic_us()
+            self._count_missed(beat, now)
+            # What was due while the read went on is missed; the next beat lies in the future.
+            last = max(beat, now)
+
+    def _next(self, after_us: int) -> tuple[int, tuple[int, ...]]:
+        """The next beat and the periods that are due at it."""
+        beats = {period: next_beat(after_us, period) for period in self._periods}
+        first = min(beats.values())
+        return first, tuple(period for period, beat in beats.items() if beat == first)
+
+    def _count_missed(self, beat_us: int, now_us: int) -> None:
+        rows = 0
+        for period in self._periods:
+            passed = now_us // period - beat_us // period
+            if passed > 0:
+                rows += passed * len(self._due((period,)).targets)
+                self.health.missed += passed
+        if rows:
+            wall = self._clock.wall_us()
+            self._missed(self.line.name, rows, wall - (now_us - beat_us), wall)
+
+    async def _take(self, beat: _Beat) -> None:
+        """One beat: read, or say why not. Hands the frames on in the same turn of the loop."""
+        session = self._session
+        if session is None:
+            self._intake(self._frames(beat, self._nothing(beat, self._why)))
+            return
+        limit_s = READ_LIMIT_S + self._periods[0] / SECOND_US
+        try:
+            async with asyncio.timeout(limit_s):
+                readings = await session.read(beat.due)
+        except (DeviceSilent, DeviceRefused, TimeoutError) as error:
+            self._lost(error)
+            quality = Quality.TIMEOUT if isinstance(error, TimeoutError) else self._why
+            self._intake(self._frames(beat, self._nothing(beat, quality)))
+            return
+        except Exception as error:  # noqa: BLE001 - the bulkhead, as above
+            log.exception("driver_failed", connection=self.line.name)
+            self._lost(error)
+            self._intake(self._frames(beat, self._nothing(beat, Quality.OTHER)))
+            return
+        self.health.beats += 1
+        self.health.counters = session.counters()
+        silent = bool(((readings.quality == Quality.TIMEOUT) | (readings.quality == Quality.DISCONNECTED)).all())
+        if silent:
+            self._enter(ConnectionState.SILENT, "no answer to any request")
+        else:
+            self._enter(ConnectionState.CONNECTED)
+        self._intake(self._frames(beat, readings))
+
+    def _nothing(self, beat: _Beat, why: Quality) -> Readings:
+        count = len(beat.due)
+        return Readings(
+            np.full(count, np.nan),
+            np.full(count, why, dtype=np.uint8),
+            np.full(count, self._clock.wall_us(), dtype=np.int64),
+        )
+
+    def _due(self, periods: tuple[int, ...]) -> _Beat:
+        found = self._beats.get(periods)
+        if found is None:
+            found = self._beats[periods] = _plan(self.line, periods)
+        return found
+
+    def _frames(self, beat: _Beat, readings: Readings) -> list[Frame]:
+        """Scatter: the one place where readings become frames of machines and get the agent's time."""
+        values, quality = engineering(beat, readings)
+        t, wall = np.array([self._time.now_us()], dtype=np.int64), self._clock.wall_us()
+        return [_frame(target, values, quality, readings.ts, t, wall) for target in beat.targets]
+
+
+def _frame(target: _Target, values: Floats, quality: Codes, stamps: Ints, t: Ints, wall_us: int) -> Frame:
+    out, trust = np.full((1, target.width), np.nan), np.full((1, target.width), HOLD, dtype=np.uint8)
+    out[0, target.put], trust[0, target.put] = values[target.take], quality[target.take]
+    own = stamps[target.take]
+    newest, oldest = int(own.max()), int(own.min())
+    ts = newest if abs(wall_us - newest) <= APART_US else wall_us
+    at = None
+    if ts - oldest > APART_US or newest - ts > APART_US:
+        at = np.full((1, target.width), ts, dtype=np.int64)
+        at[0, target.put] = own
+    return Frame(target.machine, t, np.array([ts], dtype=np.int64), out, trust, at)
+
+
+def engineering(beat: _Beat, readings: Readings) -> tuple[Floats, Codes]:
+    """Raw device values to engineering units: raw × scale + bias, and 4–20 mA loops by NAMUR NE 43. (due,) each."""
+    if beat.plain:
+        return readings.values, readings.quality
+    values = readings.values * beat.scale + beat.bias
+    quality = readings.quality
+    if beat.loop.any():
+        current = values
+        broken = beat.loop & ((current <= LOOP_BROKEN_MA) | (current >= LOOP_SHORTED_MA))
+        span = beat.loop_low + (current - LOOP_ZERO_MA) / LOOP_SPAN_MA * (beat.loop_high - beat.loop_low)
+        values = np.where(beat.loop, span, current)
+        fresh = (quality & CODE_MASK) <= Quality.UNCERTAIN
+        quality = np.where(broken & fresh & (quality != HOLD), np.uint8(Quality.SENSOR_FAILURE), quality)
+    return values, quality
+
+
+def _plan(line: Line, periods: tuple[int, ...]) -> _Beat:
+    """What is due when these periods' beats fall together, and where it goes."""
+    due = [i for i, signal in enumerate(line.signals) if signal.every_us in periods]
+    chosen = [line.signals[i] for i in due]
+    machines: dict[str, list[int]] = {}
+    for place, signal in enumerate(chosen):
+        machines.setdefault(signal.machine, []).append(place)
+    scale, bias = _column(chosen, "scale"), _column(chosen, "bias")
+    loop = np.array([signal.loop_low is not None for signal in chosen], dtype=np.bool_)
+    return _Beat(
+        due=np.array(due, dtype=np.int64),
+        targets=tuple(
+            _Target(
+                machine,
+                line.widths[machine],
+                np.array(places, dtype=np.intp),
+                np.array([chosen[place].offset for place in places], dtype=np.intp),
+            )
+            for machine, places in machines.items()
+        ),
+        scale=scale,
+        bias=bias,
+        loop=loop,
+        loop_low=_column(chosen, "loop_low"),
+        loop_high=_column(chosen, "loop_high"),
+        plain=bool((scale == 1.0).all() and (bias == 0.0).all() and not loop.any()),
+    )
+
+
+def _column(signals: Sequence[PolledSignal], name: str) -> Floats:
+    values = [getattr(signal, name) for signal in signals]
+    return np.array([math.nan if value is None else value for value in values], dtype=np.float64)

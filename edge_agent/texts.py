@@ -1,0 +1,145 @@
+"""What a warning says to a person, in their language: what, how much, since when. Pure.
+
+Rule 1: plain, short, complete; the advice of the configuration says what to do. Rule 2: a text exists in every language.
+"""
+
+from edge_agent.records import EventKind, Kind
+
+LANGUAGES = ("en", "nl", "de")
+
+_RAISED = {
+    Kind.HIGH: {
+        "en": "{title} {value} is above its norm of {limit}",
+        "nl": "{title} {value} is boven de norm van {limit}",
+        "de": "{title} {value} liegt über der Norm von {limit}",
+    },
+    Kind.LOW: {
+        "en": "{title} {value} is below its norm of {limit}",
+        "nl": "{title} {value} is onder de norm van {limit}",
+        "de": "{title} {value} liegt unter der Norm von {limit}",
+    },
+    Kind.STALE: {
+        "en": "{title}: no good reading for {duration} ({reason})",
+        "nl": "{title}: al {duration} geen goede meting ({reason})",
+        "de": "{title}: seit {duration} kein guter Messwert ({reason})",
+    },
+    Kind.HEALTH: {"en": "{title}: {reason}", "nl": "{title}: {reason}", "de": "{title}: {reason}"},
+}
+_CLEARED = {
+    "en": "{title} {value} is back within its norm",
+    "nl": "{title} {value} is weer binnen de norm",
+    "de": "{title} {value} liegt wieder in der Norm",
+}
+_READS_AGAIN = {
+    "en": "{title} gives good readings again: {value}",
+    "nl": "{title} geeft weer goede metingen: {value}",
+    "de": "{title} liefert wieder gute Messwerte: {value}",
+}
+_ACKNOWLEDGED = {
+    "en": "{title}: seen by {by}",
+    "nl": "{title}: gezien door {by}",
+    "de": "{title}: gesehen von {by}",
+}
+_REASONS = {
+    "en": {
+        "timeout": "no answer",
+        "disconnected": "not connected",
+        "refused": "the device refuses to answer",
+        "device_failure": "device failure",
+        "sensor_failure": "sensor failure",
+        "out_of_range": "impossible value",
+        "not_a_number": "not a number",
+        "protocol": "wrong answer from the device",
+        "precision": "number too large to be exact",
+        "missing": "nothing received",
+        "restart": "agent restarted",
+        "uncertain": "value uncertain",
+        "other": "bad value",
+    },
+    "nl": {
+        "timeout": "geen antwoord",
+        "disconnected": "geen verbinding",
+        "refused": "apparaat weigert te antwoorden",
+        "device_failure": "apparaatstoring",
+        "sensor_failure": "sensorstoring",
+        "out_of_range": "onmogelijke waarde",
+        "not_a_number": "geen getal",
+        "protocol": "fout antwoord van het apparaat",
+        "precision": "getal te groot om exact te zijn",
+        "missing": "niets ontvangen",
+        "restart": "agent herstart",
+        "uncertain": "onzekere waarde",
+        "other": "slechte waarde",
+    },
+    "de": {
+        "timeout": "keine Antwort",
+        "disconnected": "keine Verbindung",
+        "refused": "Gerät verweigert die Antwort",
+        "device_failure": "Gerätestörung",
+        "sensor_failure": "Sensorstörung",
+        "out_of_range": "unmöglicher Wert",
+        "not_a_number": "keine Zahl",
+        "protocol": "falsche Antwort vom Gerät",
+        "precision": "Zahl zu groß, um exakt zu sein",
+        "missing": "nichts empfangen",
+        "restart": "Agent neu gestartet",
+        "uncertain": "unsicherer Wert",
+        "other": "schlechter Wert",
+    },
+}
+
+
+def message(
+    language: str,
+    event: EventKind,
+    kind: Kind,
+    *,
+    title: str,
+    unit: str,
+    value: float | None,
+    limit: float | None,
+    silent_us: int = 0,
+    reason: str = "",
+    by: str = "",
+) -> str:
+    """One sentence about one step of a warning. value, limit: in the signal's unit, None where there is none."""
+    if event is EventKind.ACKNOWLEDGED:
+        text = _ACKNOWLEDGED
+    elif event is EventKind.CLEARED:
+        text = _CLEARED if kind in (Kind.HIGH, Kind.LOW) else _READS_AGAIN
+    else:
+        text = _RAISED[kind]
+    return text[language].format(
+        title=title,
+        value=quantity(value, unit, language),
+        limit=quantity(limit, unit, language),
+        duration=duration(silent_us, language),
+        reason=_REASONS[language].get(reason, reason),
+        by=by,
+    ).replace("  ", " ").strip()
+
+
+def quantity(value: float | None, unit: str, language: str = "en") -> str:
+    """A number with its unit, at most five significant digits, decimal comma where the language has one."""
+    if value is None:
+        return ""
+    text = number(value, language)
+    return f"{text} {unit}" if unit else text
+
+
+def number(value: float, language: str = "en") -> str:
+    magnitude = abs(value)
+    text = f"{value:.0f}" if 1e5 <= magnitude < 1e15 else f"{value:.5g}"
+    return text if language == "en" else text.replace(".", ",")
+
+
+def duration(span_us: int, language: str = "en") -> str:
+    """A span in its largest fitting unit: 45 s, 12 min, 3 h, 2 days."""
+    seconds = span_us / 1e6
+    days = {"en": "days", "nl": "dagen", "de": "Tagen"}[language]
+    hours = {"en": "h", "nl": "uur", "de": "Std."}[language]
+    for size, name in ((172_800, days), (7_200, hours), (120, "min")):
+        if seconds >= size:
+            per = {days: 86_400, hours: 3_600, "min": 60}[name]
+            return f"{seconds / per:.0f} {name}"
+    return f"{seconds:.0f} s" if seconds >= 1 else f"{number(round(seconds, 1), language)} s"
