@@ -234,7 +234,7 @@ class _Window:
 
 
 class RateLimit:
-    """A structlog processor: at most `lines` lines a second of one event name; the next to pass tells how many did not."""
+    """A structlog processor: at most `lines` lines a second of one event name; the next to pass counts the others."""
 
     def __init__(self, now_us: Callable[[], int], lines: int = LINES_PER_SECOND) -> None:
         self._now_us = now_us

@@ -1,0 +1,99 @@
+"""The command line: finds the room of the command and runs it.
+
+Rule: nothing is imported before it is known which command was asked for, so that `--help` answers at once. Each command
+has a module in edge_agent/cli/ with `add_<command>(subparsers)`, which makes its parser and sets `run` to a function
+that takes the parsed arguments and returns the exit status.
+
+Exit status: 0 done, 1 the thing asked about is not so, 2 wrong use or configuration, 3 a device, a broker or the agent
+could not be reached, 130 interrupted.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "demo": ("demo", "start a simulated plant, a broker and the agent with its page, and watch faults being found"),
+    "run": ("run", "the daemon: read, judge, store and publish"),
+    "check": ("check", "validate a configuration; --connect also reads every signal once"),
+    "read": ("read", "read signals once and show value, quality and verdict"),
+    "replay": ("replay", "run recorded data through the judge of the daemon and show the warnings"),
+    "status": ("status", "what the running agent is doing"),
+    "reload": ("status", "tell the running agent to take over its changed configuration"),
+    "schema": ("check", "print the JSON Schema of the configuration"),
+}
+"""By command: the module in edge_agent/cli/, and what it does in one line."""
+
+LATER = (
+    "init", "scan", "browse", "watch", "learn", "notify", "tune", "test", "report", "export", "collect", "user", "trust",
+    "backup", "restore", "doctor",
+)  # fmt: skip
+"""Commands that are planned: said in words, not as a misspelling."""
+
+WRONG_USE = 2
+INTERRUPTED = 130
+STOPPED_BY_HAND = ("run", "demo")
+"""These run until somebody ends them: Ctrl-C is their clean end."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    command = next((word for word in arguments if not word.startswith("-")), None)
+    if command in LATER:
+        print(f"edge-agent: {command} is not available yet", file=sys.stderr)
+        return WRONG_USE
+    try:
+        parsed = _parser(command).parse_args(arguments)
+        status = int(parsed.run(parsed))
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 0 if command in STOPPED_BY_HAND else INTERRUPTED
+    except BrokenPipeError:
+        # The reader had enough (`| head`). Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
+    """All commands by name and one line; the chosen one with its arguments."""
+    parser = argparse.ArgumentParser(
+        prog="edge-agent",
+        description="Reads machines, judges every reading against its norm, and warns before it costs.",
+        epilog="Help for one command: edge-agent COMMAND --help",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, help="print the version and end")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (room, words) in COMMANDS.items():
+        if name == chosen:
+            add = getattr(importlib.import_module(f"edge_agent.cli.{room}"), f"add_{name}")
+            add(commands)
+        else:
+            commands.add_parser(name, help=words)
+    return parser
+
+
+class _Version(argparse.Action):
+    """`--version`; asks the installed package only when somebody wants to know."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:  # noqa: A002 - argparse's own name
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,  # noqa: ARG002 - argparse's own signature
+        values: object,  # noqa: ARG002
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        from importlib.metadata import version
+
+        parser.exit(0, f"edge-agent {version('edge-agent')}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
