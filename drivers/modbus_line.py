@@ -1,0 +1,338 @@
+"""One TCP connection to a Modbus device or gateway: requests out, checked answers into a plan's image.
+
+Rule 1: the first frame that is not exactly right ends the connection; nothing is resynchronised by guessing.
+Rule 2: a transaction id that may still be answered is never used again, so a late answer can only be dropped.
+Rule 3: it decides nothing about units, retries or reconnecting; that is the session's.
+"""
+
+import asyncio
+import socket
+from collections import deque
+from dataclasses import dataclass, field
+from random import randrange
+
+from drivers.modbus_map import HEAD_BYTES, LENGTH_MAX, LENGTH_MIN, Block, Outcome, Plan, check_answer
+from drivers.modbus_settings import Place
+from edge_agent.contract import Clock, DeviceSilent
+
+RX_BYTES = 8192
+"""More than PIPELINE_MAX whole answers; the buffer can never fill up with frames."""
+STRIDE = 0x9E37
+"""Odd: ids return only after 65,536 requests. Not 1: a device that counts for itself is not believed."""
+EXPIRED_MAX = 1024
+"""Unanswered ids remembered on one connection; beyond it a fresh connection is the simpler memory."""
+KEEPALIVE_S = (10, 5, 3)
+"""Idle seconds before the first probe, between probes, and how many: a dead peer is noticed within 25 s."""
+USER_TIMEOUT_MIN_MS = 5_000
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the health topic shows of a connection; `bytes` in both directions."""
+
+    requests: int = 0
+    answers: int = 0
+    timeouts: int = 0
+    exceptions: int = 0
+    protocol_errors: int = 0
+    late: int = 0
+    reconnects: int = 0
+    bytes: int = 0
+
+
+class Round:
+    """One pass over a plan: what became of each block, and when its answer was complete.
+
+    outcomes: (blocks,) Outcome or exception code. stamps: (blocks,) UTC µs, 0 where nothing came.
+    odd: True as soon as any outcome is not OK. reasons: why a line was left, for people.
+    """
+
+    __slots__ = ("odd", "outcomes", "plan", "retried", "stamps", "timeouts_left")
+
+    def __init__(self, plan: Plan, timeouts_left: int) -> None:
+        self.plan = plan
+        self.outcomes: list[int] = [Outcome.PENDING] * len(plan.blocks)
+        self.stamps = [0] * len(plan.blocks)
+        self.odd = False
+        self.retried = False
+        self.timeouts_left = timeouts_left
+
+
+@dataclass(slots=True)
+class _Flight:
+    block: Block
+    number: int
+    deadline_s: float
+
+
+@dataclass(slots=True, eq=False)
+class Line(asyncio.BufferedProtocol):
+    """The connection's protocol. `fault` says in words why it ended; `up` is False from then on.
+
+    silent_streak: timeouts since anything that was ours came back.
+    """
+
+    clock: Clock
+    timeout_us: int
+    pipeline: int
+    counts: Counts
+    up: bool = False
+    fault: str = ""
+    silent_streak: int = 0
+    _transport: asyncio.Transport | None = None
+    _buffer: bytearray = field(default_factory=lambda: bytearray(RX_BYTES))
+    _have: int = 0
+    _flying: dict[int, _Flight] = field(default_factory=dict)
+    _expired: set[int] = field(default_factory=set)
+    _transaction: int = field(default_factory=lambda: randrange(65536))  # noqa: S311
+    _round: Round | None = None
+    _todo: deque[int] = field(default_factory=deque)
+    _done: "asyncio.Future[None] | None" = None
+    _timer: asyncio.TimerHandle | None = None
+    _gone: "asyncio.Future[None] | None" = None
+    _view: memoryview = field(init=False)
+    _loop: asyncio.AbstractEventLoop = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._view = memoryview(self._buffer)
+        self._loop = asyncio.get_running_loop()
+
+    # --------------------------------------------------------------------------------------- what the session calls
+
+    async def run(self, round_: Round, todo: deque[int]) -> None:
+        """Ask the blocks of todo, in order, until it is empty or the line is down (then the rest stays in todo).
+
+        After a timeout the other blocks of that unit, and at the end of `timeouts_left` all, are SKIPPED.
+        A cancelled run takes the connection down with it.
+        """
+        if self._have and not self._expired:
+            self._fail(Outcome.MALFORMED, f"{self._have} bytes that nobody asked for")
+        if not self.up or not todo:
+            return
+        self._round, self._todo = round_, todo
+        self._done = self._loop.create_future()
+        self._send()
+        try:
+            await self._done
+        except asyncio.CancelledError:
+            self._fail(Outcome.LOST, "cancelled")
+            raise
+        finally:
+            self._round = self._done = None
+
+    async def close(self) -> None:
+        """Take the connection down and wait until its socket is closed."""
+        self._fail(Outcome.LOST, "closed")
+        if self._gone is not None:
+            await self._gone
+
+    # ---------------------------------------------------------------------------------------- what the loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport, self.up = transport, True
+        self._gone = self._loop.create_future()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(Outcome.LOST, f"connection lost: {exc}" if exc else "closed by the device")
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
+
+    def eof_received(self) -> None:
+        # The device has said its last; an answer that is incomplete now stays so.
+        self._fail(Outcome.LOST, "closed by the device")
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 (the loop's word)
+        return self._view[self._have :] if self._have else self._view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.counts.bytes += nbytes
+        have = self._have + nbytes
+        buffer, at = self._buffer, 0
+        while have - at >= HEAD_BYTES:
+            transaction = buffer[at] << 8 | buffer[at + 1]
+            flight = self._flying.get(transaction)
+            if flight is not None and buffer[at + 2 : at + 9] == flight.block.head:
+                end = at + HEAD_BYTES + flight.block.size
+                if have < end:
+                    break
+                self._accept(transaction, flight, at)
+            else:
+                end = self._doubtful(transaction, flight, at, have)
+                if end == 0:
+                    break
+            at = end
+        if not self.up:
+            self._have = 0
+            return
+        if 0 < at < have:
+            buffer[: have - at] = buffer[at:have]
+        self._have = have - at
+        if at:
+            self._send()
+
+    # ------------------------------------------------------------------------------------------------------ answers
+
+    def _accept(self, transaction: int, flight: _Flight, at: int) -> None:
+        block, round_ = flight.block, self._round
+        assert round_ is not None
+        del self._flying[transaction]
+        start = at + HEAD_BYTES
+        round_.plan.payload[block.offset : block.offset + block.size] = self._view[start : start + block.size]
+        round_.outcomes[flight.number] = Outcome.OK
+        round_.stamps[flight.number] = self.clock.wall_us()
+        self.counts.answers += 1
+        self.silent_streak = 0
+
+    def _doubtful(self, transaction: int, flight: _Flight | None, at: int, have: int) -> int:
+        """Deal with a frame that is no plain good answer. Returns its end, 0 to wait for more or when the line fell."""
+        buffer = self._buffer
+        protocol = buffer[at + 2] << 8 | buffer[at + 3]
+        length = buffer[at + 4] << 8 | buffer[at + 5]
+        if protocol != 0 or not LENGTH_MIN <= length <= LENGTH_MAX:
+            return self._wrong(f"no Modbus frame (protocol identifier {protocol}, length {length})")
+        if flight is None and transaction not in self._expired:
+            return self._wrong(f"answer to transaction {transaction}, which was not asked")
+        if flight is not None and length not in (LENGTH_MIN, flight.block.size + 3):
+            return self._wrong(f"answer of {length - 3} bytes, {flight.block.size} asked")
+        end = at + 6 + length
+        if have < end:
+            return 0
+        if flight is None:
+            self._expired.discard(transaction)
+            self.counts.late += 1
+            self.silent_streak = 0
+            return end
+        outcome, words = check_answer(flight.block, transaction, bytes(buffer[at:end]))
+        if outcome <= 0:
+            return self._wrong(words)
+        assert self._round is not None
+        del self._flying[transaction]
+        self._round.outcomes[flight.number] = outcome
+        self._round.stamps[flight.number] = self.clock.wall_us()
+        self._round.odd = True
+        self.counts.exceptions += 1
+        self.silent_streak = 0
+        return end
+
+    def _wrong(self, words: str) -> int:
+        self.counts.protocol_errors += 1
+        self._fail(Outcome.MALFORMED, words)
+        return 0
+
+    def _fail(self, outcome: Outcome, words: str) -> None:
+        """The end of this connection: whatever is in flight has this outcome, what is not yet asked stays in todo."""
+        if self.up:
+            self.up, self.fault = False, words
+            assert self._transport is not None
+            self._transport.abort()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now_us = self.clock.wall_us()
+        for flight in self._flying.values():
+            self._settle(flight.number, outcome, now_us)
+        self._flying.clear()
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._done is not None and not self._done.done():
+            self._done.set_result(None)
+
+    def _settle(self, number: int, outcome: Outcome, now_us: int) -> None:
+        if self._round is not None:
+            self._round.outcomes[number] = outcome
+            self._round.stamps[number] = now_us
+            self._round.odd = True
+
+    # ----------------------------------------------------------------------------------------------------- requests
+
+    def _send(self) -> None:
+        """Keep `pipeline` requests in flight; the run is done when there are none left to send or to wait for."""
+        round_, todo, flying = self._round, self._todo, self._flying
+        if round_ is None:
+            return
+        packets = []
+        while todo and len(flying) < self.pipeline:
+            number = todo.popleft()
+            block = round_.plan.blocks[number]
+            transaction = self._next_transaction()
+            flying[transaction] = _Flight(block, number, self._loop.time() + self.timeout_us / 1e6)
+            packets.append(transaction.to_bytes(2, "big") + block.request)
+        if packets:
+            assert self._transport is not None
+            packet = packets[0] if len(packets) == 1 else b"".join(packets)
+            self.counts.requests += len(packets)
+            self.counts.bytes += len(packet)
+            self._transport.write(packet)
+            if self._timer is None:
+                self._timer = self._loop.call_later(self.timeout_us / 1e6, self._tick)
+        elif not flying:
+            self._finish()
+
+    def _next_transaction(self) -> int:
+        transaction = (self._transaction + STRIDE) & 0xFFFF
+        while transaction in self._expired:
+            transaction = (transaction + STRIDE) & 0xFFFF
+        self._transaction = transaction
+        return transaction
+
+    def _tick(self) -> None:
+        """One timer for all requests, armed anew for the oldest one in flight rather than for each."""
+        self._timer = None
+        now_s = self._loop.time()
+        for transaction, flight in list(self._flying.items()):
+            if flight.deadline_s <= now_s + 1e-3:
+                self._expire(transaction, flight)
+        if self._flying:
+            oldest_s = next(iter(self._flying.values())).deadline_s
+            self._timer = self._loop.call_at(oldest_s, self._tick)
+        if self.up:
+            self._send()
+
+    def _expire(self, transaction: int, flight: _Flight) -> None:
+        round_ = self._round
+        if self._flying.pop(transaction, None) is None or round_ is None:
+            return
+        self._expired.add(transaction)
+        self.counts.timeouts += 1
+        self.silent_streak += 1
+        now_us = self.clock.wall_us()
+        self._settle(flight.number, Outcome.TIMED_OUT, now_us)
+        round_.timeouts_left -= 1
+        for number in list(self._todo):
+            if round_.timeouts_left <= 0 or round_.plan.blocks[number].unit == flight.block.unit:
+                self._todo.remove(number)
+                self._settle(number, Outcome.SKIPPED, now_us)
+        if self._have or len(self._expired) >= EXPIRED_MAX:
+            # Half an answer is not waited for: what follows it could not be told from the next one's head.
+            self._fail(Outcome.LOST, "an answer that was never completed")
+
+
+async def connect(place: Place, clock: Clock, timeout_us: int, pipeline: int, counts: Counts) -> Line:
+    """A line that is up. Raises DeviceSilent, in words, when there is none to be had within the timeout."""
+    line = Line(clock, timeout_us, pipeline, counts)
+    try:
+        async with asyncio.timeout(timeout_us / 1e6):
+            transport, _ = await asyncio.get_running_loop().create_connection(lambda: line, place.host, place.port)
+        _harden(transport.get_extra_info("socket"), timeout_us)
+    except TimeoutError as error:
+        raise DeviceSilent(f"{place} does not take the connection within {timeout_us / 1e6:g} s") from error
+    except OSError as error:
+        await line.close()
+        raise DeviceSilent(f"{place}: {error.strerror or error}") from error
+    except asyncio.CancelledError:
+        await line.close()
+        raise
+    return line
+
+
+def _harden(sock: socket.socket, timeout_us: int) -> None:
+    """A peer that died without a word (power, cable) is noticed by the kernel; small requests leave at once."""
+    idle_s, interval_s, count = KEEPALIVE_S
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle_s)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval_s)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, count)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(USER_TIMEOUT_MIN_MS, 3 * timeout_us // 1000))
