@@ -48,9 +48,11 @@ class Quality(IntEnum):
     """A HOLD that the driver vouches for (an OPC UA keep-alive): the value is known to be unchanged."""
     CLOCK = UNCERTAIN | VOUCHED
     """UNCERTAIN because the source's clock is not sane; judged like GOOD."""
+    FADED = MISSING | VOUCHED
+    """A HOLD that the judge found too old to stand: `missing` for people, HOLD when it is judged again."""
 
 
-REASONS = {code: code.name.lower() for code in Quality}
+REASONS = {code: code.name.lower() for code in Quality} | {Quality.FADED: "missing"}
 """The words of the contract for each quality (`timeout`, `disconnected`, …; `clock` for CLOCK)."""
 
 

@@ -29,6 +29,7 @@ NAMESPACE = uuid.UUID("5f0a7c64-7f57-5d0c-9a0e-0d6a2c1d5f11")
 GOOD, HOLD, UNCERTAIN = int(Quality.GOOD), int(Quality.HOLD), int(Quality.UNCERTAIN)
 CLOCK, CONFIRMED, RESTART = int(Quality.CLOCK), int(Quality.CONFIRMED), int(Quality.RESTART)
 MISSING, NOT_A_NUMBER, OUT_OF_RANGE = int(Quality.MISSING), int(Quality.NOT_A_NUMBER), int(Quality.OUT_OF_RANGE)
+FADED = int(Quality.FADED)
 SEVERITIES = (Severity.WARNING, Severity.WARNING, Severity.ALARM)
 """By level; level 0 (back to normal) is told with the severity it had."""
 RANK = np.arange(32, dtype=np.uint8) & CODE_MASK
@@ -57,6 +58,7 @@ class JudgeState:
     """Everything the judge remembers. Arrays are (columns,) or (machines,), see Plant.
 
     held, held_quality: the last reading of each column. seen_t, seen_ts: int64 µs, when the last good one came.
+    faded: bool, that reading is too old to stand (it stands again when a driver vouches for it).
     last_t: (machines,) int64, NEVER before the first row. mode: (machines,) int16 operating state, UNKNOWN, UNDECIDED.
     settle_until: (machines,) int64 agent time.
     detectors: the state of each of the plant's detectors. norms: those in force. standing: by (column, kind).
@@ -66,6 +68,7 @@ class JudgeState:
     held_quality: Codes
     seen_t: Ints
     seen_ts: Ints
+    faded: Bools
     last_t: Ints
     mode: npt.NDArray[np.int16]
     settle_until: Ints
@@ -93,6 +96,7 @@ def start(plant: Plant) -> JudgeState:
         held_quality=np.full(columns, MISSING, dtype=np.uint8),
         seen_t=np.full(columns, NEVER, dtype=np.int64),
         seen_ts=np.full(columns, NEVER, dtype=np.int64),
+        faded=np.zeros(columns, dtype=np.bool_),
         last_t=np.full(machines, NEVER, dtype=np.int64),
         mode=np.full(machines, UNDECIDED, dtype=np.int16),
         settle_until=np.full(machines, NEVER, dtype=np.int64),
@@ -143,6 +147,13 @@ def acknowledge(
             del state.standing[column, kind]
         return state, event
     raise KeyError(warning)
+
+
+def readings(state: JudgeState, machine: Machine) -> tuple[Floats, Codes]:
+    """What stands now for each signal of a machine: value (NaN where bad) and quality, both (signals,) and the caller's."""
+    faded = state.faded[machine.columns]
+    values = np.where(faded, np.nan, state.held[machine.columns])
+    return values, np.where(faded, np.uint8(MISSING), state.held_quality[machine.columns])
 
 
 def active(state: JudgeState, machine: Machine) -> list[Event]:
@@ -246,8 +257,6 @@ def _judge(plant: Plant, state: JudgeState, stack: _Stack, epoch: str) -> tuple[
     _silence(plant, state, stack, work)
     _formulas(plant, state, stack, work)
     modes = _modes(plant, state, stack, work)
-    state.held[stack.columns] = work.held[-1]
-    state.held_quality[stack.columns] = work.held_quality[-1]
     state.seen_t[stack.columns] = work.seen_t[-1]
     state.seen_ts[stack.columns] = work.seen_ts[-1]
     changes = _detect(plant, state, stack, work, modes)
@@ -305,17 +314,21 @@ def _validate(plant: Plant, columns: slice | npt.NDArray[np.intp], work: _Work, 
 
 def _fill(state: JudgeState, stack: _Stack, work: _Work) -> None:
     """HOLD stands for the last reading, with its quality. Formula columns are computed later: HOLD for now."""
+    faded = work.quality == FADED
+    if faded.any():  # judged before: what the judge itself marked is found again
+        work.quality[faded] = HOLD
     fresh = (work.quality & CODE_MASK) != HOLD
     if len(fresh) == 1:
         work.held = np.where(fresh, work.values, state.held[stack.columns])
         work.held_quality = np.where(fresh, work.quality, state.held_quality[stack.columns])
-        return
-    last = _last_row(fresh)
-    at = np.maximum(last, 0)
-    work.held = np.where(last < 0, state.held[stack.columns], np.take_along_axis(work.values, at, axis=0))
-    work.held_quality = np.where(
-        last < 0, state.held_quality[stack.columns], np.take_along_axis(work.quality, at, axis=0)
-    )
+    else:
+        last = _last_row(fresh)
+        at = np.maximum(last, 0)
+        before, trust = state.held[stack.columns], state.held_quality[stack.columns]
+        work.held = np.where(last < 0, before, np.take_along_axis(work.values, at, axis=0))
+        work.held_quality = np.where(last < 0, trust, np.take_along_axis(work.quality, at, axis=0))
+    state.held[stack.columns] = work.held[-1]
+    state.held_quality[stack.columns] = work.held_quality[-1]
 
 
 def _last_row(marked: Bools) -> npt.NDArray[np.intp]:
@@ -334,20 +347,25 @@ def _judgeable(plant: Plant, stack: _Stack, quality: Codes) -> Bools:
 
 
 def _silence(plant: Plant, state: JudgeState, stack: _Stack, work: _Work) -> None:
-    """When was the last good reading, and which held ones are too old to stand: those become BAD `missing`."""
-    fresh = (work.quality & CODE_MASK) != HOLD
-    spoken = fresh | (work.quality == CONFIRMED)
+    """When was the last good reading, and which held ones are too old to stand: those are BAD `missing`."""
+    spoken = ((work.quality & CODE_MASK) != HOLD) | (work.quality == CONFIRMED)
     work.good = spoken & _judgeable(plant, stack, work.held_quality)
     _seen(state, stack, work)
-    tired = work.late & ~spoken & ((work.held_quality & CODE_MASK) <= UNCERTAIN)
+    faded = work.late & ~spoken & ((work.held_quality & CODE_MASK) <= UNCERTAIN)
     if plant.formula.any():
-        tired &= ~plant.formula[stack.columns]
-    if tired.any():
-        first = tired.copy()
-        first[1:] &= ~tired[:-1]
-        work.quality[first] = MISSING
-        work.held_quality[tired] = MISSING
-        work.held[tired] = np.nan
+        faded &= ~plant.formula[stack.columns]
+    before = state.faded[stack.columns]
+    if not faded.any():
+        if before.any():
+            state.faded[stack.columns] = False
+        return
+    first = faded.copy()
+    first[0] &= ~before
+    first[1:] &= ~faded[:-1]
+    work.quality[first] = FADED
+    work.held_quality[faded] = MISSING
+    work.held[faded] = np.nan
+    state.faded[stack.columns] = faded[-1]
 
 
 def _seen(state: JudgeState, stack: _Stack, work: _Work) -> None:
@@ -388,6 +406,8 @@ def _formulas(plant: Plant, state: JudgeState, stack: _Stack, work: _Work) -> No
             work.quality[~touched, column] = np.where(vouched[~touched], CONFIRMED, HOLD)
             work.values[~touched, column] = np.nan
             computed.append(column)
+            state.held[machine.start + offset] = work.held[-1, column]
+            state.held_quality[machine.start + offset] = work.held_quality[-1, column]
     if computed:
         spoken = (work.quality[:, computed] == CONFIRMED) | ((work.quality[:, computed] & CODE_MASK) != HOLD)
         known = _judgeable(plant, stack, work.held_quality)
