@@ -27,8 +27,8 @@ COMMANDS = {
 """By command: the module in edge_agent/cli/, and what it does in one line."""
 
 LATER = (
-    "init", "scan", "browse", "watch", "learn", "notify", "tune", "test", "report", "export", "collect", "user", "trust",
-    "backup", "restore", "doctor",
+    "init", "scan", "browse", "watch", "learn", "notify", "tune", "test", "report", "export", "collect", "user",
+    "trust", "backup", "restore", "doctor",
 )  # fmt: skip
 """Commands that are planned: said in words, not as a misspelling."""
 
