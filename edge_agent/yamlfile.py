@@ -101,17 +101,24 @@ class Document:
 
     root: Any
     problems: tuple[Problem, ...]
+    complete: bool = True
+    """False when the rest of the file could not be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """All files joined. root: the top-level table; sha: 64 hex of sha256 over all files in the order they were read."""
+    """All files joined. root: the top-level table; sha: 64 hex of sha256 over all files in the order they were read.
+
+    names: the files as the user would name them, in that order (as in a Place). complete: False when a part is unread.
+    """
 
     root: Table
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
     files: tuple[Path, ...]
+    names: tuple[str, ...]
     sha: str
+    complete: bool
 
 
 def load(path: Path) -> Tree:
@@ -119,7 +126,13 @@ def load(path: Path) -> Tree:
     reading = _Reading()
     root = reading.file(path, str(path), (), Place(str(path), 1, 1), ())
     return Tree(
-        root, tuple(reading.problems), tuple(reading.notes), tuple(reading.files), reading.sha.hexdigest()
+        root=root,
+        problems=tuple(reading.problems),
+        notes=tuple(reading.notes),
+        files=tuple(reading.files),
+        names=tuple(reading.names),
+        sha=reading.sha.hexdigest(),
+        complete=reading.complete,
     )
 
 
@@ -129,7 +142,7 @@ def parse(data: bytes, name: str) -> Document:
     try:
         builder.build(_text(data, name))
     except _Stop as stop:
-        builder.problems.append(stop.problem)
+        return Document(None, (*builder.problems, stop.problem), complete=False)
     return Document(builder.root, tuple(builder.problems))
 
 
@@ -211,7 +224,9 @@ def _plain(text: str) -> Any:
     if _FLOAT.fullmatch(text):
         return float(text)
     if _NUMBER_LIKE.fullmatch(text):
-        return _Trap("is a number in one YAML and a text in another", f'digits without _ or prefix, or "{text}" in quotes')
+        return _Trap(
+            "is a number in one YAML and a text in another", f'digits without _ or prefix, or "{text}" in quotes'
+        )
     return text
 
 
@@ -226,7 +241,9 @@ def _trap(text: str) -> _Trap | None:
         hint = f"{number} or 0o{octal}" if not zero[1] and set(octal) <= set("01234567") else number
         return _Trap("a leading zero means octal to YAML 1.1 and nothing in YAML 1.2", f'{hint}, or "{text}" in quotes')
     if _SEXAGESIMAL.fullmatch(text):
-        return _Trap("digits with colons are a number to base 60 in YAML 1.1", f'"{text}" in quotes, or a duration such as 90s')
+        return _Trap(
+            "digits with colons are a number to base 60 in YAML 1.1", f'"{text}" in quotes, or a duration such as 90s'
+        )
     if _DATE.fullmatch(text):
         return _Trap("is a date to YAML 1.1 and a text in YAML 1.2", f'"{text}" in quotes')
     if text in ("<<", "="):
@@ -262,7 +279,11 @@ def _text(data: bytes, name: str) -> str:
         raise _Stop(Problem(place, (), "the file is not UTF-8", f"byte 0x{data[error.start]:02x}", "UTF-8")) from error
     if odd := _UNPRINTABLE.search(text):
         place = _place(text[: odd.start()], name)
-        raise _Stop(Problem(place, (), "a character that cannot be printed", f"U+{ord(odd[0]):04X}", 'an escape such as "\\u2028"'))
+        raise _Stop(
+            Problem(
+                place, (), "a character that cannot be printed", f"U+{ord(odd[0]):04X}", 'an escape such as "\\u2028"'
+            )
+        )
     return text
 
 
@@ -418,7 +439,9 @@ class _Builder:
             self.problems.append(self._problem(at, "a key is a text or a whole number", text, f'"{text}" in quotes'))
         elif top.skip:
             first = top.node.key_at[top.key]  # type: ignore[union-attr]
-            self.problems.append(self._problem(at, f"the key stands twice (first in line {first.line})", str(value), "once"))
+            self.problems.append(
+                self._problem(at, f"the key stands twice (first in line {first.line})", str(value), "once")
+            )
 
     def _put(self, value: Any, at: Place, size: int, height: int) -> None:
         if not self.stack:
@@ -438,7 +461,9 @@ class _Builder:
 
     def _open(self, node: Table | Items, event: Any) -> None:
         if self._wants_key():
-            raise self._stop(node.at, "a key is a text, not a mapping or a list", "{ or [", "quotes around texts with braces")
+            raise self._stop(
+                node.at, "a key is a text, not a mapping or a list", "{ or [", "quotes around texts with braces"
+            )
         if len(self.stack) >= DEPTH_MAX:
             raise self._stop(node.at, "nested too deep", None, f"at most {DEPTH_MAX} levels")
         if event.tag is not None:
@@ -462,8 +487,12 @@ class _Builder:
         if self.aliases > ALIASES_MAX:
             raise self._stop(at, "too many aliases", f"{self.aliases}", f"at most {ALIASES_MAX} in a file")
         if self.expanded > EXPANDED_MAX or len(self.stack) + target.height > DEPTH_MAX:
-            raise self._stop(at, "the aliases make the document too large", None, f"{EXPANDED_MAX} values, {DEPTH_MAX} levels")
-        self._put(target.value, at if not isinstance(target.value, dict | list) else target.at, target.size, target.height)
+            raise self._stop(
+                at, "the aliases make the document too large", None, f"{EXPANDED_MAX} values, {DEPTH_MAX} levels"
+            )
+        self._put(
+            target.value, at if not isinstance(target.value, dict | list) else target.at, target.size, target.height
+        )
 
 
 # --- several files ---
@@ -476,28 +505,35 @@ class _Reading:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    complete: bool = True
     seen: set[Path] = field(default_factory=set)
     total: int = 0
     sha: Any = field(default_factory=hashlib.sha256)
 
-    def file(self, path: Path, name: str, chain: tuple[Path, ...], asked_at: Place, asked_path: tuple[Any, ...]) -> Table:
+    def file(
+        self, path: Path, name: str, chain: tuple[Path, ...], asked_at: Place, asked_path: tuple[Any, ...]
+    ) -> Table:
         """The table of one file with its includes joined in; empty when it cannot be read."""
         empty = Table(Place(name, 1, 1))
         data = self._bytes(path, asked_at, asked_path)
         if data is None:
+            self.complete = False
             return empty
         real = path.resolve()
         self.seen.add(real)
+        self.names.append(name)
         document = parse(data, name)
         self.problems += document.problems
+        self.complete = self.complete and document.complete
         if document.root is None:
             return empty
         if not isinstance(document.root, Table):
-            if not document.problems:
-                at = document.root.at if isinstance(document.root, Items) else Place(name, 1, 1)
-                self.problems.append(
-                    Problem(at, (), "the file is no mapping", shown(document.root), "keys with values, such as agent:")
-                )
+            at = document.root.at if isinstance(document.root, Items) else Place(name, 1, 1)
+            self.problems.append(
+                Problem(at, (), "the file is no mapping", shown(document.root), "keys with values, such as agent:")
+            )
+            self.complete = False
             return empty
         joined = self._joinable(document.root)
         self._include(joined, path, name, (*chain, real))
@@ -542,12 +578,19 @@ class _Reading:
 
     def _include(self, root: Table, path: Path, name: str, chain: tuple[Path, ...]) -> None:
         patterns = root.get("include")
+        if patterns is None:
+            return
         if not isinstance(patterns, Items):
-            return  # the models say so
+            at = root.value_at["include"]
+            self.problems.append(Problem(at, ("include",), "is no list", shown(patterns), "a list: [machines/*.yaml]"))
+            return
         for index, pattern in enumerate(patterns):
             at = patterns.value_at[index]
             where = ("include", index)
             if not isinstance(pattern, str) or not pattern or "\0" in pattern:
+                self.problems.append(
+                    Problem(at, where, "is no pattern for files", shown(pattern), "such as machines/*.yaml")
+                )
                 continue
             for match, match_name in self._matches(path, name, pattern, at, where):
                 self._join_file(root, match, match_name, chain, at, where)
@@ -561,7 +604,9 @@ class _Reading:
         try:
             found = sorted(Path(folder).glob(relative))
         except (ValueError, NotImplementedError, OSError, re.error, RecursionError) as error:
-            self.problems.append(Problem(at, where, f"is no pattern for files: {error}", shown(pattern), "such as machines/*.yaml"))
+            self.problems.append(
+                Problem(at, where, f"is no pattern for files: {error}", shown(pattern), "such as machines/*.yaml")
+            )
             return []
         if not found:
             self.notes.append(f"{at.file}:{at.line}:{at.column}: include: {pattern} matches no file")
@@ -573,9 +618,15 @@ class _Reading:
     ) -> None:
         real = path.resolve()
         if real in chain:
-            self.problems.append(Problem(at, where, "the files include each other in a circle", name, "files that include no file above them"))
+            self.problems.append(
+                Problem(
+                    at, where, "the files include each other in a circle", name, "files that include no file above them"
+                )
+            )
         elif len(chain) > INCLUDE_DEPTH_MAX:
-            self.problems.append(Problem(at, where, "files include each other too deep", name, f"at most {INCLUDE_DEPTH_MAX}"))
+            self.problems.append(
+                Problem(at, where, "files include each other too deep", name, f"at most {INCLUDE_DEPTH_MAX}")
+            )
         elif real in self.seen:
             self.notes.append(f"{at.file}:{at.line}:{at.column}: include: {name} is included already")
         else:

@@ -1,0 +1,671 @@
+"""The words of the configuration file: one pydantic model for each part, with every key of the contract.
+
+Rule 1: a model says what a value may be and its default; what parts mean together is decided in `config.py`.
+Rule 2: a key that is not built yet stands here too, marked `later`: it is refused in words and never silently ignored.
+Rule 3: an error names what is allowed (`refused`), since a person reads it beside the line.
+"""
+
+import ipaddress
+import math
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+NAME = r"[A-Za-z0-9_-]{1,64}"
+"""Machines and connections (contract §6)."""
+WORD = r"[A-Za-z_][A-Za-z0-9_]{0,63}"
+"""Signals, states and groups (contract §6): expressions use them."""
+SECRET_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"  # noqa: S105  # a pattern, not a secret
+RESERVED_MACHINES = frozenset({"agent", "status", "health", "gaps", "command"})
+TEXT_MAX = 1000
+TOPIC_BYTES_MAX = 1024
+"""Bytes of the topic root; MQTT itself ends at 65,535 for a whole topic."""
+
+UNITS_US = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
+UNITS_BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+DURATION = r"[0-9]{1,9}(\.[0-9]{1,6})?(ms|s|min|h|d)"
+SIZE = r"[0-9]{1,9}(\.[0-9]{1,6})?(kB|MB|GB|TB)"
+PERCENT = r"[0-9]{1,3}(\.[0-9]{1,6})? ?%"
+
+
+def refused(text: str, allowed: str) -> PydanticCustomError:
+    """An error with words: what is wrong, and what to write instead."""
+    return PydanticCustomError("refused", "{text}", {"text": text, "allowed": allowed})
+
+
+# --- kinds of values ---
+
+
+def duration_us(text: str) -> int:
+    """`250ms`, `10s`, `5min`, `2h`, `7d` → µs. Raises ValueError when it is none."""
+    if not re.fullmatch(DURATION, text):
+        raise ValueError(text)
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
+    return round(float(number) * UNITS_US[text[len(number) :]])
+
+
+def _duration(value: Any, low: str, high: str) -> int:
+    form = f"{low} to {high}, written like 250ms, 10s, 5min, 2h or 7d"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise refused("a duration needs its unit", form)
+    if not isinstance(value, str) or not re.fullmatch(DURATION, value):
+        raise refused("is no duration", form)
+    found = duration_us(value)
+    if not duration_us(low) <= found <= duration_us(high):
+        raise refused("the duration is out of range", form)
+    return found
+
+
+def _between(low: str, high: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: _duration(value, low, high))
+
+
+_DURATION_SCHEMA = WithJsonSchema({"type": "string", "pattern": f"^{DURATION}$", "examples": ["250ms", "10s", "5min"]})
+Period = Annotated[int, _between("10ms", "1d"), _DURATION_SCHEMA]
+Delay = Annotated[int, _between("0s", "30d"), _DURATION_SCHEMA]
+Batch = Annotated[int, _between("0s", "1h"), _DURATION_SCHEMA]
+Stale = Annotated[int, _between("100ms", "30d"), _DURATION_SCHEMA]
+Commit = Annotated[int, _between("10ms", "1min"), _DURATION_SCHEMA]
+Age = Annotated[int, _between("1min", "36500d"), _DURATION_SCHEMA]
+
+
+def _size(value: Any) -> int:
+    form = "1MB to 100TB, written like 500MB or 2GB (GB = 10^9)"
+    if not isinstance(value, str) or not re.fullmatch(SIZE, value):
+        raise refused("is no size", form)
+    number = value.rstrip("kMGTB")
+    size = round(float(number) * UNITS_BYTES[value[len(number) :]])
+    if not 10**6 <= size <= 100 * 10**12:
+        raise refused("the size is out of range", form)
+    return size
+
+
+Size = Annotated[int, BeforeValidator(_size), WithJsonSchema({"type": "string", "pattern": f"^{SIZE}$"})]
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise refused("is no number", "a number")
+    if not math.isfinite(value):
+        raise refused("is no finite number", "a finite number; leave the key out where there is no limit")
+    return float(value)
+
+
+def _scale(value: Any) -> float:
+    if (number := _number(value)) == 0:
+        raise refused("a scale of 0 would make every value the same", "any number but 0")
+    return number
+
+
+Number = Annotated[float, BeforeValidator(_number), WithJsonSchema({"type": "number"})]
+Scale = Annotated[float, BeforeValidator(_scale), WithJsonSchema({"type": "number", "not": {"const": 0}})]
+
+
+@dataclass(frozen=True, slots=True)
+class Deadband:
+    """amount: in the signal's unit, or in per cent of a band."""
+
+    amount: float
+    percent: bool
+
+
+def _deadband(value: Any) -> Deadband:
+    form = "a number of 0 or more in the signal's unit, or a share of the band such as 2%"
+    percent = isinstance(value, str) and re.fullmatch(PERCENT, value)
+    if percent:
+        return Deadband(float(value.rstrip(" %")), percent=True)
+    if isinstance(value, str):
+        raise refused("is no deadband", form)
+    number = _number(value)
+    if number < 0:
+        raise refused("a deadband cannot be negative", form)
+    return Deadband(number, percent=False)
+
+
+DeadbandValue = Annotated[
+    Deadband,
+    BeforeValidator(_deadband),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": f"^{PERCENT}$"}]}),
+]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise refused("is no text", "a text; in quotes when it looks like a number")
+    if not value.strip() or len(value) > TEXT_MAX or "\0" in value:
+        raise refused("is no usable text", f"1 to {TEXT_MAX} characters")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_text), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": TEXT_MAX})]
+
+
+def _matches(pattern: str, what: str) -> BeforeValidator:
+    def check(value: Any) -> str:
+        if not isinstance(value, str):
+            raise refused(f"is no {what}", f"a text of the form {pattern}; in quotes when it looks like a number")
+        if not re.fullmatch(pattern, value):
+            raise refused(f"is no {what}", pattern)
+        return value
+
+    return BeforeValidator(check)
+
+
+def _name(pattern: str, what: str) -> Any:
+    return Annotated[str, _matches(pattern, what), WithJsonSchema({"type": "string", "pattern": f"^{pattern}$"})]
+
+
+Id = _name(NAME, "id")
+ConnectionName = _name(NAME, "name of a connection")
+TypeName = _name(NAME, "name of a type")
+SecretName = _name(SECRET_NAME, "name of a secret")
+
+
+def _topic_fault(value: str) -> str | None:
+    """What makes this text unfit for a topic, if anything (MQTT 5, 4.7)."""
+    if any(char in value for char in "+#\0") or any(ord(char) < 32 for char in value):
+        return "+, # and control characters cannot stand in a topic"
+    if "" in value.split("/"):
+        return "a level of the topic is empty"
+    if value.startswith("$"):
+        return "topics that begin with $ belong to the broker"
+    return "is too long for a topic" if len(value.encode()) > TOPIC_BYTES_MAX else None
+
+
+def _site(value: Any) -> str:
+    form = "levels such as enschede/hall-2, without + # { }"
+    text = _text(value)
+    if fault := _topic_fault(text):
+        raise refused(fault, form)
+    if "{" in text or "}" in text:
+        raise refused("braces cannot stand in a site", form)
+    return text
+
+
+def _root(value: Any) -> str:
+    form = "levels such as edge/{site}/{agent}, without + #; {site} and {agent} are put in"
+    text = _text(value)
+    plain = text.replace("{site}", "site").replace("{agent}", "agent")
+    if fault := _topic_fault(plain):
+        raise refused(fault, form)
+    if "{" in plain or "}" in plain:
+        raise refused("only {site} and {agent} are known in braces", form)
+    return text
+
+
+def _broker_url(value: Any) -> str:
+    form = "mqtt://HOST[:PORT], mqtts://HOST[:PORT] or embedded:"
+    text = _text(value)
+    if re.fullmatch(r"embedded:([0-9]{1,5})?", text):
+        if text[9:] and int(text[9:]) > 65535:
+            raise refused("no such port", "0 to 65535")
+        return text
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        raise refused("is no address of a broker", form) from error
+    if parts.username is not None or parts.password is not None:
+        raise refused("user and password do not stand in the url", "username: and password: {secret: NAME}")
+    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or re.search(r"\s", text):
+        raise refused("is no address of a broker", form)
+    if parts.path not in ("", "/") or parts.query or parts.fragment or port == 0:
+        raise refused("is no address of a broker", form)
+    return text
+
+
+def _listen(value: Any) -> str:
+    form = "HOST:PORT on loopback, such as 127.0.0.1:8080 (port 0: a free one); null: no page"
+    if not isinstance(value, str):
+        raise refused("is no address to listen on", form)
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+):([0-9]{1,5})", value)
+    if not found or int(found[2]) > 65535:
+        raise refused("is no address to listen on", form)
+    host = found[1].strip("[]")
+    if not _is_loopback(host):
+        raise refused("another address than loopback needs users, which are not available yet", form)
+    return value
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _version(value: Any) -> str:
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if text not in ("auto", "5", "3.1.1"):
+        raise refused("is no version of MQTT", "auto, 5 or 3.1.1")
+    return str(text)
+
+
+def _no_plain_secret(value: Any) -> Any:
+    if not isinstance(value, dict | SecretRef):
+        raise refused("a password is never written in plain", "{secret: NAME}")
+    return value
+
+
+def _advice(value: Any) -> Any:
+    if isinstance(value, dict):
+        for language, text in value.items():
+            if language not in ("en", "nl", "de"):
+                raise refused(f"{language!r} is no language of the agent", "a text, or texts for en, nl and de")
+            _text(text)
+        return value
+    return _text(value)
+
+
+def _enumeration(value: Any) -> Any:
+    form = "whole numbers with their names, such as {0: stopped, 1: running}"
+    if not isinstance(value, dict) or not value:
+        raise refused("is no enumeration", form)
+    for number, text in value.items():
+        if isinstance(number, bool) or not isinstance(number, int) or not isinstance(text, str):
+            raise refused("is no enumeration", form)
+    return value
+
+
+Site = Annotated[str, BeforeValidator(_site), WithJsonSchema({"type": "string"})]
+Root = Annotated[str, BeforeValidator(_root), WithJsonSchema({"type": "string"})]
+BrokerUrl = Annotated[str, BeforeValidator(_broker_url), WithJsonSchema({"type": "string"})]
+Listen = Annotated[str, BeforeValidator(_listen), WithJsonSchema({"type": "string"})]
+Version = Annotated[str, BeforeValidator(_version), WithJsonSchema({"enum": ["auto", "5", "3.1.1", 5]})]
+Language = Literal["en", "nl", "de"]
+Advice = Annotated[
+    Any,
+    BeforeValidator(_advice),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "object",
+                    "properties": {language: {"type": "string"} for language in ("en", "nl", "de")},
+                    "additionalProperties": False,
+                },
+            ]
+        }
+    ),
+]
+Enumeration = Annotated[
+    Any,
+    BeforeValidator(_enumeration),
+    WithJsonSchema(
+        {"type": "object", "patternProperties": {"^-?[0-9]+$": {"type": "string"}}, "additionalProperties": False}
+    ),
+]
+
+
+def spoken(default: str, description: str) -> Any:
+    """A field whose default is a duration, shown in the schema as it is written."""
+    return Field(default=duration_us(default), description=description, json_schema_extra={"default": default})
+
+
+def later(default: Any, description: str, *, off: tuple[Any, ...] = (None, False)) -> Any:
+    """A field that a later version brings. off: the values that ask for nothing and are accepted."""
+    extra: dict[str, Any] = {"x-available": False, "x-off": [*off]}
+    return Field(default=default, description=f"{description} (not available yet)", json_schema_extra=extra)
+
+
+# --- the parts of the file ---
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class SecretRef(_Part):
+    """The name of a secret: looked up as $CREDENTIALS_DIRECTORY/NAME, EDGE_AGENT_SECRET_NAME, data_dir/secrets/NAME (0600)."""
+
+    secret: SecretName = Field(description="the secret's name; its value never stands in this file")
+
+
+Secret = Annotated[SecretRef, BeforeValidator(_no_plain_secret)]
+
+
+def _key_file(value: Any) -> Any:
+    return value if isinstance(value, dict | SecretRef) else _text(value)
+
+
+KeyFile = Annotated[
+    SecretRef | str,
+    BeforeValidator(_key_file),
+]
+
+
+class AgentFile(_Part):
+    """Who this agent is."""
+
+    id: Id = Field(description="the MQTT client id and the Sparkplug edge node id")
+    site: Site = Field("site", description="ISA-95 style path, used in topics")
+    language: Language = Field("en", description="language of warnings, web page and notifications")
+    timezone: Text = Field("UTC", description="IANA name, for people; on the wire all time is UTC")
+    data_dir: Text | None = Field(
+        None,
+        description="the store, the history and the certificates live here; default: the service's state directory, "
+        "else ./data beside this file",
+    )
+
+
+class TlsFile(_Part):
+    """Certificates for the broker."""
+
+    ca: Text | None = Field(None, description="file of the authorities to trust; default: those of the system")
+    cert: Text | None = Field(None, description="file of the agent's own certificate")
+    key: KeyFile | None = Field(None, description="{secret: NAME}, or a file (mode 0600)")
+
+
+class SparkplugFile(_Part):
+    """Sparkplug B edge node."""
+
+    group: Text = Field(description="Sparkplug group id")
+    primary_host: Text | None = Field(None, description="host application to wait for")
+
+
+class HeartbeatFile(_Part):
+    """Report by exception."""
+
+    heartbeat: Period = spoken("60s", "a value is sent at least so often")
+
+
+class PublishFile(_Part):
+    """What is published."""
+
+    on_change: HeartbeatFile | None = Field(None, description="report by exception")
+
+
+class MqttFile(_Part):
+    """The broker that readings and warnings go to."""
+
+    url: BrokerUrl = Field(
+        description="mqtt://HOST[:PORT], mqtts://HOST[:PORT], or embedded: for a broker inside the agent"
+    )
+    version: Version = Field("auto", description="auto tries 5, falls back to 3.1.1 and says so")
+    username: Text | None = Field(None, description="user at the broker")
+    password: Secret | None = Field(None, description="{secret: NAME}; never printed")
+    tls: TlsFile | None = Field(None, description="certificates for mqtts://")
+    urls: list[BrokerUrl] = Field([], description="further brokers, tried in order")
+    root: Root = Field("edge/{site}/{agent}", description="the topic root")
+    publish: Literal["all"] | PublishFile = later("all", "all | {on_change: {heartbeat: 60s}}", off=("all",))
+    commands: bool = later(False, "true: acknowledge, shelve … by MQTT", off=(False,))
+    format: list[Literal["json", "sparkplug"]] = later(["json"], "json and / or sparkplug", off=(["json"],))
+    sparkplug: SparkplugFile | None = later(None, "settings of the format sparkplug")
+    batch: Batch = Field(
+        0,
+        description="0s: a message for each poll; 10s: readings gathered into one message (not available yet)",
+        json_schema_extra={"default": "0s", "x-available": False, "x-off": ["0s", "0ms", "0min", "0h", "0d"]},
+    )
+
+
+class BufferFile(_Part):
+    """Readings and warnings kept for a broker that is away; the oldest readings go first, warnings last."""
+
+    max_size: Size = Field(2 * 10**9, description="bytes at most", json_schema_extra={"default": "2GB"})
+    max_age: Age = spoken("14d", "the oldest kept")
+
+
+class HistoryFile(_Part):
+    """The agent's own history."""
+
+    keep: Age = Field(
+        duration_us("400d"),
+        description="how long (another value is not available yet)",
+        json_schema_extra={"default": "400d", "x-available": False, "x-off": ["400d"]},
+    )
+    export: Text | None = later(None, "a folder or fsspec URL for daily Parquet files", off=(None,))
+
+
+class StoreFile(_Part):
+    """What is kept on disk."""
+
+    buffer: BufferFile = Field(default_factory=BufferFile, description="for a broker that is away")
+    history: HistoryFile = Field(default_factory=HistoryFile, description="the agent's own history")
+    commit_every: Commit = spoken("1s", "the most that a power cut can cost")
+
+
+class WebTlsFile(_Part):
+    """Certificates of the page."""
+
+    cert: Text = Field(description="file of the certificate")
+    key: KeyFile = Field(description="{secret: NAME}, or a file")
+
+
+class UserFile(_Part):
+    """A user of the page."""
+
+    password_hash: Text = Field(description="made by edge-agent user add; a plain password is refused")
+    role: Literal["viewer", "operator", "engineer"] = Field("viewer", description="what the user may do")
+
+
+class WebFile(_Part):
+    """The page."""
+
+    listen: Listen = Field(
+        "127.0.0.1:8080", description="address and port; another address than loopback needs users; port 0: a free one"
+    )
+    tls: WebTlsFile | None = later(None, "certificates of the page")
+    users: dict[str, UserFile] | None = later(None, "who may use the page", off=(None, False, {}))
+
+
+class EscalateFile(_Part):
+    """Who hears when nobody acknowledges."""
+
+    after: Delay = Field(description="how long to wait")
+    to: Text = Field(description="another route")
+
+
+class RouteFile(_Part):
+    """Who hears of what, and how."""
+
+    to: list[SecretRef | str] = Field(description="Apprise URLs, or {secret: NAME}")
+    severity: Literal["warning", "alarm"] = Field("warning", description="from this severity on")
+    machines: list[str] | None = Field(None, description="names or patterns; default: all")
+    hours: Text | None = Field(None, description='such as "Mo-Fr 06:00-22:00"')
+    language: Language | None = Field(None, description="of the messages")
+    repeat: Delay | None = Field(None, description="say it again after so long")
+    escalate: EscalateFile | None = Field(None, description="when nobody acknowledges")
+
+
+class NotifyFile(_Part):
+    """Who is told."""
+
+    heartbeat: Text | None = later(None, "a URL called every minute while all is well", off=(None,))
+    routes: dict[str, RouteFile] | None = later(None, "who hears of what, and how (any Apprise URL)", off=(None, {}))
+
+
+class WarningsFile(_Part):
+    """The handling of warnings."""
+
+    max_shelve: Delay = Field(
+        duration_us("8h"),
+        description="the longest time to shelve (another value is not available yet)",
+        json_schema_extra={"default": "8h", "x-available": False, "x-off": ["8h"]},
+    )
+
+
+class ConnectionFile(BaseModel):
+    """A line to a device; the other keys are those of its driver."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    driver: Text = Field(description="the kind of device")
+
+
+class BandFile(_Part):
+    """The norm band of one severity; either side may be left out."""
+
+    low: Number | None = Field(None, description="below is a deviation; none where left out")
+    high: Number | None = Field(None, description="above is a deviation; none where left out")
+    deadband: DeadbandValue | None = Field(None, description="overrides the norm's")
+    on_delay: Delay | None = Field(None, description="overrides the norm's")
+    off_delay: Delay | None = Field(None, description="overrides the norm's")
+
+
+class RateFile(_Part):
+    """Rate of change."""
+
+    max: Number = Field(description="the largest change, in the signal's unit")
+    per: Delay = Field(description="in this time")
+    over: Delay = Field(description="measured over this time")
+
+
+class DriftFile(_Part):
+    """A small lasting shift."""
+
+    method: Literal["ewma", "cusum"] = Field("cusum", description="ewma | cusum")
+
+
+class ForecastFile(_Part):
+    """The trend will leave the alarm band."""
+
+    horizon: Delay = spoken("14d", "within this time")
+
+
+class LearnedFile(_Part):
+    """A robust band learned in a teach-in."""
+
+    k: Number = Field(6.0, description="half-width in robust standard deviations")
+
+
+class StateNormFile(_Part):
+    """A norm: the range in which a signal's values are normal."""
+
+    warning: BandFile | None = Field(None, description="the band whose leaving gives a warning")
+    alarm: BandFile | None = Field(
+        None, description="the band whose leaving gives an alarm; it contains the warning band"
+    )
+    deadband: DeadbandValue | None = Field(
+        None, description="in the signal's unit, or a share of the band such as 2%; only for the way back"
+    )
+    on_delay: Delay | None = Field(
+        None, description="raise after so long outside; default 0s", json_schema_extra={"default": "0s"}
+    )
+    off_delay: Delay | None = Field(
+        None, description="clear after so long back; default 0s", json_schema_extra={"default": "0s"}
+    )
+    latch: bool = later(False, "true: the warning stays until it is reset", off=(False, None))
+    rate: RateFile | None = later(None, "rate of change")
+    frozen: Delay | None = later(None, "a live sensor never stays exactly the same for so long")
+    stale: Stale | None = Field(None, description="no good reading for so long; default max(3 × every, 10s)")
+    drift: DriftFile | bool | None = later(None, "small lasting shift against the learned baseline")
+    forecast: ForecastFile | bool | None = later(
+        None, "warn when the trend will leave the alarm band within the horizon"
+    )
+    learned: LearnedFile | bool | None = later(None, "robust band learned in a teach-in; true = defaults")
+    adaptive: bool | None = later(None, "a slow baseline that freezes while the signal is suspicious")
+    residual: bool | None = later(None, "against what the machine's other signals predict")
+    spike: bool | None = later(None, "mark single outliers")
+    noise: bool | None = later(None, "variance gone or grown")
+    use_uncertain: bool = Field(False, description="judge readings of quality uncertain too")
+    severity: Literal["warning", "alarm"] = Field("warning", description="of the kinds without two levels")
+    acknowledge: Literal["auto", "required"] = Field(
+        "auto", description="auto: back to normal ends it; required: it stays until somebody acknowledges"
+    )
+
+
+class NormFile(StateNormFile):
+    """A norm, which may differ by operating state."""
+
+    by_state: dict[str, StateNormFile] = Field(
+        {}, description="laid over the norm, key by key, while the machine is in this state"
+    )
+
+
+class ValidFile(_Part):
+    """Outside, a reading is bad (sensor failure), not a deviation."""
+
+    low: Number | None = Field(None, description="lowest possible value")
+    high: Number | None = Field(None, description="highest possible value")
+
+
+class CurrentLoopFile(_Part):
+    """4-20 mA with NAMUR NE 43 failure limits; raw * scale + offset = mA."""
+
+    low: Number = Field(description="value at 4 mA")
+    high: Number = Field(description="value at 20 mA")
+
+
+class ManualFile(_Part):
+    """What only a person can see."""
+
+    every: Delay = Field(description="due so often")
+
+
+class WaveformFile(_Part):
+    """A vibration record, reduced to features."""
+
+    address: Text = Field(description="where the record is read")
+    rate: Number = Field(description="samples per second")
+    features: list[Text] = Field(description="such as velocity_rms, kurtosis")
+
+
+class SignalFile(_Part):
+    """A signal: one measured quantity. Exactly one of address, formula, manual, waveform or column."""
+
+    title: Text | None = Field(None, description="for people; default: the name")
+    address: Text | None = Field(None, description="where the driver reads it")
+    formula: Text | None = Field(
+        None,
+        description="computed from the machine's other signals: + - * / ** %, comparisons, and or not, abs min max sqrt log exp",
+    )
+    column: Text | None = Field(None, description="the recording's column; default: the signal's name")
+    manual: ManualFile | None = later(None, "entered by a person on the page")
+    waveform: WaveformFile | None = later(None, "a vibration record, reduced to features")
+    connection: Text | None = Field(None, description="default: the machine's")
+    every: Period | None = Field(None, description="poll period; default: the machine's")
+    scale: Scale = Field(1.0, description="value = raw * scale + offset")
+    offset: Number = Field(0.0, description="value = raw * scale + offset")
+    current_loop: CurrentLoopFile | None = Field(None, description="4-20 mA with NAMUR NE 43 failure limits")
+    unit: Text | None = Field(None, description="engineering unit")
+    map: Enumeration | None = Field(None, description="names of values: {0: stopped, 1: running}")
+    valid: ValidFile | None = Field(None, description="outside: the reading is bad (sensor failure), not a deviation")
+    norm: NormFile | None = Field(None, description="the range in which values are normal")
+    advice: Advice | None = Field(None, description="what to do, as one text or one for each language")
+
+
+class GroupFile(_Part):
+    """The combination leaves the norm although each value is inside."""
+
+    signals: list[str] = Field(description="members")
+    method: Literal["t2"] = Field("t2", description="Hotelling's T²")
+
+
+class TypeFile(_Part):
+    """Written once, used by many machines."""
+
+    title: Text | None = Field(None, description="for people; default: the name")
+    area: Text | None = Field(None, description="for grouping on the page")
+    connection: Text | None = Field(None, description="default for its signals")
+    every: Period = spoken("1s", "default poll period")
+    states: dict[str, Text] = Field({}, description="operating states, first match wins: name and condition")
+    settle: Delay = spoken("0s", "after a change of state no warning is raised for so long")
+    signals: dict[str, SignalFile] = Field({}, description="the machine's signals by name")
+    groups: dict[str, GroupFile] | None = later(None, "multivariate groups", off=(None, {}))
+
+
+class MachineFile(TypeFile):
+    """A machine. Inherited keys of its driver (such as the Modbus unit) may stand here too."""
+
+    type: Text | None = Field(None, description="name of a type, over which this machine is laid key by key")
+
+
+class File(_Part):
+    """The configuration of edge-agent."""
+
+    agent: AgentFile = Field(description="who this agent is")
+    mqtt: MqttFile = Field(description="the broker; not needed for recordings")
+    store: StoreFile = Field(default_factory=StoreFile, description="what is kept on disk")
+    web: WebFile | None = Field(default_factory=WebFile, description="the page; null: none")
+    notify: NotifyFile = Field(default_factory=NotifyFile, description="who is told")
+    warnings: WarningsFile = Field(default_factory=WarningsFile, description="the handling of warnings")
+    connections: dict[str, ConnectionFile] = Field(description="lines to devices by name; not needed for recordings")
+    types: dict[str, TypeFile] = Field({}, description="written once, used by many machines")
+    machines: dict[str, MachineFile] = Field(description="machines by name")
+    include: list[str] = Field([], description="patterns of further files, relative to this one")
