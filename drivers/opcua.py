@@ -59,8 +59,9 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
 NODE_ID = re.compile(r"(?:nsu=(?P<uri>[^;]+);|ns=(?P<index>\d{1,5});)?(?P<kind>[isgb])=(?P<text>.+)", re.DOTALL)
-DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|min)")
+DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s?(ms|s|min)")
 SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0}
+TIMEOUT_MIN_S, TIMEOUT_MAX_S = 0.01, 60.0
 
 QUALITIES: Mapping[str, Quality] = {
     "BadSensorFailure": Quality.SENSOR_FAILURE,
@@ -118,23 +119,27 @@ TOO_LONG = frozenset({"BadTooManyOperations", "BadResponseTooLarge", "BadEncodin
 """Answers to a Read of too many nodes: half of them are asked next."""
 
 
-def _seconds(text: object) -> object:
-    """`4s` → 4.0; anything that is not a duration in words is an error."""
-    if isinstance(text, str) and (found := DURATION.fullmatch(text)) and (value := float(found[1]) * SECONDS[found[2]]):
-        return value
-    raise ValueError(f"{text!r} is no duration; write it like 500ms, 4s or 1min")
+def _seconds(text: object) -> float:
+    """`4s` → 4.0; a bare number has no unit and is refused."""
+    found = DURATION.fullmatch(text) if isinstance(text, str) else None
+    if found is None:
+        raise ValueError(f"{text!r} is no duration; write a number with ms, s or min, such as 500ms or 4s")
+    seconds = float(found[1]) * SECONDS[found[2]]
+    if not TIMEOUT_MIN_S <= seconds <= TIMEOUT_MAX_S:
+        raise ValueError(f"{text} is outside 10ms … 60s")
+    return seconds
 
 
 Seconds = Annotated[
     float,
     BeforeValidator(_seconds),
     PlainSerializer(lambda seconds: f"{seconds * 1000:.15g}ms", return_type=str),
-    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?(ms|s|min)$"}),
+    WithJsonSchema({"type": "string", "examples": ["500ms", "4s"]}),
 ]
 
 
 class SecretRef(BaseModel):
-    """The name of a secret; the agent puts its text in its place before `open`."""
+    """The name of a secret; the agent puts its text in its place (`model_copy`, unvalidated) before `open`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     secret: str = Field(min_length=1)
@@ -147,7 +152,7 @@ class Connection(BaseModel):
     url: str = Field(description="opc.tcp://host:4840/path of the server", examples=["opc.tcp://192.0.2.20:4840"])
     security: str = Field("none", description="none (others are not available yet)")
     user: str | None = Field(None, min_length=1, description="user name; without one the session is anonymous")
-    password: SecretRef | str | None = Field(None, description="{secret: name}; never in plain")
+    password: SecretRef | None = Field(None, description="{secret: name}; never in plain")
     mode: str = Field("poll", description="poll (subscribe is not available yet)")
     timeout: Seconds = Field(4.0, description="for each answer of the server")
 
@@ -172,6 +177,13 @@ class Connection(BaseModel):
         if mode != "poll":
             raise ValueError(f"mode {mode!r} is not one of: poll")
         return mode
+
+    @field_validator("password", mode="before")
+    @classmethod
+    def _is_not_plain(cls, password: object) -> object:
+        if isinstance(password, str | int):
+            raise ValueError("a password is never written in plain; write {secret: NAME}")  # noqa: TRY004  # pydantic's way
+        return password
 
     @model_validator(mode="after")
     def _password_has_a_user(self) -> "Connection":
@@ -329,8 +341,7 @@ class OpcUaSession:
                 self.line = _Line(library, client, [], [], NODES_MAX, self.clock.monotonic_us(), 0, 0)
                 await client.connect_sessionless()
                 await client.create_session()
-                user, password = self.settings.user, self.settings.password
-                await client.activate_session(username=user, password=password if isinstance(password, str) else None)
+                await client.activate_session(username=self.settings.user, password=_text_of(self.settings.password))
                 self.counts.sessions += 1
                 await self._resolve(self.line)
         self.line.used_us = self.clock.monotonic_us()
@@ -500,12 +511,16 @@ class OpcUa:
 
 def _client(settings: Connection) -> "Client":
     """A new client for each session: one that was reconnected has been seen to follow moved namespaces."""
-    if isinstance(settings.password, SecretRef):
-        raise DeviceRefused(f"the secret {settings.password.secret!r} was not found")
     client: Client = importlib.import_module("asyncua.client.client").Client(settings.url, timeout=settings.timeout)
     client.name = client.description = "edge-agent"
     client.application_uri = "urn:edge-agent"
     return client
+
+
+def _text_of(secret: SecretRef | str | None) -> str | None:
+    if isinstance(secret, SecretRef):
+        raise DeviceRefused(f"the secret {secret.secret!r} was not found")
+    return secret
 
 
 def _asked(library: Any, namespace: int, identifier: int | str | uuid.UUID | bytes) -> "ua.ReadValueId":
