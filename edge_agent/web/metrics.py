@@ -1,0 +1,88 @@
+"""The board as Prometheus text (exposition format 0.0.4): a few gauges, written by hand.
+
+Unknown parts of the health are left out, not guessed: a metric that is absent is not zero.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from edge_agent.board import VERDICTS, Board, summary
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+Sample = tuple[dict[str, str], float]
+
+HEALTH = (
+    ("loop_lag_ms", "edge_agent_loop_lag_seconds", "How late the agent's loop is.", 1e-3),
+    ("cpu_percent", "edge_agent_cpu_percent", "Processor time used, in percent of one core.", 1.0),
+    ("rss_mb", "edge_agent_resident_memory_bytes", "Resident memory.", 1e6),
+)
+"""(key of the health message, metric, help, factor to the metric's unit)"""
+COUNTERS = (("requests", "Requests sent to the device."), ("timeouts", "Requests that got no answer in time."))
+
+
+def text(board: Board) -> str:
+    """All metrics of the agent."""
+    agent = board.agent()
+    status, health = agent["status"], agent["health"]
+    lines: list[str] = []
+    info = {key: str(status.get(key, "")) for key in ("agent", "version", "config")}
+    lines += _metric("edge_agent_info", "gauge", "Which agent this is.", [(info, 1)])
+    online = float(status.get("state") == "online")
+    lines += _metric("edge_agent_online", "gauge", "1 while the agent watches its machines.", [({}, online)])
+    refused = float(bool(agent["config_errors"]))
+    lines += _metric(
+        "edge_agent_config_refused", "gauge", "1 while the file on disk is not what runs.", [({}, refused)]
+    )
+    lines += _readings(board)
+    lines += _connections(health.get("connections") or {}, health.get("broker"))
+    buffered = (health.get("buffer") or {}).get("messages")
+    lines += _metric("edge_agent_buffer_messages", "gauge", "Messages that wait for the broker.", _one(buffered))
+    for key, name, help_text, factor in HEALTH:
+        lines += _metric(name, "gauge", help_text, _one(health.get(key), factor))
+    return "\n".join(lines) + "\n"
+
+
+def _readings(board: Board) -> Iterator[str]:
+    counts = summary(board.machines())
+    signals = [({"verdict": verdict}, float(counts[verdict])) for verdict in VERDICTS]
+    yield from _metric("edge_agent_signals", "gauge", "Signals by their verdict against the norm.", signals)
+    active = board.warnings(active=True)
+    by_severity = [
+        ({"severity": severity}, float(sum(event["severity"] == severity for event in active)))
+        for severity in ("alarm", "warning")
+    ]
+    yield from _metric("edge_agent_active_warnings", "gauge", "Warnings that are not back to normal.", by_severity)
+
+
+def _connections(connections: Mapping[str, Mapping[str, Any]], broker: Mapping[str, Any] | None) -> Iterator[str]:
+    """A connection without a state is unknown and shows nothing."""
+    up = [({"connection": name}, float(c["state"] == "connected")) for name, c in connections.items() if "state" in c]
+    yield from _metric("edge_agent_connection_up", "gauge", "1 while the device answers.", up)
+    for key, help_text in COUNTERS:
+        counts = [({"connection": name}, float(c[key])) for name, c in connections.items() if _is_number(c.get(key))]
+        yield from _metric(f"edge_agent_connection_{key}_total", "counter", help_text, counts)
+    if broker is not None and "state" in broker:
+        connected = float(broker["state"] == "connected")
+        yield from _metric("edge_agent_broker_up", "gauge", "1 while the broker is connected.", [({}, connected)])
+
+
+def _metric(name: str, kind: str, help_text: str, samples: Iterable[Sample]) -> list[str]:
+    rows = [f"{name}{_labels(labels)} {value:.17g}" for labels, value in samples]
+    return [f"# HELP {name} {help_text}", f"# TYPE {name} {kind}", *rows] if rows else []
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    inside = ",".join(f'{key}="{_escaped(value)}"' for key, value in labels.items())
+    return f"{{{inside}}}" if inside else ""
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _one(value: Any, factor: float = 1.0) -> list[Sample]:
+    return [({}, float(value) * factor)] if _is_number(value) else []
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,67 @@
+// Numbers and times for people. Times are shown in the agent's time zone, which is where the machines stand.
+import { locale } from "./words.js";
+
+let zone;
+
+export function useZone(name) {
+  try {
+    new Intl.DateTimeFormat("en-GB", { timeZone: name });
+    zone = name;
+  } catch {
+    zone = undefined;
+  }
+}
+
+const formatters = new Map();
+
+function formatter(options) {
+  const key = JSON.stringify([locale(), zone, options]);
+  if (!formatters.has(key)) formatters.set(key, new Intl.DateTimeFormat(locale(), { timeZone: zone, hourCycle: "h23", ...options }));
+  return formatters.get(key);
+}
+
+const DAY = { year: "numeric", month: "2-digit", day: "2-digit" };
+
+// "15:02:11", with the date before it when it is not today.
+export function clockTime(iso, now) {
+  const instant = new Date(iso);
+  if (Number.isNaN(instant.getTime())) return "–";
+  const time = formatter({ hour: "2-digit", minute: "2-digit", second: "2-digit" }).format(instant);
+  const sameDay = formatter(DAY).format(instant) === formatter(DAY).format(now);
+  return sameDay ? time : `${formatter({ day: "numeric", month: "short" }).format(instant)} ${time}`;
+}
+
+const STEPS = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
+
+// "3 minutes ago"
+export function ago(iso, now) {
+  const seconds = Math.max(0, Math.round((now - new Date(iso)) / 1000));
+  if (Number.isNaN(seconds)) return "";
+  const [unit, size] = STEPS.find(([, length]) => seconds >= length) ?? STEPS[3];
+  return new Intl.RelativeTimeFormat(locale(), { numeric: "always" }).format(-Math.floor(seconds / size), unit);
+}
+
+// As many decimals as make three or four digits of this span: a display that does not jump about.
+export function decimalsFor(span) {
+  if (!(span > 0)) return 2;
+  return Math.min(6, Math.max(0, 2 - Math.floor(Math.log10(span))));
+}
+
+const numbers = new Map();
+
+export function number(value, decimals) {
+  const huge = Math.abs(value) >= 1e9 || (value !== 0 && Math.abs(value) < 1e-6);
+  if (huge) return value.toExponential(3);
+  const key = `${locale()} ${decimals}`;
+  if (!numbers.has(key)) {
+    numbers.set(key, new Intl.NumberFormat(locale(), {
+      minimumFractionDigits: decimals, maximumFractionDigits: decimals, useGrouping: false,
+    }));
+  }
+  return numbers.get(key).format(value).replace(/^-(0(?:[.,]0*)?)$/, "$1");
+}
+
+// A limit as it was written, without trailing zeros.
+export function limitText(value) {
+  return new Intl.NumberFormat(locale(), { maximumSignificantDigits: 8, useGrouping: false }).format(value);
+}

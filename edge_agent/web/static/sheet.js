@@ -1,0 +1,126 @@
+// The inspection sheet: a card for each machine, a row for each signal.
+import { h, setData, setHidden, setText } from "./dom.js";
+import { clockTime, decimalsFor, limitText, number } from "./format.js";
+import { gauge, scaleOf } from "./gauge.js";
+import { mark, spoken } from "./marks.js";
+import { SAMPLES, trend } from "./trend.js";
+import { say, sayOr } from "./words.js";
+
+export const RANK = { alarm: 0, warning: 1, bad: 2, normal: 3, none: 4 };
+const OLD_AFTER_S = 10;
+
+export function worstFirst(a, b) {
+  return RANK[a.verdict] - RANK[b.verdict] || a.area.localeCompare(b.area) || a.title.localeCompare(b.title);
+}
+
+// machine: as in the overview event, kept up to date by the caller. large: the machine's own page.
+export function card(machine, large) {
+  const rows = machine.signals.map((signal) => row(signal));
+  const state = h("span", { class: "state" });
+  const old = h("p", { class: "old", hidden: true });
+  const counts = h("span", { class: "counts" });
+  const title = large
+    ? h("h1", {}, machine.title)
+    : h("h2", {}, h("a", { href: `/machines/${encodeURIComponent(machine.name)}` }, machine.title));
+  const place = h("p", { class: "place" }, machine.area && h("span", { class: "area" }, machine.area), state);
+  const element = h("article", { class: `card${large ? " large" : ""}`, "data-machine": machine.name },
+    h("header", {}, h("div", { class: "name" }, title, place), counts), old, h("ul", { class: "rows" }, rows.map((each) => each.element)));
+  let counted = "";
+
+  function show(now, warningsById) {
+    setData(element, "verdict", machine.verdict);
+    setText(state, machine.state ?? "");
+    setHidden(state, !machine.state);
+    machine.signals.forEach((signal, index) => rows[index].show(signal, now, warningsById));
+    const tally = machine.signals.map((signal) => signal.verdict).join();
+    if (tally !== counted) {
+      counted = tally;
+      counts.replaceChildren(...countMarks(machine.signals));
+    }
+    tick(now);
+  }
+
+  // Time passes without news as well: a machine of which nothing comes any more must not look well.
+  function tick(now) {
+    const fastest = Math.min(...machine.signals.map((signal) => signal.every));
+    const isOld = machine.ts !== null && (now - new Date(machine.ts)) / 1000 > 3 * fastest + OLD_AFTER_S;
+    setHidden(old, !isOld);
+    element.classList.toggle("is-old", isOld);
+    if (isOld) setText(old, say("machine.old", { time: clockTime(machine.ts, now) }));
+  }
+
+  return { element, show, tick };
+}
+
+function countMarks(signals) {
+  return ["alarm", "warning", "bad"].flatMap((verdict) => {
+    const count = signals.filter((signal) => signal.verdict === verdict).length;
+    if (count === 0) return [];
+    return h("span", { class: `tally ${verdict}` }, mark(verdict), String(count), spoken(` ${say(`count.${verdict}`, { count })}`));
+  });
+}
+
+function row(signal) {
+  const scale = scaleOf(signal.limits);
+  const decimals = decimalsFor(scale === null ? Math.abs(signal.value ?? 0) * 2 : scale[1] - scale[0]);
+  const band = gauge(signal);
+  const line = trend(scale === null ? null : scale[1] - scale[0]);
+  const sign = h("span", { class: "sign" });
+  const note = h("span", { class: "note" });
+  const figure = h("span", { class: "figure" });
+  const unit = h("span", { class: "unit" }, signal.unit);
+  const value = h("span", { class: "value" }, figure, unit);
+  const element = h("li", { class: "row", "data-signal": signal.name },
+    sign, h("span", { class: "what" }, h("span", { class: "title" }, signal.title), note), line.element, band.element, value);
+
+  function show(now_, now, warningsById) {
+    const warnings = now_.warnings.map((id) => warningsById.get(id)).filter(Boolean);
+    const verdict = now_.verdict === "normal" && now_.outside ? "pending" : now_.verdict;
+    if (element.dataset.verdict !== verdict) {
+      sign.replaceChildren(mark(now_.verdict), spoken(say(`verdict.${now_.verdict}`)));
+    }
+    setData(element, "verdict", verdict);
+    setData(element, "readable", now_.value === null ? "no" : "yes");
+    const text = now_.value === null ? "–" : number(now_.value, decimals);
+    setText(figure, text);
+    setText(note, noteOf(now_, warnings, now));
+    setHidden(note, note.textContent === "");
+    band.show(now_.value, `${text} ${now_.unit}`);
+    line.show(now_.trend);
+  }
+
+  return { element, show };
+}
+
+// Why this row is not simply normal, in words.
+function noteOf(signal, warnings, now) {
+  if (signal.quality !== "good") {
+    const what = sayOr(`quality.${signal.quality}`, signal.quality);
+    const noted = signal.quality_since ? say("signal.since", { what, time: clockTime(signal.quality_since, now) }) : what;
+    const standing = deviationOf(signal, warnings, now);
+    return standing ? `${noted}; ${say("signal.stood", { what: standing })}` : noted;
+  }
+  const standing = deviationOf(signal, warnings, now);
+  if (standing) return standing;
+  return signal.outside ? say("signal.pending") : "";
+}
+
+function deviationOf(signal, warnings, now) {
+  const warning = warnings.find(({ kind, state }) => ["high", "low"].includes(kind) && ["unacknowledged", "acknowledged"].includes(state));
+  if (!warning || typeof warning.limit !== "number") return "";
+  const where = warning.kind === "high" ? "above" : "below";
+  const what = say(`signal.${where}.${warning.severity}`, { limit: `${limitText(warning.limit)} ${signal.unit}`.trim() });
+  return say("signal.since", { what, time: clockTime(warning.since, now) });
+}
+
+// A new sample when its time has come, so that the line has the same pace as the one the agent sent first.
+export function sample(machine) {
+  const ts = new Date(machine.ts).getTime();
+  const every = Math.max(1, Math.min(...machine.signals.map((signal) => signal.every))) * 1000;
+  if (ts < machine.sampledAt + every * 0.9 && ts >= machine.sampledAt) return;
+  machine.sampledAt = ts;
+  for (const signal of machine.signals) {
+    signal.trend.push(signal.value);
+    if (signal.trend.length > SAMPLES) signal.trend.shift();
+  }
+}
