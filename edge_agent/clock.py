@@ -1,7 +1,8 @@
 """The only room that reads a clock. Stamps for people come from the wall clock, delays from the monotonic one."""
 
-import asyncio
 import time
+
+from edge_agent.contract import Clock
 
 
 class SystemClock:
@@ -13,10 +14,20 @@ class SystemClock:
     def wall_us(self) -> int:
         return time.time_ns() // 1000
 
+    def cpu_s(self) -> float:
+        """User and system time that this process has used."""
+        return time.process_time()
 
-async def sleep_until(clock: SystemClock, monotonic_us: int) -> None:
-    """Sleep until this instant of the monotonic clock; at once when it has passed."""
-    await asyncio.sleep(max(0, monotonic_us - clock.monotonic_us()) / 1e6)
+
+class AgentTime:
+    """The agent's own clock: never decreasing, carried on over restarts from where the journal ends."""
+
+    def __init__(self, clock: Clock, start_us: int) -> None:
+        self._clock = clock
+        self._base_us = start_us - clock.monotonic_us()
+
+    def now_us(self) -> int:
+        return self._base_us + self._clock.monotonic_us()
 
 
 def next_beat(now_us: int, every_us: int, phase_us: int = 0) -> int:

@@ -570,6 +570,7 @@ def _event(
         advice=signal.advice.get(plant.language) or signal.advice.get("en") or next(iter(signal.advice.values()), ""),
         count=(standing.count + (told is EventKind.RAISED)) if standing else 1,
         column=signal.column,
+        t=_of(work.t, change.row, column),
     )
     if now is WarningState.NORMAL:
         state.standing.pop(key, None)

@@ -8,7 +8,7 @@ Rule 3: this is the bulkhead: a fault of a driver stays in its connection.
 import asyncio
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from edge_agent.clock import next_beat
+from edge_agent import plugins
+from edge_agent.clock import AgentTime, next_beat
+from edge_agent.config import Config, with_secrets
 from edge_agent.contract import (
     CODE_MASK,
     SECOND_US,
@@ -34,6 +36,7 @@ from edge_agent.contract import (
     Readings,
     Session,
 )
+from edge_agent.plant import Plant
 
 log = structlog.get_logger(__name__)
 
@@ -121,20 +124,73 @@ class _Beat:
     plain: bool
 
 
-class AgentTime:
-    """The agent's own clock: never decreasing, carried on over restarts from where the journal ends."""
-
-    def __init__(self, clock: Clock, start_us: int) -> None:
-        self._clock = clock
-        self._base_us = start_us - clock.monotonic_us()
-
-    def now_us(self) -> int:
-        return self._base_us + self._clock.monotonic_us()
-
-
 Intake = Callable[[list[Frame]], None]
 Missed = Callable[[str, int, int, int], None]
 """(connection, machine rows, from UTC µs, to UTC µs) of beats that were not taken."""
+
+
+def lines(config: Config, plant: Plant, registry: plugins.Plugins) -> list[Line]:
+    """The connections of a configuration with their signals, secrets put in. Raises SecretError, UnknownPluginError."""
+    found = []
+    for connection in config.connections.values():
+        signals = tuple(_signals(config, plant, connection.name))
+        if signals:
+            widths = {s.machine: plant.by_name[s.machine].stop - plant.by_name[s.machine].start for s in signals}
+            settings = with_secrets(connection.settings, config)
+            found.append(Line(connection.name, registry.driver(connection.driver), settings, signals, widths))
+    return found
+
+
+def _signals(config: Config, plant: Plant, connection: str) -> Iterator[PolledSignal]:
+    for machine in config.machines.values():
+        for offset, signal in enumerate(machine.signals.values()):
+            if signal.connection != connection or signal.point is None:
+                continue
+            loop = signal.current_loop
+            yield PolledSignal(
+                machine=machine.name,
+                offset=offset,
+                point=Point(f"{machine.name}.{signal.name}", signal.point),
+                every_us=signal.every_us,
+                scale=signal.scale,
+                bias=signal.offset,
+                loop_low=None if loop is None else loop.low,
+                loop_high=None if loop is None else loop.high,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOnce:
+    """One reading of everything. faults: by connection, why it could not be reached."""
+
+    frames: list[Frame]
+    faults: dict[str, str]
+
+
+async def read_once(lines_: Sequence[Line], clock: Clock, time: AgentTime) -> ReadOnce:
+    """Open every line, read each of its signals once, and close it again: what `read` and `check --connect` do."""
+    frames: list[Frame] = []
+    faults: dict[str, str] = {}
+
+    async def one(line: Line) -> None:
+        poller = Poller(line, clock, time, frames.extend, lambda *_: None)
+        periods = tuple(sorted({signal.every_us for signal in line.signals}))
+        beat = _plan(line, periods)
+        why = Quality.DISCONNECTED
+        try:
+            opening = line.driver.open(line.name, line.settings, [signal.point for signal in line.signals], clock)
+            async with asyncio.timeout(OPEN_LIMIT_S), opening as session:
+                readings = await session.read(beat.due)
+        except (DeviceSilent, DeviceRefused, TimeoutError) as error:
+            faults[line.name] = str(error) or f"no answer within {OPEN_LIMIT_S:g} s"
+            why = Quality.REFUSED if isinstance(error, DeviceRefused) else why
+            readings = poller._nothing(beat, why)
+        frames.extend(poller._frames(beat, readings))
+
+    async with asyncio.TaskGroup() as tasks:
+        for line in lines_:
+            tasks.create_task(one(line))
+    return ReadOnce(frames, faults)
 
 
 class Poller:
@@ -165,6 +221,14 @@ class Poller:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_open())
             tasks.create_task(self._poll())
+
+    def remap(self, line: Line) -> bool:
+        """Take over moved columns, scales or names without dropping the connection; False when that is not possible."""
+        if not same_line(self.line, line):
+            return False
+        self.line = line
+        self._beats.clear()
+        return True
 
     # --- the connection -------------------------------------------------------------------------------------------
 
@@ -232,8 +296,7 @@ class Poller:
             beat, periods = self._next(last)
             await asyncio.sleep(max(0, beat - self._clock.monotonic_us()) / SECOND_US)
             self._stroke()
-            due = self._due(periods)
-            await self._take(due)
+            await self._take(periods)
             now = self._clock.monotonic_us()
             self._count_missed(beat, now)
             # What was due while the read went on is missed; the next beat lies in the future.
@@ -256,34 +319,37 @@ class Poller:
             wall = self._clock.wall_us()
             self._missed(self.line.name, rows, wall - (now_us - beat_us), wall)
 
-    async def _take(self, beat: _Beat) -> None:
+    async def _take(self, periods: tuple[int, ...]) -> None:
         """One beat: read, or say why not. Hands the frames on in the same turn of the loop."""
+        beat = self._due(periods)
+        readings = await self._read(beat)
+        # A reload may have moved the columns meanwhile; the points are still the same, or this poller was ended.
+        self._intake(self._frames(self._due(periods), readings))
+
+    async def _read(self, beat: _Beat) -> Readings:
         session = self._session
         if session is None:
-            self._intake(self._frames(beat, self._nothing(beat, self._why)))
-            return
-        limit_s = READ_LIMIT_S + self._periods[0] / SECOND_US
+            return self._nothing(beat, self._why)
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(READ_LIMIT_S + self._periods[0] / SECOND_US):
                 readings = await session.read(beat.due)
-        except (DeviceSilent, DeviceRefused, TimeoutError) as error:
+        except TimeoutError as error:
             self._lost(error)
-            quality = Quality.TIMEOUT if isinstance(error, TimeoutError) else self._why
-            self._intake(self._frames(beat, self._nothing(beat, quality)))
-            return
+            return self._nothing(beat, Quality.TIMEOUT)
+        except (DeviceSilent, DeviceRefused) as error:
+            self._lost(error)
+            return self._nothing(beat, self._why)
         except Exception as error:  # noqa: BLE001 - the bulkhead, as above
             log.exception("driver_failed", connection=self.line.name)
             self._lost(error)
-            self._intake(self._frames(beat, self._nothing(beat, Quality.OTHER)))
-            return
+            return self._nothing(beat, Quality.OTHER)
         self.health.beats += 1
         self.health.counters = session.counters()
-        silent = bool(((readings.quality == Quality.TIMEOUT) | (readings.quality == Quality.DISCONNECTED)).all())
-        if silent:
+        if ((readings.quality == Quality.TIMEOUT) | (readings.quality == Quality.DISCONNECTED)).all():
             self._enter(ConnectionState.SILENT, "no answer to any request")
         else:
             self._enter(ConnectionState.CONNECTED)
-        self._intake(self._frames(beat, readings))
+        return readings
 
     def _nothing(self, beat: _Beat, why: Quality) -> Readings:
         count = len(beat.due)
@@ -304,6 +370,16 @@ class Poller:
         values, quality = engineering(beat, readings)
         t, wall = np.array([self._time.now_us()], dtype=np.int64), self._clock.wall_us()
         return [_frame(target, values, quality, readings.ts, t, wall) for target in beat.targets]
+
+
+def same_line(old: Line, new: Line) -> bool:
+    """Whether an open connection serves the new line too: the same device, asked for the same things as often."""
+    if old.driver is not new.driver or old.settings != new.settings or len(old.signals) != len(new.signals):
+        return False
+    return all(
+        a.point.settings == b.point.settings and a.every_us == b.every_us and a.machine == b.machine
+        for a, b in zip(old.signals, new.signals, strict=True)
+    )
 
 
 def _frame(target: _Target, values: Floats, quality: Codes, stamps: Ints, t: Ints, wall_us: int) -> Frame:

@@ -101,6 +101,8 @@ class Event:
     column: str | None = None
     by: str | None = None
     comment: str | None = None
+    t: int = 0
+    """The agent's own clock at the row that caused it: for putting events in order, never published."""
 
 
 @dataclass(frozen=True, slots=True)

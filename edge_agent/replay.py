@@ -1,0 +1,299 @@
+"""Recorded data through exactly the judge that the daemon runs, as fast as it can.
+
+Rule 1: a recording becomes the frames that a driver would have given: engineering values, an empty cell is BAD `missing`,
+and ticks pass the time in which no row came. Rule 2: how the rows are cut into frames changes nothing.
+"""
+
+import csv
+import gzip
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, tzinfo
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_agent import expression, judge
+from edge_agent.config import Config
+from edge_agent.contract import SECOND_US, Codes, Floats, Frame, Ints, Quality
+from edge_agent.plant import Machine, Plant
+from edge_agent.records import Event, EventKind, Severity
+
+TIME_NAMES = ("ts", "time", "datetime", "timestamp")
+ROWS = 10_000
+"""Rows in a frame unless told: enough to pay for numpy's calls, small beside any cache of recordings."""
+EPOCH = "replay"
+TICKS_SPARE = 2
+MS_FROM, US_FROM, NS_FROM = 1e11, 1e14, 1e17
+"""Numbers of this size on are ms, µs, ns since 1970; smaller ones are seconds (1e11 s is the year 5138)."""
+WRITTEN_MISSING = frozenset({"", "na", "n/a", "null", "none", "nan"})
+
+
+class RecordingError(Exception):
+    """The data cannot be read; the text names the file and, where there is one, the line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A table of readings. ts: (rows,) int64 UTC µs in the order of the file; columns: name → (values, quality), (rows,)."""
+
+    name: str
+    ts: Ints
+    columns: dict[str, tuple[Floats, Codes]]
+
+    @property
+    def spacing_us(self) -> int:
+        """The median step between rows, at least 1 ms; 1 s when there are not two rows."""
+        steps = np.diff(self.ts)
+        steps = steps[steps > 0]
+        return max(1000, int(np.median(steps))) if steps.size else SECOND_US
+
+
+def read_csv(path: Path, *, time: str | None = None, sep: str = ",", zone: tzinfo = UTC) -> Recording:
+    """Read a CSV file, gzipped or not. time: the column with the time; sep: one character. Raises RecordingError."""
+    try:
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+        with gzip.open(path, "rb") if packed else path.open("rb") as data:
+            return _table(path, data, time, sep, zone)
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, gzip.BadGzipFile) as error:
+        raise RecordingError(f"{path}: cannot be read: {error}") from error
+
+
+def _table(path: Path, data: IO[bytes] | gzip.GzipFile, time: str | None, sep: str, zone: tzinfo) -> Recording:
+    reader = csv.reader(io.TextIOWrapper(data, encoding="utf-8-sig", newline=""), delimiter=sep)
+    try:
+        header = [name.strip() for name in next(reader)]
+    except StopIteration:
+        raise RecordingError(f"{path}:1: is empty; the first line names the columns") from None
+    clock = _time_column(path, header, time)
+    twice = {name for name in header if header.count(name) > 1}
+    if twice:
+        raise RecordingError(f"{path}:1: the column {sorted(twice)[0]!r} stands twice")
+    rows = []
+    for row in reader:
+        if not row:
+            continue
+        if len(row) != len(header):
+            raise RecordingError(f"{path}:{reader.line_num}: has {len(row)} cells, the header {len(header)} (separator {sep!r})")
+        rows.append(row)
+    cells = list(zip(*rows, strict=True)) if rows else [()] * len(header)
+    ts = _times(path, cells[clock], zone)
+    columns = {name: _numbers(cells[i]) for i, name in enumerate(header) if i != clock}
+    return Recording(path.name.removesuffix(".gz").removesuffix(".csv"), ts, columns)
+
+
+def _time_column(path: Path, header: list[str], wanted: str | None) -> int:
+    if wanted is not None:
+        if wanted not in header:
+            raise RecordingError(f"{path}:1: has no column {wanted!r}; it has {', '.join(header[:20])}")
+        return header.index(wanted)
+    lower = [name.lower() for name in header]
+    for name in TIME_NAMES:
+        if name in lower:
+            return lower.index(name)
+    raise RecordingError(f"{path}:1: has no time column ({', '.join(TIME_NAMES)}); name it with --time")
+
+
+def _times(path: Path, cells: Sequence[str], zone: tzinfo) -> Ints:
+    try:
+        numbers = np.array(cells, dtype=np.float64)
+    except ValueError:
+        return _stamps(path, cells, zone)
+    if not numbers.size:
+        return np.empty(0, dtype=np.int64)
+    if not np.isfinite(numbers).all():
+        raise RecordingError(f"{path}:{int(np.flatnonzero(~np.isfinite(numbers))[0]) + 2}: the time is not a number")
+    largest = float(np.abs(numbers).max())
+    factor = 1e6 if largest < MS_FROM else 1e3 if largest < US_FROM else 1.0 if largest < NS_FROM else 1e-3
+    return np.round(numbers * factor).astype(np.int64)
+
+
+def _stamps(path: Path, cells: Sequence[str], zone: tzinfo) -> Ints:
+    stamps = np.empty(len(cells), dtype=np.int64)
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    for i, cell in enumerate(cells):
+        try:
+            stamp = datetime.fromisoformat(cell.strip())
+        except ValueError:
+            raise RecordingError(f"{path}:{i + 2}: {cell!r} is not a time (2026-11-23T15:53:39Z, or seconds since 1970)") from None
+        since = (stamp if stamp.tzinfo else stamp.replace(tzinfo=zone)) - epoch
+        stamps[i] = since.days * 86_400 * SECOND_US + since.seconds * SECOND_US + since.microseconds
+    return stamps
+
+
+def _numbers(cells: Sequence[str]) -> tuple[Floats, Codes]:
+    """An empty cell is BAD `missing`, one that is no number BAD `not_a_number`; both are NaN."""
+    try:
+        values = np.array(cells, dtype=np.float64)
+    except ValueError:
+        return _slowly(cells)
+    # A written "nan" means that there was no value; infinities are for the judge to refuse.
+    return values, np.where(np.isnan(values), np.uint8(Quality.MISSING), np.uint8(Quality.GOOD))
+
+
+def _slowly(cells: Sequence[str]) -> tuple[Floats, Codes]:
+    values, quality = np.full(len(cells), np.nan), np.zeros(len(cells), dtype=np.uint8)
+    for i, cell in enumerate(cells):
+        text = cell.strip()
+        if text.lower() in WRITTEN_MISSING:
+            quality[i] = Quality.MISSING
+            continue
+        try:
+            values[i] = float(text)
+        except ValueError:
+            quality[i] = Quality.NOT_A_NUMBER
+    return values, quality
+
+
+# --- the configuration seen with this data ----------------------------------------------------------------------------
+
+
+def column_of(config: Config, machine: str, signal: str) -> tuple[str, ...]:
+    """The names under which this signal may stand in the data, best first."""
+    its = config.machines[machine].signals[signal]
+    names = [f"{machine}.{signal}"]
+    if its.column:
+        names.insert(0, its.column)
+    if len(config.machines) == 1:
+        names.append(signal)
+    return tuple(names)
+
+
+def fitted(config: Config, recording: Recording) -> tuple[Config, dict[tuple[str, str], str], list[str]]:
+    """The configuration as this recording can feed it: its columns by (machine, signal), and notes for the person.
+
+    A period that the file does not write becomes the data's median spacing (and the default of `stale` follows it).
+    A signal that the data does not have is left out, unless a formula or an operating state needs it.
+    """
+    columns: dict[tuple[str, str], str] = {}
+    notes = []
+    machines = {}
+    for name, machine in config.machines.items():
+        signals = {}
+        for key, signal in machine.signals.items():
+            found = next((c for c in column_of(config, name, key) if c in recording.columns), None)
+            if signal.formula is None:
+                if found is None and not _needed(machine, key):
+                    notes.append(f"{name}.{key}: the data has no column {column_of(config, name, key)[0]!r}: left out")
+                    continue
+                if found is not None:
+                    columns[name, key] = found
+            every_us = signal.every_us if signal.every_written else recording.spacing_us
+            signals[key] = replace(signal, every_us=every_us)
+        if signals:
+            machines[name] = replace(machine, signals=signals)
+    unknown = sorted(set(recording.columns) - set(columns.values()))
+    if unknown:
+        notes.append(f"ignored, in no signal of the configuration: {', '.join(unknown)}")
+    return replace(config, machines=machines), columns, notes
+
+
+def _needed(machine: Any, signal: str) -> bool:
+    texts = [*machine.states.values(), *(s.formula for s in machine.signals.values() if s.formula is not None)]
+    return any(signal in expression.parse(text, machine.signals).names for text in texts)
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+def frames(plant: Plant, recording: Recording, columns: dict[tuple[str, str], str], rows: int = ROWS) -> Iterator[list[Frame]]:
+    """The recording as frames of at most `rows` rows, ticks included; one list is what is judged at once."""
+    whole = [_whole(machine, recording, columns) for machine in plant.machines]
+    longest = max((len(frame.t) for frame in whole), default=0)
+    for first in range(0, longest, rows):
+        cut = slice(first, first + rows)
+        yield [
+            Frame(frame.machine, frame.t[cut], frame.ts[cut], frame.values[cut], frame.quality[cut])
+            for frame in whole
+            if len(frame.t) > first
+        ]
+
+
+def _whole(machine: Machine, recording: Recording, columns: dict[tuple[str, str], str]) -> Frame:
+    t = _agent_time(recording.ts)
+    width = machine.stop - machine.start
+    values = np.full((len(t), width), np.nan)
+    quality = np.full((len(t), width), np.uint8(Quality.HOLD), dtype=np.uint8)
+    for offset, signal in enumerate(machine.signals):
+        name = columns.get((machine.name, signal.name))
+        if name is not None:
+            values[:, offset], quality[:, offset] = recording.columns[name]
+    place, ticks = _ticks(machine, t)
+    if not len(ticks):
+        return Frame(machine.name, t, recording.ts, values, quality)
+    ts_ticks = recording.ts[place - 1] + (ticks - t[place - 1])
+    return Frame(
+        machine.name,
+        np.insert(t, place, ticks),
+        np.insert(recording.ts, place, ts_ticks),
+        np.insert(values, place, np.nan, axis=0),
+        np.insert(quality, place, np.uint8(Quality.HOLD), axis=0),
+    )
+
+
+def _agent_time(ts: Ints) -> Ints:
+    """The agent's clock beside the data's: it starts with it and never steps back."""
+    if not len(ts):
+        return ts
+    steps = np.maximum(np.diff(ts), 0)
+    return np.concatenate((ts[:1], ts[0] + np.cumsum(steps)))
+
+
+def _ticks(machine: Machine, t: Ints) -> tuple[npt.NDArray[np.intp], Ints]:
+    """Where no row came for the machine's smallest period: (index to insert before, time) of each tick row.
+
+    Once everything is stale nothing more can change, so that a gap of a year costs no more ticks than one of a minute.
+    """
+    if len(t) < 2:  # noqa: PLR2004 - no step between fewer rows
+        return np.empty(0, dtype=np.intp), np.empty(0, dtype=np.int64)
+    tick = machine.every_us
+    longest = int(machine.norms[0].stale_us.max()) + machine.settle_us
+    counts = np.minimum((np.diff(t) - 1) // tick, longest // tick + TICKS_SPARE)
+    counts = np.maximum(counts, 0)
+    place = np.repeat(np.arange(1, len(t)), counts)
+    within = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
+    return place.astype(np.intp), t[place - 1] + within * tick
+
+
+def run(plant: Plant, batches: Iterator[list[Frame]]) -> list[Event]:
+    """Every event that the daemon would have given, in the order of time, machines in the order of the configuration."""
+    state = judge.start(plant)
+    events: list[Event] = []
+    for batch in batches:
+        state, judged = judge.step(plant, state, batch, EPOCH)
+        events += judged.events
+    order = {machine.name: machine.index for machine in plant.machines}
+    return sorted(events, key=lambda event: (event.t, order[event.machine]))
+
+
+@dataclass(slots=True)
+class Alarm:
+    """One warning from raised to cleared: a row of `--alarms`. end: UTC µs or None when it stands."""
+
+    start: int
+    end: int | None
+    tag: str
+    severity: Severity
+    kind: str
+
+
+def alarms(events: Sequence[Event]) -> list[Alarm]:
+    """The warnings that these events tell of, in the order in which they were raised."""
+    found: list[Alarm] = []
+    standing: dict[str, Alarm] = {}
+    for event in events:
+        if event.event is EventKind.RAISED:
+            standing[event.id] = Alarm(event.ts, None, event.column or event.signal, event.severity, event.kind)
+            found.append(standing[event.id])
+        elif event.id in standing:
+            alarm = standing[event.id]
+            if event.severity is Severity.ALARM:
+                alarm.severity = event.severity
+            if event.event is EventKind.CLEARED:
+                alarm.end = event.ts
+                del standing[event.id]
+    return found
