@@ -54,7 +54,7 @@ class _Offer:
 
 
 class Plugins:
-    """A registry of drivers by kind. Tests and embedding programs may give their own; `installed()` gives the usual one."""
+    """A registry of drivers by kind. Tests and other programs may give their own; `installed()` gives the usual one."""
 
     def __init__(self, drivers: Mapping[str, Driver] | None = None) -> None:
         own = Origin("given", "-")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 try:
-    from yaml.cyaml import CParser as _EventParser
+    from yaml.cyaml import CParser as _EventParser  # type: ignore[attr-defined]
 except ImportError:  # a build of PyYAML without libyaml: ten times slower, the same events
     from yaml.parser import Parser
     from yaml.reader import Reader
@@ -52,7 +52,7 @@ class Place(NamedTuple):
 
 
 class Table(dict[Any, Any]):
-    """A mapping that knows where it, its keys (text or int) and their values stand. Never changed once it is read."""
+    """A mapping that knows where it, its keys (text or int) and their values stand. Not changed once it is read."""
 
     __slots__ = ("at", "key_at", "value_at")
 
@@ -85,7 +85,7 @@ class Items(list[Any]):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One fault: where, under which keys, in words; what was found and what is allowed instead, when that can be said."""
+    """One fault: where, under which keys, in words; what was found and what is allowed, where that can be said."""
 
     place: Place
     path: tuple[Any, ...]
@@ -192,12 +192,13 @@ _WORDS: dict[str, Any] = {
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+([eE][-+][0-9]+)?|[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?)")
-_TRUTH_1_1 = re.compile(r"(yes|no|on|off)", re.I)
+_TRUTH_1_1 = re.compile(r"(yes|no|on|off)", re.IGNORECASE)
 _LEADING_ZERO = re.compile(r"([-+]?)0[0-9]+")
 _SEXAGESIMAL = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?")
 _NUMBER_LIKE = re.compile(
-    r"[-+]?(0b[01_]+|0o?[0-7_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?|\.[0-9][0-9_]*([eE][-+]?[0-9]+)?)"
+    r"[-+]?(0b[01_]+|0o?[0-7_]+|0x[0-9a-fA-F_]+"
+    r"|[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?|\.[0-9][0-9_]*([eE][-+]?[0-9]+)?)"
 )
 _SPECIAL_STARTS = frozenset("~nNtTfFyYoO.-+0123456789<=")
 _INT_DIGITS_MAX = 20
@@ -297,7 +298,7 @@ _NO_KEY: Any = object()
 
 
 class _Open:
-    """A container that is still being read. size: its values so far, height: its levels, both with aliases written out."""
+    """A container that is still being read. size: its values so far, height: its levels, aliases written out."""
 
     __slots__ = ("anchor", "height", "key", "key_at", "node", "size", "skip")
 
@@ -319,7 +320,7 @@ class _Anchored(NamedTuple):
 
 
 class _Builder:
-    """Turns the events of one document into tables, lists and scalars; an explicit stack, so that depth costs nothing."""
+    """Turns the events of one document into tables, lists and scalars; an explicit stack, so depth costs nothing."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -404,9 +405,11 @@ class _Builder:
         elif event.implicit[0]:
             value = _plain(value)
             if type(value) is _Trap:
-                return self._trapped(event.value, value, at)
+                self._trapped(event.value, value, at)
+                return
         if self._wants_key():
-            return self._key(value, event.value, at)
+            self._key(value, event.value, at)
+            return
         if event.anchor is not None:
             self.anchors[event.anchor] = _Anchored(value, at, 1, 0)
         self._put(value, at, 1, 0)
@@ -498,6 +501,24 @@ class _Builder:
 # --- several files ---
 
 
+def _content(path: Path) -> tuple[bytes | None, str, str | None]:
+    """The bytes of a regular file; None with what is wrong and what is allowed."""
+    try:
+        if not path.exists():
+            return None, "there is no such file", None
+        if not path.is_file():
+            return None, "is not a regular file", "a file"
+        with path.open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        return None, f"the file cannot be read: {error.strerror}", None
+    except ValueError as error:
+        return None, f"the file cannot be read: {error}", None
+    if len(data) > FILE_BYTES_MAX:
+        return None, "the file is too large", f"at most {FILE_BYTES_MAX // 1_000_000} MB"
+    return data, "", None
+
+
 @dataclass(slots=True)
 class _Reading:
     """What has been read so far, over all files."""
@@ -540,25 +561,14 @@ class _Reading:
         return joined
 
     def _bytes(self, path: Path, at: Place, asked_path: tuple[Any, ...]) -> bytes | None:
-        def refuse(text: str, found: str | None = None, allowed: str | None = None) -> None:
-            self.problems.append(Problem(at, asked_path, text, found, allowed))
-
-        name = str(path)
-        try:
-            if not path.exists():
-                return refuse("there is no such file", name)
-            if not path.is_file():
-                return refuse("is not a regular file", name)
-            with path.open("rb") as file:
-                data = file.read(FILE_BYTES_MAX + 1)
-        except (OSError, ValueError) as error:
-            words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            return refuse(f"the file cannot be read: {words}", name)
+        """The content of a file within the limits; None (told where the file was asked for) when it cannot be had."""
+        data, text, allowed = _content(path)
+        if data is not None and self.total + len(data) > ALL_BYTES_MAX:
+            data, text, allowed = None, "the files together are too large", f"at most {ALL_BYTES_MAX // 1_000_000} MB"
+        if data is None:
+            self.problems.append(Problem(at, asked_path, text, str(path), allowed))
+            return None
         self.total += len(data)
-        if len(data) > FILE_BYTES_MAX:
-            return refuse("the file is too large", name, f"at most {FILE_BYTES_MAX // 1_000_000} MB")
-        if self.total > ALL_BYTES_MAX:
-            return refuse("the files together are too large", name, f"at most {ALL_BYTES_MAX // 1_000_000} MB")
         self.sha.update(len(data).to_bytes(8, "big") + data)
         self.files.append(path)
         return data

@@ -1,6 +1,6 @@
 """The words of the configuration file: one pydantic model for each part, with every key of the contract.
 
-Rule 1: a model says what a value may be and its default; what parts mean together is decided in `config.py`.
+Rule 1: a model says what a value may be and its default; what parts mean together is decided beside this file.
 Rule 2: a key that is not built yet stands here too, marked `later`: it is refused in words and never silently ignored.
 Rule 3: an error names what is allowed (`refused`), since a person reads it beside the line.
 """
@@ -112,6 +112,9 @@ class Deadband:
     amount: float
     percent: bool
 
+    def __str__(self) -> str:
+        return f"{self.amount:g}%" if self.percent else f"{self.amount:g}"
+
 
 def _deadband(value: Any) -> Deadband:
     form = "a number of 0 or more in the signal's unit, or a share of the band such as 2%"
@@ -155,14 +158,10 @@ def _matches(pattern: str, what: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _name(pattern: str, what: str) -> Any:
-    return Annotated[str, _matches(pattern, what), WithJsonSchema({"type": "string", "pattern": f"^{pattern}$"})]
-
-
-Id = _name(NAME, "id")
-ConnectionName = _name(NAME, "name of a connection")
-TypeName = _name(NAME, "name of a type")
-SecretName = _name(SECRET_NAME, "name of a secret")
+Id = Annotated[str, _matches(NAME, "id"), WithJsonSchema({"type": "string", "pattern": f"^{NAME}$"})]
+SecretName = Annotated[
+    str, _matches(SECRET_NAME, "name of a secret"), WithJsonSchema({"type": "string", "pattern": f"^{SECRET_NAME}$"})
+]
 
 
 def _topic_fault(value: str) -> str | None:
@@ -309,9 +308,14 @@ def spoken(default: str, description: str) -> Any:
     return Field(default=duration_us(default), description=description, json_schema_extra={"default": default})
 
 
+def defaults(model: type[BaseModel], description: str) -> Any:
+    """A field that holds a part of the file; left out, it is the part with all its defaults."""
+    return Field(default_factory=lambda: model.model_validate({}), description=description)
+
+
 def later(default: Any, description: str, *, off: tuple[Any, ...] = (None, False)) -> Any:
     """A field that a later version brings. off: the values that ask for nothing and are accepted."""
-    extra: dict[str, Any] = {"x-available": False, "x-off": [*off]}
+    extra: dict[str, Any] = {"x-off": [*off]}
     return Field(default=default, description=f"{description} (not available yet)", json_schema_extra=extra)
 
 
@@ -323,7 +327,7 @@ class _Part(BaseModel):
 
 
 class SecretRef(_Part):
-    """The name of a secret: looked up as $CREDENTIALS_DIRECTORY/NAME, EDGE_AGENT_SECRET_NAME, data_dir/secrets/NAME (0600)."""
+    """The name of a secret: $CREDENTIALS_DIRECTORY/NAME, EDGE_AGENT_SECRET_NAME or data_dir/secrets/NAME (0600)."""
 
     secret: SecretName = Field(description="the secret's name; its value never stands in this file")
 
@@ -401,7 +405,7 @@ class MqttFile(_Part):
     batch: Batch = Field(
         0,
         description="0s: a message for each poll; 10s: readings gathered into one message (not available yet)",
-        json_schema_extra={"default": "0s", "x-available": False, "x-off": ["0s", "0ms", "0min", "0h", "0d"]},
+        json_schema_extra={"default": "0s", "x-off": ["0s", "0ms", "0min", "0h", "0d"]},
     )
 
 
@@ -418,7 +422,7 @@ class HistoryFile(_Part):
     keep: Age = Field(
         duration_us("400d"),
         description="how long (another value is not available yet)",
-        json_schema_extra={"default": "400d", "x-available": False, "x-off": ["400d"]},
+        json_schema_extra={"default": "400d", "x-off": ["400d"]},
     )
     export: Text | None = later(None, "a folder or fsspec URL for daily Parquet files", off=(None,))
 
@@ -426,8 +430,8 @@ class HistoryFile(_Part):
 class StoreFile(_Part):
     """What is kept on disk."""
 
-    buffer: BufferFile = Field(default_factory=BufferFile, description="for a broker that is away")
-    history: HistoryFile = Field(default_factory=HistoryFile, description="the agent's own history")
+    buffer: BufferFile = defaults(BufferFile, "for a broker that is away")
+    history: HistoryFile = defaults(HistoryFile, "the agent's own history")
     commit_every: Commit = spoken("1s", "the most that a power cut can cost")
 
 
@@ -487,7 +491,7 @@ class WarningsFile(_Part):
     max_shelve: Delay = Field(
         duration_us("8h"),
         description="the longest time to shelve (another value is not available yet)",
-        json_schema_extra={"default": "8h", "x-available": False, "x-off": ["8h"]},
+        json_schema_extra={"default": "8h", "x-off": ["8h"]},
     )
 
 
@@ -613,7 +617,8 @@ class SignalFile(_Part):
     address: Text | None = Field(None, description="where the driver reads it")
     formula: Text | None = Field(
         None,
-        description="computed from the machine's other signals: + - * / ** %, comparisons, and or not, abs min max sqrt log exp",
+        description="computed from the machine's other signals: + - * / ** %, comparisons, and or not, "
+        "abs min max sqrt log exp",
     )
     column: Text | None = Field(None, description="the recording's column; default: the signal's name")
     manual: ManualFile | None = later(None, "entered by a person on the page")
@@ -661,11 +666,16 @@ class File(_Part):
 
     agent: AgentFile = Field(description="who this agent is")
     mqtt: MqttFile = Field(description="the broker; not needed for recordings")
-    store: StoreFile = Field(default_factory=StoreFile, description="what is kept on disk")
-    web: WebFile | None = Field(default_factory=WebFile, description="the page; null: none")
-    notify: NotifyFile = Field(default_factory=NotifyFile, description="who is told")
-    warnings: WarningsFile = Field(default_factory=WarningsFile, description="the handling of warnings")
+    store: StoreFile = defaults(StoreFile, "what is kept on disk")
+    web: WebFile | None = defaults(WebFile, "the page; null: none")
+    notify: NotifyFile = defaults(NotifyFile, "who is told")
+    warnings: WarningsFile = defaults(WarningsFile, "the handling of warnings")
     connections: dict[str, ConnectionFile] = Field(description="lines to devices by name; not needed for recordings")
     types: dict[str, TypeFile] = Field({}, description="written once, used by many machines")
     machines: dict[str, MachineFile] = Field(description="machines by name")
     include: list[str] = Field([], description="patterns of further files, relative to this one")
+
+
+NO_BAND = BandFile.model_validate({})
+NO_NORM = NormFile.model_validate({})
+"""What holds where the file says none."""

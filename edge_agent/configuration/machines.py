@@ -1,0 +1,178 @@
+"""Types and machines: a type laid under its machines, their states and formulas, and all their signals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edge_agent import expression, yamlfile
+from edge_agent.configuration import signals, words
+from edge_agent.configuration.lines import Lines
+from edge_agent.configuration.nouns import MachineConfig
+from edge_agent.configuration.report import Model, Part, Report
+from edge_agent.configuration.signals import Scope
+from edge_agent.yamlfile import Table
+
+RECORDED = frozenset({"address", "manual", "waveform"})
+"""Sources that need a line or a person: a configuration with one of them is not for recordings."""
+
+
+@dataclass(frozen=True, slots=True)
+class MachinePart:
+    """A machine in the file. part: laid over its type; own: as it is written."""
+
+    part: Part
+    own: Part
+
+
+def check_types(report: Report, section: Part | None, lines: Lines) -> None:
+    """Check types where they stand: their faults are told once, and also when no machine uses them."""
+    for name in section.table if section else ():
+        part = report.named(name, section, words.NAME, "type") if section else None
+        if part is not None:
+            _machine_words(report, words.TypeFile, part, lines.inherited() if lines.names else None)
+            for signal in _signals(report, part).values():
+                signals.checked_words(report, signal, lines.address_keys() if lines.names else None)
+
+
+def merged(report: Report, section: Part, types: Part | None) -> dict[str, MachinePart]:
+    """Every well-named machine, laid over its type."""
+    if not section.table:
+        report.add(section.spot, "there is no machine", "nothing", "one machine or more")
+    found: dict[str, MachinePart] = {}
+    for name in section.table:
+        part = report.named(name, section, words.NAME, "machine")
+        if part is None:
+            continue
+        if name in words.RESERVED_MACHINES:
+            report.add(part.spot, "this name is reserved", yamlfile.shown(name), "another name")
+        found[name] = MachinePart(_over_type(report, part, types), part)
+    return found
+
+
+def are_for_recordings(machines: Mapping[str, MachinePart]) -> bool:
+    """Whether no signal needs a line or a person."""
+    holders = [machine.part.table.get("signals") for machine in machines.values()]
+    found = [signal for holder in holders if isinstance(holder, Table) for signal in holder.values()]
+    return not any(isinstance(signal, Table) and RECORDED & set(signal) for signal in found)
+
+
+def resolved(
+    report: Report, name: str, machine: MachinePart, lines: Lines, language: str, *, recordings: bool
+) -> MachineConfig | None:
+    """The machine with all its signals; None, with its faults noted, when it cannot be made."""
+    part = machine.part
+    parts = _signals(report, part)
+    if part.table.get("signals") is None:
+        report.add(part.missing("signals"), "the key is missing", None, "one signal or more")
+    elif not part.table["signals"]:
+        report.add(part.value("signals"), "there is no signal", "nothing", "one signal or more")
+    about = _machine_words(report, words.MachineFile, part, _inherited(part, parts, lines))
+    states = _states(report, part, parts, readable=about is not None)
+    scope = Scope(part, tuple(parts), states, about.every if about else 0, language, recordings)
+    own = machine.own.part("signals")
+    found = {key: signals.resolved(report, key, (own.part(key), one), scope, lines) for key, one in parts.items()}
+    _refuse_circles(report, parts)
+    if about is None:
+        return None
+    return MachineConfig(
+        name=name,
+        title=about.title or "",
+        area=about.area or "",
+        states=dict(about.states),
+        settle_us=about.settle,
+        every_us=about.every,
+        signals={key: signal for key, signal in found.items() if signal is not None},
+    )
+
+
+def _over_type(report: Report, part: Part, types: Part | None) -> Part:
+    kind = part.table.get("type")
+    if kind is None:
+        return part
+    known = types.table if types else {}
+    if not isinstance(kind, str) or kind not in known:
+        report.unknown_word(part.value("type"), "there is no such type", kind, known)
+        return part
+    base = known[kind]
+    return Part(yamlfile.merged(base, part.table), part.keys, part.at) if isinstance(base, Table) else part
+
+
+def _signals(report: Report, part: Part) -> dict[str, Part]:
+    """The well-named signals of a machine or type."""
+    written = part.table.get("signals")
+    if written is not None and not isinstance(written, Table):
+        report.add(part.value("signals"), "is no mapping", yamlfile.shown(written), "signals by name")
+        return {}
+    holder = part.part("signals")
+    found = {name: report.named(name, holder, words.WORD, "signal") for name in holder.table}
+    return {name: signal for name, signal in found.items() if signal is not None}
+
+
+def _machine_words(report: Report, model: type[Model], part: Part, inherited: frozenset[str] | None) -> Model | None:
+    """A machine's or type's own keys, without signals. inherited: what its drivers take from it (None: not known)."""
+    strangers = [key for key in part.table if key not in model.model_fields]
+    if inherited is not None:
+        for key in strangers:
+            if key not in inherited:
+                report.unknown_key(part.key(key), {*model.model_fields, *inherited})
+    return report.checked(model, part.without({"signals", *strangers}))
+
+
+def _inherited(part: Part, parts: Mapping[str, Part], lines: Lines) -> frozenset[str] | None:
+    """What the drivers of this machine's connections take from it; None when one of them is not known."""
+    default: Any = part.table.get("connection")
+    names = [one.table.get("connection", default) for one in parts.values()] + [default]
+    if not all(name is None or isinstance(name, str) for name in names):
+        return None
+    return lines.inherited({name for name in names if name is not None})
+
+
+def _states(report: Report, part: Part, parts: Mapping[str, Part], *, readable: bool) -> tuple[str, ...]:
+    """The machine's states. Their conditions are checked when they are `readable` texts."""
+    holder = part.part("states")
+    for name in holder.table:
+        spot = holder.key(name)
+        if name == "unknown":
+            report.add(spot, "this name is the agent's own, for when no state is true", "unknown", "another name")
+        elif report.named(name, _as_names(holder), words.WORD, "state") and readable:
+            signals.check_expression(report, holder.value(name), holder.table[name], parts)
+    return tuple(name for name in holder.table if isinstance(name, str))
+
+
+def _as_names(holder: Part) -> Part:
+    """The same keys with nothing under them, to check the names alone."""
+    table = Table(holder.table.at)
+    for key in holder.table:
+        table.put(key, None, holder.table.key_at[key], holder.table.value_at[key])
+    return Part(table, holder.keys, holder.at)
+
+
+def _refuse_circles(report: Report, parts: Mapping[str, Part]) -> None:
+    """Formulas that use each other in a circle: told at each member."""
+    uses = {name: _names_in(part.table.get("formula"), parts) for name, part in parts.items()}
+    for name, part in parts.items():
+        if _reaches(name, name, uses):
+            found = yamlfile.shown(part.table["formula"])
+            report.add(
+                part.value("formula"), "formulas use each other in a circle", found, "measured signals at its end"
+            )
+
+
+def _names_in(formula: Any, parts: Mapping[str, Part]) -> tuple[str, ...]:
+    try:
+        return expression.parse(formula, tuple(parts)).names if isinstance(formula, str) else ()
+    except expression.ExpressionError:
+        return ()
+
+
+def _reaches(start: str, goal: str, uses: Mapping[str, Sequence[str]]) -> bool:
+    seen: set[str] = set()
+    waiting = list(uses[start])
+    while waiting:
+        name = waiting.pop()
+        if name == goal:
+            return True
+        if name not in seen:
+            seen.add(name)
+            waiting += uses[name]
+    return False

@@ -1,0 +1,124 @@
+"""Norms: whole for each operating state, percentages made absolute, and checked for sense.
+
+`layers` are the tables that say a norm, the strongest first: only places are looked for in them, values come merged.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from edge_agent.configuration.nouns import BandConfig, NormConfig
+from edge_agent.configuration.report import Part, Report, Spot
+from edge_agent.configuration.words import NO_BAND, BandFile, Deadband, NormFile, StateNormFile
+
+Layers = tuple[Part, ...]
+
+
+def resolved(report: Report, layers: Layers, words: NormFile, states: Iterable[str], every_us: int) -> NormConfig:
+    """The base norm, and one whole norm for each state that changes it."""
+    by_state: dict[str, NormConfig] = {}
+    holders = [layer.part("by_state") for layer in layers]
+    for state, over in words.by_state.items():
+        of_state = tuple(holder.part(state) for holder in holders)
+        if state not in states:
+            spot = next(holder.key(state) for holder in holders if state in holder.table)
+            report.unknown_word(spot, "the machine has no such state", state, states)
+        by_state[state] = _whole(report, (*of_state, *layers), _laid_over(words, over), every_us, {})
+    return _whole(report, layers, words, every_us, by_state)
+
+
+def _whole(
+    report: Report, layers: Layers, words: StateNormFile, every_us: int, by_state: dict[str, NormConfig]
+) -> NormConfig:
+    warning, alarm = _band(report, layers, words, "warning"), _band(report, layers, words, "alarm")
+    _check_nesting(report, layers, warning, alarm)
+    if words.stale is not None and words.stale < every_us:
+        found, allowed = f"{words.stale / 1e6:g}s", f"{every_us / 1e6:g}s or more"
+        report.add(_spot(layers, "stale"), "is shorter than the poll period", found, allowed)
+    return NormConfig(
+        warning=warning,
+        alarm=alarm,
+        stale_us=words.stale,
+        use_uncertain=words.use_uncertain,
+        severity=words.severity,
+        acknowledge=words.acknowledge,
+        by_state=by_state,
+    )
+
+
+def _band(report: Report, layers: Layers, words: StateNormFile, severity: str) -> BandConfig:
+    band: BandFile = getattr(words, severity) or NO_BAND
+    if band.low is not None and band.high is not None and band.low >= band.high:
+        spot = _spot(layers, severity, "low")
+        report.add(spot, "low is not below high", f"{band.low:g}", f"less than {band.high:g}")
+    return BandConfig(
+        low=band.low,
+        high=band.high,
+        deadband=_deadband(report, layers, severity, band, words),
+        on_delay_us=_said(band.on_delay, words.on_delay, 0),
+        off_delay_us=_said(band.off_delay, words.off_delay, 0),
+    )
+
+
+def _deadband(report: Report, layers: Layers, severity: str, band: BandFile, words: StateNormFile) -> float:
+    """In the signal's unit. A percentage is of high - low; half the band or more would never let a warning return."""
+    own = band.deadband is not None
+    spot = _spot(layers, severity, "deadband") if own else _spot(layers, "deadband")
+    written: Deadband = _said(band.deadband, words.deadband, Deadband(0.0, percent=False))
+    if band.low is None or band.high is None:
+        if not written.percent:
+            return written.amount
+        if own or band.low is not None or band.high is not None:
+            allowed = "a number in the signal's unit, or both sides"
+            report.add(spot, f"a share of the {severity} band needs its low and its high", str(written), allowed)
+        return 0.0
+    width = band.high - band.low
+    amount = written.amount / 100.0 * width if written.percent else written.amount
+    if width > 0 and amount * 2 >= width:
+        allowed = "less than 50%" if written.percent else f"less than {width / 2:g}"
+        report.add(spot, f"is half the {severity} band or more", str(written), allowed)
+    return amount
+
+
+def _check_nesting(report: Report, layers: Layers, warning: BandConfig, alarm: BandConfig) -> None:
+    """The alarm band contains the warning band, and some value lies in both."""
+    if alarm.low is not None and warning.low is not None and alarm.low > warning.low:
+        _tell_nesting(report, layers, "low", alarm.low, warning.low)
+    if alarm.high is not None and warning.high is not None and alarm.high < warning.high:
+        _tell_nesting(report, layers, "high", alarm.high, warning.high)
+    if alarm.low is not None and warning.high is not None and alarm.low >= warning.high:
+        spot, allowed = _spot(layers, "alarm", "low"), f"less than {warning.high:g}"
+        report.add(spot, "alarm low is not below warning high", f"{alarm.low:g}", allowed)
+    if alarm.high is not None and warning.low is not None and alarm.high <= warning.low:
+        spot, allowed = _spot(layers, "alarm", "high"), f"more than {warning.low:g}"
+        report.add(spot, "alarm high is not above warning low", f"{alarm.high:g}", allowed)
+
+
+def _tell_nesting(report: Report, layers: Layers, side: str, alarm: float, warning: float) -> None:
+    """Told at the alarm's limit, or at the warning's when a stronger layer says that one only."""
+    text = "the alarm band does not contain the warning band"
+    for layer in layers:
+        if spot := layer.value("alarm", side):
+            return report.add(spot, text, f"{alarm:g}", f"{warning:g} or {'less' if side == 'low' else 'more'}")
+        if spot := layer.value("warning", side):
+            return report.add(spot, text, f"{warning:g}", f"within alarm {side} {alarm:g}")
+    return None
+
+
+def _spot(layers: Layers, *keys: str) -> Spot | None:
+    """The value in the strongest layer that says it."""
+    return next((spot for layer in layers if (spot := layer.value(*keys))), None)
+
+
+def _said(*values: Any) -> Any:
+    """The first that is said at all."""
+    return next(value for value in values if value is not None)
+
+
+def _laid_over(base: StateNormFile, over: StateNormFile) -> StateNormFile:
+    """A state's norm over the base norm, key by key, bands too."""
+    said: dict[str, Any] = {key: getattr(over, key) for key in over.model_fields_set}
+    for severity in ("warning", "alarm"):
+        below, above = getattr(base, severity), said.get(severity)
+        if below is not None and above is not None:
+            said[severity] = below.model_copy(update={key: getattr(above, key) for key in above.model_fields_set})
+    return base.model_copy(update=said)

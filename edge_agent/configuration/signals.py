@@ -1,0 +1,162 @@
+"""Signals: where each one's values come from, what its driver knows of it, and its norm."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from edge_agent import expression, yamlfile
+from edge_agent.configuration import norms
+from edge_agent.configuration.lines import Lines
+from edge_agent.configuration.nouns import CurrentLoop, SignalConfig
+from edge_agent.configuration.report import Keys, Part, Report, listed
+from edge_agent.configuration.words import NO_NORM, SignalFile
+from edge_agent.contract import Driver
+from edge_agent.yamlfile import Table
+
+SOURCES = ("address", "formula", "manual", "waveform", "column")
+"""A signal has exactly one of these."""
+IDLE_BESIDE = {"formula": ("connection", "scale", "offset", "current_loop"), "column": ("connection",)}
+"""Keys that would be ignored in silence beside such a source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The machine around a signal. language: that of advice without one."""
+
+    part: Part
+    signals: tuple[str, ...]
+    states: tuple[str, ...]
+    every_us: int
+    language: str
+    recordings: bool
+
+
+def resolved(report: Report, name: str, layers: norms.Layers, scope: Scope, lines: Lines) -> SignalConfig | None:
+    """The signal; None, with its faults noted, when it cannot be made. layers: as written, and laid over its type."""
+    part = layers[-1]
+    source = _source(report, part, scope)
+    connection = _connection(report, part, scope, lines) if source == "address" else None
+    driver = lines.driver_of(connection) if connection else None
+    about = checked_words(report, part, _driver_keys(source, driver))
+    point = _point(report, part, scope, driver, lines.section.part(connection)) if driver and connection else None
+    if source is None or about is None:
+        return None
+    _check_idle(report, part, source)
+    _check_sense(report, part, about, scope)
+    every_us = about.every if about.every is not None else scope.every_us
+    return SignalConfig(
+        name=name,
+        title=about.title or "",
+        unit=about.unit or "",
+        advice={scope.language: about.advice} if isinstance(about.advice, str) else dict(about.advice or {}),
+        scale=about.scale,
+        offset=about.offset,
+        current_loop=CurrentLoop(about.current_loop.low, about.current_loop.high) if about.current_loop else None,
+        valid_low=about.valid.low if about.valid else None,
+        valid_high=about.valid.high if about.valid else None,
+        every_us=every_us,
+        every_written="every" in part.table or "every" in scope.part.table,
+        connection=connection,
+        point=point,
+        formula=about.formula,
+        column=(about.column or name) if source == "column" else None,
+        map=dict(about.map or {}),
+        norm=norms.resolved(
+            report, tuple(layer.part("norm") for layer in layers), about.norm or NO_NORM, scope.states, every_us
+        ),
+    )
+
+
+def checked_words(report: Report, part: Part, driver_keys: Collection[str] | None) -> SignalFile | None:
+    """A signal's common keys. driver_keys: the others that may stand here (None: not known, so any may)."""
+    strangers = [key for key in part.table if key not in SignalFile.model_fields]
+    if driver_keys is not None:
+        for key in strangers:
+            if key not in driver_keys:
+                report.unknown_key(part.key(key), {*SignalFile.model_fields, *driver_keys})
+    return report.checked(SignalFile, part.without(strangers))
+
+
+def check_expression(report: Report, spot: Any, text: str, names: Collection[str]) -> None:
+    """Note what makes a formula or the condition of a state unusable."""
+    try:
+        expression.parse(text, tuple(names))
+    except expression.ExpressionError as error:
+        report.add(spot, f"{error.text} (at its character {error.position + 1})", yamlfile.shown(text))
+
+
+def _source(report: Report, part: Part, scope: Scope) -> str | None:
+    """Where the values come from, one of SOURCES; None (told) when that is not clear."""
+    there = [key for key in SOURCES if part.table.get(key) is not None]
+    exactly = f"exactly one of {', '.join(SOURCES)}"
+    if len(there) > 1:
+        second = max(there, key=lambda key: part.table.key_at[key][1:])
+        report.add(part.key(second), "there are two sources of values", listed(there), exactly)
+        return None
+    if there == ["column"] and not scope.recordings:
+        report.add(part.key("column"), "stands only in a configuration for recordings", "column", "address or formula")
+        return None
+    if not there and scope.recordings:
+        return "column"
+    if not there:
+        report.add(part.missing("address"), "the key is missing", None, exactly)
+        return None
+    return there[0]
+
+
+def _driver_keys(source: str | None, driver: Driver | None) -> Collection[str] | None:
+    if source == "address":
+        return driver.Address.model_fields if driver else None
+    return () if source is not None else None
+
+
+def _connection(report: Report, part: Part, scope: Scope, lines: Lines) -> str | None:
+    """The name of the signal's connection, its own or the machine's; None (told) when there is none."""
+    for holder in (part, scope.part):
+        name = holder.table.get("connection")
+        if isinstance(name, str) and name in lines.names:
+            lines.used.add(name)
+            return name
+        if name is not None:
+            report.unknown_word(holder.value("connection"), "there is no such connection", name, lines.names)
+            return None
+    report.add(part.missing("connection"), "the key is missing", None, "a connection, here or at the machine")
+    return None
+
+
+def _point(report: Report, part: Part, scope: Scope, driver: Driver, line: Part) -> BaseModel | None:
+    """The signal as its driver sees it: its own keys over those that it inherits from machine and connection."""
+    table = Table(part.table.at)
+    origins: dict[Any, Keys] = {}
+    known = driver.Address.model_fields
+    for key in driver.inherited:
+        for holder in (line, scope.part):
+            if key in known and key in holder.table:
+                table.take(holder.table, key)
+                origins[key] = (*holder.keys, key)
+    for key in part.table:
+        if key == "address" or (key in known and key not in SignalFile.model_fields):
+            table.take(part.table, key)
+            origins.pop(key, None)
+    whole = part.table.value_at["address"]
+    return report.checked(driver.Address, Part(table, part.keys, part.at, origins, whole))
+
+
+def _check_idle(report: Report, part: Part, source: str) -> None:
+    for key in IDLE_BESIDE.get(source, ()):
+        if key in part.table:
+            report.add(part.key(key), f"has no meaning beside {source}", key, "only beside address")
+
+
+def _check_sense(report: Report, part: Part, about: SignalFile, scope: Scope) -> None:
+    """What the values mean together."""
+    if about.formula is not None:
+        check_expression(report, part.value("formula"), about.formula, scope.signals)
+    valid, loop = about.valid, about.current_loop
+    if valid and valid.low is not None and valid.high is not None and valid.low >= valid.high:
+        report.add(part.value("valid", "low"), "low is not below high", f"{valid.low:g}", f"less than {valid.high:g}")
+    if loop and loop.low == loop.high:
+        text = "4 and 20 mA cannot mean the same value"
+        report.add(part.value("current_loop", "high"), text, f"{loop.high:g}", f"another value than {loop.low:g}")
