@@ -235,7 +235,7 @@ async def _serve(options: argparse.Namespace) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        print(json.dumps({"modbus" if modbus else "opcua": url}), flush=True)
+        print(json.dumps({"url": url, "faults": plant_model.FAULTS}), flush=True)
         await stop.wait()
 
 
