@@ -6,6 +6,7 @@ What is shown is what the agent answers; a key that it does not send is left out
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,9 @@ SERVICE_STATE = Path("/var/lib/edge-agent")
 RELOAD_WITHIN_S = 60.0
 """A large configuration is read, compiled and taken over in far less."""
 WARNINGS_SHOWN = 20
+
+_DATA_DIR = re.compile(r"^[^#]*\bdata_dir:\s*[\"']?([^\"'\s,}#]+)", re.MULTILINE)
+"""Where it stands in a file that cannot be read as YAML."""
 
 DONE, NOT_SO, WRONG_USE, UNREACHABLE = 0, 1, 2, 3
 
@@ -101,10 +105,13 @@ def find_data_dir(config: Path, environment: Mapping[str, str] = os.environ) -> 
     """
     from edge_agent import control, yamlfile
 
-    agent = yamlfile.load(config).root.get("agent")
+    tree = yamlfile.load(config)
+    agent = tree.root.get("agent")
     stated = agent.get("data_dir") if isinstance(agent, yamlfile.Table) else None
     if isinstance(agent, yamlfile.Table) and isinstance(stated, str):
         return Path(agent.value_at["data_dir"].file).parent / stated
+    if tree.problems and config.is_file() and (line := _DATA_DIR.search(config.read_text(errors="replace"))):
+        return config.parent / line[1]
     state = environment.get("STATE_DIRECTORY", "").partition(":")[0]
     installed = [SERVICE_STATE] if config.resolve().is_relative_to(DEFAULT_CONFIG.parent) else []
     defaults = [*([Path(state)] if state else []), *installed, config.parent / "data", Path("data")]
