@@ -163,7 +163,7 @@ def secrets_of(config: Config) -> tuple[SecretRef, ...]:
 
 
 def with_secrets(settings: BaseModel, config: Config) -> BaseModel:
-    """A driver's settings with the text of each secret in place of its name, as `open` wants them. Raises SecretError."""
+    """A driver's settings with the text of each secret for its name, as `open` wants them. Raises SecretError."""
     return settings.model_copy(update={key: secret(ref, config) for key, ref in _secret_fields(settings)})
 
 

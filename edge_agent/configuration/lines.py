@@ -6,7 +6,7 @@ from types import NoneType
 from edge_agent import plugins
 from edge_agent.configuration import words
 from edge_agent.configuration.nouns import ConnectionConfig
-from edge_agent.configuration.report import Part, Report, near_word, shown
+from edge_agent.configuration.report import Part, Report, shown
 from edge_agent.contract import Driver
 from edge_agent.yamlfile import Place, Table
 
@@ -86,6 +86,6 @@ class Lines:
             self.report.unknown_word(part.value("driver"), "no such driver is installed", kind, error.known)
             self.drivers[kind] = None
         except plugins.BrokenPluginError as error:
-            self.report.add(part.value("driver"), str(error), kind, None, near_word(kind, ()))
+            self.report.add(part.value("driver"), str(error), shown((), kind))
             self.drivers[kind] = None
         return self.drivers[kind]

@@ -1,0 +1,157 @@
+"""`edge-agent check` and `edge-agent schema`: is the configuration right, and what may stand in one."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+    from edge_agent.config import Config, ConfigError, Loaded
+    from edge_agent.plugins import Plugins
+
+VALID, INVALID = 0, 2
+EXCERPT_COLUMNS = 100
+"""Of a long line, so much is shown around the fault."""
+RED, BOLD, DIM, PLAIN = "\x1b[31m", "\x1b[1m", "\x1b[2m", "\x1b[0m"
+
+
+def add_check(sub: "_SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = sub.add_parser(
+        "check",
+        help="validate a configuration",
+        description="Validate a configuration. Every fault is told with its place. Exit status 2 when there is one.",
+    )
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="the configuration file")
+    parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+    parser.set_defaults(run=check)
+
+
+def add_schema(sub: "_SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = sub.add_parser(
+        "schema",
+        help="print the JSON Schema of the configuration",
+        description="Print the JSON Schema of the configuration, with the keys of the installed drivers. Save it as "
+        "agent.schema.json beside the configuration, whose first line then makes editors complete and check.",
+    )
+    parser.set_defaults(run=schema)
+
+
+def check(args: argparse.Namespace) -> int:
+    """Tell every fault on stderr, or a short summary on stdout; with --json all of it as one object on stdout."""
+    from edge_agent import config, plugins
+
+    registry = plugins.installed()
+    try:
+        loaded = config.load(args.config, registry)
+    except config.ConfigErrors as invalid:
+        _tell_errors(invalid.errors, as_json=args.json)
+        return INVALID
+    summary = _summary(loaded, registry)
+    if args.json:
+        print(json.dumps(summary, ensure_ascii=False))
+    else:
+        _print_summary(args.config, summary)
+    return VALID
+
+
+def schema(args: argparse.Namespace) -> int:  # noqa: ARG001 - every command is called alike
+    """Print the schema. A driver that cannot be imported is left out and told on stderr."""
+    from edge_agent import plugins
+    from edge_agent.configuration.schema import json_schema
+
+    registry = plugins.installed()
+    drivers = {}
+    for kind in registry.kinds():
+        try:
+            drivers[kind] = registry.driver(kind)
+        except plugins.BrokenPluginError as error:
+            print(f"driver {kind} is left out: {error}", file=sys.stderr)
+    print(json.dumps(json_schema(drivers), ensure_ascii=False, indent=2))
+    return VALID
+
+
+def _summary(loaded: "Loaded", registry: "Plugins") -> dict[str, Any]:
+    found = loaded.config
+    kinds = sorted({connection.driver for connection in found.connections.values()})
+    return {
+        "ok": True,
+        "errors": [],
+        "sha": loaded.sha,
+        "files": [str(path) for path in loaded.files],
+        "machines": len(found.machines),
+        "signals": sum(len(machine.signals) for machine in found.machines.values()),
+        "connections": len(found.connections),
+        "drivers": [{"kind": kind, **registry.origin(kind)._asdict()} for kind in kinds],
+        "notes": [*loaded.notes, *_missing_secrets(found)],
+        "for_recordings": found.for_recordings,
+    }
+
+
+def _missing_secrets(found: "Config") -> Iterable[str]:
+    """Secrets that cannot be had here and now: a note, since the service may be given them elsewhere."""
+    from edge_agent import config
+
+    for ref in config.secrets_of(found):
+        try:
+            config.secret(ref, found)
+        except config.SecretError as error:
+            yield str(error)
+
+
+def _print_summary(path: Path, summary: dict[str, Any]) -> None:
+    counts = ", ".join(_counted(summary[noun], noun) for noun in ("machines", "signals", "connections"))
+    print(f"{path} is valid: {counts} (configuration {summary['sha']})")
+    for driver in summary["drivers"]:
+        print(f"  driver {driver['kind']}: {driver['distribution']} {driver['version']}")
+    if summary["for_recordings"]:
+        print("  for recordings: `replay` takes it, `run` needs connections")
+    for note in summary["notes"]:
+        print(f"  note: {note}")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun if count != 1 else noun.removesuffix('s')}"
+
+
+def _tell_errors(errors: "list[ConfigError]", *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"ok": False, "errors": [asdict(error) for error in errors]}, ensure_ascii=False))
+        return
+    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    for error in errors:
+        print(_coloured(error) if colour else str(error), file=sys.stderr)
+        if sys.stderr.isatty() and (excerpt := _excerpt(error, colour=colour)):
+            print(excerpt, file=sys.stderr)
+    if sys.stderr.isatty():
+        print(f"{_counted(len(errors), 'errors')}; nothing was started", file=sys.stderr)
+
+
+def _coloured(error: "ConfigError") -> str:
+    place = f"{error.file}:{error.line}:{error.column}:"
+    return f"{BOLD}{place}{PLAIN}{str(error).removeprefix(place)}"
+
+
+def _excerpt(error: "ConfigError", *, colour: bool) -> str | None:
+    """The line of the fault with a caret under it; None when it cannot be shown or may hold a secret."""
+    if error.found is not None and error.found.endswith("not shown"):
+        return None
+    try:
+        lines = Path(error.file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    if error.line > len(lines):
+        return None
+    line = "".join(char if char.isprintable() else " " for char in lines[error.line - 1])
+    start = max(0, error.column - 1 - EXCERPT_COLUMNS // 2)
+    shown = line[start : start + EXCERPT_COLUMNS]
+    margin = f"{error.line:>6} | "
+    caret = " " * (len(margin) + error.column - 1 - start) + "^"
+    if colour:
+        return f"{DIM}{margin}{PLAIN}{shown}\n{RED}{caret}{PLAIN}"
+    return f"{margin}{shown}\n{caret}"

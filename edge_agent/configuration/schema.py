@@ -1,0 +1,105 @@
+"""The JSON Schema of the file, with the keys of the drivers that are installed: editors complete and check with it.
+
+Rule: no section is required here, since a file may be one that another includes; `check` knows what the whole needs.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from edge_agent.configuration import words
+from edge_agent.contract import Driver
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+Schema = dict[str, Any]
+NAMES = {
+    "File": {"connections": words.NAME, "types": words.NAME, "machines": words.NAME},
+    "TypeFile": {"signals": words.WORD, "states": words.WORD, "groups": words.WORD},
+    "MachineFile": {"signals": words.WORD, "states": words.WORD, "groups": words.WORD},
+}
+"""Where keys are names that the user gives, and their form."""
+
+
+def json_schema(drivers: Mapping[str, Driver]) -> Schema:
+    """The schema (draft 2020-12). drivers: by kind; their keys stand at connections, machines and signals."""
+    schema = words.File.model_json_schema()
+    parts: dict[str, Schema] = schema["$defs"]
+    parts["ConnectionFile"] = {"oneOf": [{"$ref": f"#/$defs/{kind}.Connection"} for kind in drivers]}
+    for kind, driver in drivers.items():
+        parts.update(_connection(kind, driver))
+    addresses = {kind: _properties(parts, f"{kind}.Address", driver.Address) for kind, driver in drivers.items()}
+    _add(parts["SignalFile"], addresses, lambda key: key == "address" or key not in words.SignalFile.model_fields)
+    inherited = {
+        kind: {key: value for key, value in addresses[kind].items() if key in driver.inherited}
+        for kind, driver in drivers.items()
+    }
+    for machine in ("TypeFile", "MachineFile"):
+        _add(parts[machine], inherited, lambda _key: True)
+    for name, keys in NAMES.items():
+        for key, pattern in keys.items():
+            _name_keys(parts.get(name, schema)["properties"][key], pattern)
+    schema["properties"]["machines"]["propertyNames"]["not"] = {"enum": sorted(words.RESERVED_MACHINES)}
+    del schema["required"]
+    _tidy(schema)
+    return {"$schema": DIALECT, "title": "edge-agent", **{key: schema[key] for key in schema if key != "title"}}
+
+
+def _connection(kind: str, driver: Driver) -> dict[str, Schema]:
+    """The definitions for a connection of this kind."""
+    parts: dict[str, Schema] = {}
+    properties = _properties(parts, f"{kind}.parts", driver.Connection)
+    required = [key for key, field in driver.Connection.model_fields.items() if field.is_required()]
+    parts[f"{kind}.Connection"] = {
+        "type": "object",
+        "description": (driver.Connection.__doc__ or f"A connection of the driver {kind}.").splitlines()[0],
+        "properties": {"driver": {"const": kind, "description": "the kind of device"}, **properties},
+        "required": ["driver", *required],
+        "additionalProperties": False,
+    }
+    return parts
+
+
+def _properties(parts: dict[str, Schema], prefix: str, model: type[BaseModel]) -> dict[str, Schema]:
+    """The properties of a driver's model; what they refer to goes to `parts` under names of their own."""
+    own = model.model_json_schema(ref_template=f"#/$defs/{prefix}.{{model}}")
+    parts.update({f"{prefix}.{name}": part for name, part in own.get("$defs", {}).items()})
+    properties: dict[str, Schema] = own.get("properties", {})
+    return properties
+
+
+def _add(part: Schema, by_kind: Mapping[str, Mapping[str, Schema]], wanted: Any) -> None:
+    """Put the drivers' keys beside the common ones; a key of several drivers may be what any of them takes."""
+    found: dict[str, list[Schema]] = {}
+    for properties in by_kind.values():
+        for key, value in properties.items():
+            if wanted(key) and value not in found.setdefault(key, []):
+                found[key].append(value)
+    for key, values in found.items():
+        part["properties"][key] = copy.deepcopy(values[0]) if len(values) == 1 else {"anyOf": copy.deepcopy(values)}
+
+
+def _name_keys(section: Schema, pattern: str) -> None:
+    for branch in section.get("anyOf", [section]):
+        if branch.get("type") == "object":
+            branch["propertyNames"] = {"pattern": f"^{pattern}$"}
+
+
+def _tidy(node: Any) -> None:
+    """Drop titles that only repeat a name, and say plainly what is not available yet."""
+    if isinstance(node, list):
+        children: Iterable[Any] = node
+    elif isinstance(node, dict):
+        if node.pop("x-off", None) is not None:
+            node["x-available"] = False
+        for key, value in node.items():
+            if key in ("properties", "$defs") and isinstance(value, dict):
+                for one in value.values():
+                    if isinstance(one, dict) and isinstance(one.get("title"), str):
+                        del one["title"]
+        children = node.values()
+    else:
+        return
+    for child in children:
+        _tidy(child)
