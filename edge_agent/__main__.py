@@ -92,7 +92,8 @@ class _Version(argparse.Action):
     ) -> None:
         from importlib.metadata import version
 
-        parser.exit(0, f"edge-agent {version('edge-agent')}\n")
+        print(f"edge-agent {version('edge-agent')}")
+        parser.exit(0)
 
 
 if __name__ == "__main__":

@@ -129,16 +129,20 @@ def test_strokes_end_while_one_worker_hangs_and_it_is_said_once(tmp_path: Path, 
             well()
             return strokes >= 3
 
+        def both_turn() -> bool:
+            hanging()
+            return stroked()
+
         async with asyncio.TaskGroup() as group:
             keeper = group.create_task(
                 service.keep_watchdog(service.Notifier(str(tmp_path / "notify")), beats, SECOND_US // 50)
             )
-            await eventually(lambda: (hanging(), stroked())[1])
+            await eventually(both_turn)
             stroked()
             strokes = -1  # at most one stroke was on its way
             await eventually(lambda: stroked() or ("worker_stuck", "hanging") in events())
             assert strokes <= 0
-            await eventually(lambda: (hanging(), stroked())[1])
+            await eventually(both_turn)
             keeper.cancel()
 
     with systemd(str(tmp_path / "notify")) as host:
