@@ -30,6 +30,8 @@ VERDICTS = ("alarm", "warning", "bad", "normal", "none")
 RANK = {verdict: rank for rank, verdict in enumerate(VERDICTS)}
 DEVIATING = frozenset({"unacknowledged", "acknowledged"})
 """The states of a warning in which its value is still outside; the others only wait for a person."""
+WAITING = frozenset({"unacknowledged", "returned_unacknowledged", "latched_unacknowledged"})
+"""The states in which a warning waits for a person to acknowledge it."""
 OF_THE_SENSOR = frozenset({"stale", "health"})
 """Kinds that speak of the sensor or its line and not of the machine: they give the verdict `bad`, not `alarm`."""
 
@@ -47,6 +49,8 @@ class BoardSignal:
 
 @dataclass(frozen=True, slots=True)
 class BoardMachine:
+    """A machine as people see it. area: for grouping, may be empty. signals: in the order of its frames' columns."""
+
     name: str
     title: str
     area: str
@@ -89,8 +93,9 @@ class Board:
         """The last row of a judged frame, HOLD already resolved to the held value and quality.
 
         ts: UTC µs of the row. values: (signals,) float64, NaN where bad. quality: (signals,) uint8.
-        at: (signals,) UTC µs of each value, or None: all are of `ts`. state: the operating state, None when it has none.
-        The arrays are kept, not copied: the caller does not write into them again. Raises KeyError for an unknown machine.
+        at: (signals,) UTC µs of each value, or None: all are of `ts`. state: the operating state, None: it has none.
+        The arrays are kept, not copied: the caller does not write into them again.
+        Raises KeyError for an unknown machine.
         """
         sheet = self._sheets[machine]
         changed = quality != sheet.quality
@@ -105,7 +110,7 @@ class Board:
             self._told.soon(self)
 
     def norms(self, machine: str, bands: Sequence[Mapping[str, Mapping[str, float]]]) -> None:
-        """The bands in force, one `{"warning": {"low": …, "high": …}, "alarm": {…}}` for each signal, in their order."""
+        """The bands in force: `{"warning": {"low": …, "high": …}, "alarm": {…}}` for each signal, in their order."""
         sheet = self._sheets[machine]
         limits = [{level: _sides(band.get(level, {})) for level in ("warning", "alarm")} for band in bands]
         if limits != sheet.limits:
@@ -121,7 +126,7 @@ class Board:
 
     def active(self, events: Sequence[dict[str, Any]]) -> None:
         """All warnings that are not back to normal: the last event of each."""
-        self._active = sorted(events, key=_urgency)
+        self._active = _most_urgent_first(events)
         self._by_signal, self._by_machine = {}, {}
         for event in self._active:
             self._by_signal.setdefault((event["machine"], event["signal"]), []).append(event)
@@ -216,7 +221,7 @@ class Board:
         }
 
     async def changes(self, after_version: int) -> int:
-        """Wait until something is newer than `after_version`; returns the version now. Wakes at most 4 times a second."""
+        """Wait until something is newer than `after_version`; the version now. Wakes at most 4 times a second."""
         while self._told.version <= after_version:
             await self._told.next(self)
         return self._told.version
@@ -427,9 +432,10 @@ def _number(value: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _urgency(event: Mapping[str, Any]) -> tuple[bool, bool, str]:
-    """Alarms before warnings, what still deviates before what waits for a person, the oldest first."""
-    return event["severity"] != "alarm", event["state"] not in DEVIATING, str(event["since"])
+def _most_urgent_first(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What nobody has acknowledged first, alarms before warnings, the newest before the older."""
+    newest_first = sorted(events, key=lambda event: str(event["since"]), reverse=True)
+    return sorted(newest_first, key=lambda event: (event["state"] not in WAITING, event["severity"] != "alarm"))
 
 
 def _worst_first(machine: Mapping[str, Any]) -> tuple[int, str, str]:

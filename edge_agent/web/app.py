@@ -62,7 +62,7 @@ class Web:
 
     async def run(self) -> None:
         """Serve until cancelled; then end every connection within a second."""
-        await self._server.serve()
+        await self._server.run_until_cancelled()
 
 
 @asynccontextmanager

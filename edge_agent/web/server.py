@@ -64,6 +64,10 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def run_until_cancelled(self) -> None:
+        """Serve the bound socket."""
+        await self.serve([self._listener])
+
     async def main_loop(self) -> None:
         """Wait for the caller's cancellation; uvicorn's own loop wakes ten times a second for nothing."""
         try:
@@ -76,7 +80,7 @@ class Server(uvicorn.Server):
 
 
 def to_server(app: ASGIApp, listener: socket.socket, closing: Callable[[], None]) -> Server:
-    """A server for this application on this bound socket; `serve` runs it."""
+    """A server for this application on this bound socket; `run_until_cancelled` runs it."""
     settings: dict[str, Any] = {
         "http": HurriedProtocol,
         "ws": "none",

@@ -3,10 +3,11 @@ import { h, setData, setHidden, setText } from "./dom.js";
 import { clockTime, useZone } from "./format.js";
 import { connect } from "./live.js";
 import { mark, spoken } from "./marks.js";
-import { card, sample, worstFirst } from "./sheet.js";
+import { card, sample, verdictOf, worstFirst } from "./sheet.js";
 import { activeList, pastList } from "./warnings.js";
 import { say, sayOr, speak } from "./words.js";
 
+const MANY = 12;
 const VERDICTS = ["alarm", "warning", "bad", "normal", "none"];
 const WIDE = matchMedia("(min-width: 900px)");
 const VERY_WIDE = matchMedia("(min-width: 1900px)");
@@ -106,7 +107,7 @@ function overviewView() {
   const counters = counts();
   const active = activeList(titleOf, false);
   const cards = new Map([...known.machines.values()].map((machine) => [machine.name, card(machine, false)]));
-  const grid = h("div", { class: "grid" });
+  const grid = h("div", { class: `grid${cards.size > MANY ? " many" : ""}` });
   const none = h("p", { class: "calm", hidden: cards.size > 0 }, say("machines.none"));
   let arranged = "";
 
@@ -134,15 +135,18 @@ function overviewView() {
     placed: arrange,
     show(message) {
       const byId = new Map(known.warnings.map((warning) => [warning.id, warning]));
-      counters.show();
       active.show(known.warnings, now());
       const changed = message.warnings ? [...cards.keys()] : (message.machines ?? []).map(({ name }) => name);
       for (const name of changed) cards.get(name)?.show(now(), byId);
+      counters.show();
       arrange();
     },
     tick() {
       active.tick(now());
-      for (const each of cards.values()) each.tick(now());
+      const aged = [...cards.values()].filter((each) => each.tick(now()));
+      if (aged.length === 0) return;
+      counters.show();
+      arrange();
     },
   };
 }
@@ -205,7 +209,7 @@ function counts() {
 function countOf(verdict) {
   let count = 0;
   for (const machine of known.machines.values()) {
-    for (const signal of machine.signals) count += signal.verdict === verdict;
+    for (const signal of machine.signals) count += verdictOf(signal, machine.old) === verdict;
   }
   return count;
 }

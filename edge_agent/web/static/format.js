@@ -49,9 +49,13 @@ export function decimalsFor(span) {
 
 const numbers = new Map();
 
-export function number(value, decimals) {
-  const huge = Math.abs(value) >= 1e9 || (value !== 0 && Math.abs(value) < 1e-6);
-  if (huge) return value.toExponential(3);
+const DIGITS_MAX = 6;
+
+// With this many decimals, fewer when it would become long; what does not fit at all is written as 1.23e+8.
+export function number(value, wanted) {
+  const size = Math.abs(value);
+  if (size >= 1e7 || (value !== 0 && size < 1e-6)) return value.toExponential(2);
+  const decimals = Math.min(wanted, Math.max(0, DIGITS_MAX - Math.max(1, Math.ceil(Math.log10(size + 1)))));
   const key = `${locale()} ${decimals}`;
   if (!numbers.has(key)) {
     numbers.set(key, new Intl.NumberFormat(locale(), {

@@ -3,9 +3,10 @@ import { h, setData, setHidden } from "./dom.js";
 import { limitText } from "./format.js";
 import { say } from "./words.js";
 
-// The scale follows from the limits alone, so that it does not move with the value.
-export function scaleOf(limits) {
-  const { warning = {}, alarm = {} } = limits ?? {};
+// The scale follows from the limits, so that it does not move with the value; where one end is open it also holds what
+// was seen when the page was loaded.
+export function scaleOf({ limits, unit, value, trend = [] }) {
+  const { warning = {}, alarm = {} } = limits;
   const lows = [warning.low, alarm.low].filter(Number.isFinite);
   const highs = [warning.high, alarm.high].filter(Number.isFinite);
   if (lows.length + highs.length === 0) return null;
@@ -15,17 +16,23 @@ export function scaleOf(limits) {
     const margin = (high - low) * 0.18 || Math.abs(high) || 1;
     return [low - margin, high + margin];
   }
-  // One side only: zero is the natural other end when the limit lies above it (or below it).
+  // One side only: zero, or 100 %, is the natural other end.
+  const seen = [...trend, value].filter(Number.isFinite);
   const margin = Math.abs(high - low) * 0.6 || Math.abs(highs.length ? high : low) * 0.2 || 1;
-  if (highs.length) return high > 0 ? [Math.min(0, low), high + margin] : [low - 4 * margin, high + margin];
-  return low > 0 ? [0, high * 2] : [low - margin, high + 4 * margin];
+  const percent = unit === "%" && low >= 0 && high <= 100;
+  if (highs.length) {
+    if (percent) return [0, 100];
+    return high > 0 ? [Math.min(0, low, ...seen), high + margin] : [Math.min(low - 4 * margin, ...seen), high + margin];
+  }
+  if (percent) return [0, 100];
+  return [low > 0 ? 0 : low - margin, Math.max(low > 0 ? high * 2 : high + 4 * margin, ...seen.map((each) => each + Math.abs(each) * 0.1))];
 }
 
 const LEVELS = ["alarm", "warning"];
 const SIDES = ["low", "high"];
 
 export function gauge(signal) {
-  const scale = scaleOf(signal.limits);
+  const scale = scaleOf(signal);
   if (scale === null) {
     return { element: h("div", { class: "gauge empty" }, h("span", {}, say("gauge.none"))), show: () => {} };
   }

@@ -15,6 +15,7 @@ const SHAPES = {
     svg("circle", { class: "shape", cx: 12, cy: 12, r: 9.6 }),
     letter("letter.bad", 16.8),
   ],
+  pending: () => [svg("path", { class: "tick", d: "M12 4.5 21 20H3z" })],
   normal: () => [svg("path", { class: "tick", d: "m5 12.6 4.6 4.6L19.2 7" })],
   none: () => [svg("path", { class: "tick", d: "M7 12h10" })],
 };

@@ -9,8 +9,19 @@ import { say, sayOr } from "./words.js";
 export const RANK = { alarm: 0, warning: 1, bad: 2, normal: 3, none: 4 };
 const OLD_AFTER_S = 10;
 
+// A machine of which nothing comes any more is not readable, whatever its last reading was.
+export function isOld(machine, now) {
+  const fastest = Math.min(...machine.signals.map((signal) => signal.every));
+  return machine.ts !== null && (now - new Date(machine.ts)) / 1000 > 3 * fastest + OLD_AFTER_S;
+}
+
+// The verdict of a machine or a signal, never better than `bad` when it is old.
+export function verdictOf(judged, old) {
+  return old && RANK[judged.verdict] > RANK.bad ? "bad" : judged.verdict;
+}
+
 export function worstFirst(a, b) {
-  return RANK[a.verdict] - RANK[b.verdict] || a.area.localeCompare(b.area) || a.title.localeCompare(b.title);
+  return RANK[verdictOf(a, a.old)] - RANK[verdictOf(b, b.old)] || a.area.localeCompare(b.area) || a.title.localeCompare(b.title);
 }
 
 // machine: as in the overview event, kept up to date by the caller. large: the machine's own page.
@@ -26,42 +37,45 @@ export function card(machine, large) {
   const element = h("article", { class: `card${large ? " large" : ""}`, "data-machine": machine.name },
     h("header", {}, h("div", { class: "name" }, title, place), counts), old, h("ul", { class: "rows" }, rows.map((each) => each.element)));
   let counted = "";
+  let warnings = new Map();
 
   function show(now, warningsById) {
-    setData(element, "verdict", machine.verdict);
+    warnings = warningsById;
+    machine.old = isOld(machine, now);
+    setData(element, "verdict", verdictOf(machine, machine.old));
+    setHidden(old, !machine.old);
+    element.classList.toggle("is-old", machine.old);
+    if (machine.old) setText(old, say("machine.old", { time: clockTime(machine.ts, now) }));
     setText(state, machine.state ?? "");
     setHidden(state, !machine.state);
-    machine.signals.forEach((signal, index) => rows[index].show(signal, now, warningsById));
-    const tally = machine.signals.map((signal) => signal.verdict).join();
+    for (const each of rows) each.show(now, warningsById, machine.old);
+    const tally = machine.signals.map((signal) => verdictOf(signal, machine.old)).join();
     if (tally !== counted) {
       counted = tally;
-      counts.replaceChildren(...countMarks(machine.signals));
+      counts.replaceChildren(...countMarks(machine));
     }
-    tick(now);
   }
 
-  // Time passes without news as well: a machine of which nothing comes any more must not look well.
+  // Time passes without news as well. Returns whether the machine has just become old.
   function tick(now) {
-    const fastest = Math.min(...machine.signals.map((signal) => signal.every));
-    const isOld = machine.ts !== null && (now - new Date(machine.ts)) / 1000 > 3 * fastest + OLD_AFTER_S;
-    setHidden(old, !isOld);
-    element.classList.toggle("is-old", isOld);
-    if (isOld) setText(old, say("machine.old", { time: clockTime(machine.ts, now) }));
+    if (machine.old || !isOld(machine, now)) return false;
+    show(now, warnings);
+    return true;
   }
 
   return { element, show, tick };
 }
 
-function countMarks(signals) {
+function countMarks({ signals, old }) {
   return ["alarm", "warning", "bad"].flatMap((verdict) => {
-    const count = signals.filter((signal) => signal.verdict === verdict).length;
+    const count = signals.filter((signal) => verdictOf(signal, old) === verdict).length;
     if (count === 0) return [];
     return h("span", { class: `tally ${verdict}` }, mark(verdict), String(count), spoken(` ${say(`count.${verdict}`, { count })}`));
   });
 }
 
 function row(signal) {
-  const scale = scaleOf(signal.limits);
+  const scale = scaleOf(signal);
   const decimals = decimalsFor(scale === null ? Math.abs(signal.value ?? 0) * 2 : scale[1] - scale[0]);
   const band = gauge(signal);
   const line = trend(scale === null ? null : scale[1] - scale[0]);
@@ -73,20 +87,21 @@ function row(signal) {
   const element = h("li", { class: "row", "data-signal": signal.name },
     sign, h("span", { class: "what" }, h("span", { class: "title" }, signal.title), note), line.element, band.element, value);
 
-  function show(now_, now, warningsById) {
-    const warnings = now_.warnings.map((id) => warningsById.get(id)).filter(Boolean);
-    const verdict = now_.verdict === "normal" && now_.outside ? "pending" : now_.verdict;
+  function show(now, warningsById, old) {
+    const warnings = signal.warnings.map((id) => warningsById.get(id)).filter(Boolean);
+    const plain = verdictOf(signal, old);
+    const verdict = plain === "normal" && signal.outside ? "pending" : plain;
     if (element.dataset.verdict !== verdict) {
-      sign.replaceChildren(mark(now_.verdict), spoken(say(`verdict.${now_.verdict}`)));
+      sign.replaceChildren(mark(verdict), spoken(say(`verdict.${plain}`)));
     }
     setData(element, "verdict", verdict);
-    setData(element, "readable", now_.value === null ? "no" : "yes");
-    const text = now_.value === null ? "–" : number(now_.value, decimals);
+    setData(element, "readable", signal.value === null ? "no" : "yes");
+    const text = signal.value === null ? "–" : number(signal.value, decimals);
     setText(figure, text);
-    setText(note, noteOf(now_, warnings, now));
+    setText(note, noteOf(signal, warnings, now));
     setHidden(note, note.textContent === "");
-    band.show(now_.value, `${text} ${now_.unit}`);
-    line.show(now_.trend);
+    band.show(signal.value, `${text} ${signal.unit}`);
+    line.show(signal.trend);
   }
 
   return { element, show };

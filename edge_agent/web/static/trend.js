@@ -27,7 +27,7 @@ function pathOf(samples, spanOfScale) {
   const known = samples.filter(Number.isFinite);
   if (known.length === 0) return { line: "", dot: "" };
   const middle = (Math.min(...known) + Math.max(...known)) / 2;
-  const span = Math.max(Math.max(...known) - Math.min(...known), (spanOfScale ?? 0) * 0.12, Math.abs(middle) * 1e-6, 1e-12);
+  const span = Math.max(Math.max(...known) - Math.min(...known), spanOfScale === null ? Math.abs(middle) * 0.05 : spanOfScale * 0.12, 1e-12);
   const x = (index) => (WIDTH - MARGIN) * (1 - (samples.length - 1 - index) / (SAMPLES - 1));
   const y = (value) => HEIGHT / 2 - ((value - middle) / span) * (HEIGHT - 2 * MARGIN);
   let line = "";

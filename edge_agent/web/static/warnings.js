@@ -5,10 +5,11 @@ import { mark, spoken } from "./marks.js";
 import { say, sayOr } from "./words.js";
 
 const SHORT_LIST = 4;
+const LOW_SCREEN = matchMedia("(max-height: 700px)");
 const NAME_KEY = "edge-agent.name";
 const WAITING = ["unacknowledged", "returned_unacknowledged", "latched_unacknowledged"];
 
-// titles: (machine name) => its title. limit: how many entries the list shows, Infinity on the page of warnings.
+// titles: (machine name) => its title or null. full: every entry, not only the most urgent.
 export function activeList(titles, full) {
   const list = h("ul", { class: "warnings" });
   const more = h("a", { class: "more", href: "/warnings" });
@@ -18,7 +19,9 @@ export function activeList(titles, full) {
   const entries = new Map();
 
   function show(warnings, now) {
-    const shown = full ? warnings : warnings.slice(0, SHORT_LIST);
+    // Never so many that they push the machines off the screen.
+    const room = LOW_SCREEN.matches ? SHORT_LIST - 1 : SHORT_LIST;
+    const shown = full || warnings.length <= room ? warnings : warnings.slice(0, room - 1);
     const ids = new Set(shown.map((warning) => warning.id));
     for (const [id, known] of entries) {
       if (!ids.has(id)) {
@@ -64,11 +67,11 @@ function entry(warning, titles) {
     ? h("span", {}, warning.machine)
     : h("a", { href: `/machines/${encodeURIComponent(warning.machine)}` }, machine);
   const facts = h("p", { class: "facts" }, where, since, warning.count > 1 && h("span", {}, say("warnings.count", { count: warning.count })), h("span", { class: "life" }, lifeOf(warning)));
-  const element = h("li", { class: `warning ${verdict}`, "data-id": warning.id, "data-state": warning.state },
+  const element = h("li", { class: `entry ${verdict}`, "data-id": warning.id, "data-state": warning.state },
     h("span", { class: "sign" }, mark(verdict, !waits), spoken(say(`verdict.${warning.severity}`))),
     h("div", { class: "text" },
       h("p", { class: "message" }, warning.message), facts,
-      warning.advice && h("p", { class: "advice" }, h("strong", {}, say("warnings.advice")), " ", warning.advice)),
+      warning.advice && h("p", { class: "advice" }, h("span", {}, say("warnings.advice")), " ", warning.advice)),
     waits && h("button", { type: "button", class: "button", onclick: () => ask(warning) }, say("acknowledge")));
   const times = (now) => setText(since, `${say("warnings.since", { time: clockTime(warning.since, now) })} · ${ago(warning.since, now)}`);
   return { element, times };
