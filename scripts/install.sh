@@ -7,22 +7,30 @@ cd "$(dirname "$0")/.."
 prefix=${PREFIX:-/opt/edge-agent}
 etc=${SYSCONFDIR:-/etc}
 dest=${DESTDIR:-}
-python=${PYTHON:-python3}
 umask 022
 
 if [[ -z $dest && $(id -u) != 0 ]]; then
   echo "Installing into $prefix needs root. Run: sudo make install" >&2
   exit 1
 fi
-if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-  echo "edge-agent needs Python 3.11 or later as $python. On Debian 12: apt-get install python3 python3-venv" >&2
+# The service cannot see an interpreter under /root or /home (ProtectHome in the unit).
+visible() { case $(readlink -f "$(command -v "$1")") in /root/* | /home/*) return 1 ;; esac; }
+fit() { command -v "$1" >/dev/null && "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+python=""
+hidden=""
+for candidate in "${PYTHON:-python3}" /usr/bin/python3 python3.13 python3.12 python3.11; do
+  fit "$candidate" || continue
+  if visible "$candidate"; then python=$candidate; break; fi
+  hidden=${hidden:-$candidate}
+done
+if [[ -z $python && -n $hidden && -n $dest ]]; then
+  echo "Note: $hidden lies under a home directory, which the service cannot see; it does for a look at the tree."
+  python=$hidden
+fi
+if [[ -z $python ]]; then
+  echo "The service needs Python 3.11 or later outside of /root and /home. On Debian 12: apt-get install python3 python3-venv" >&2
   exit 1
 fi
-case $(readlink -f "$(command -v "$python")") in
-  /root/* | /home/*)
-    echo "The service cannot see an interpreter under /root or /home (ProtectHome). Run: make install PYTHON=/usr/bin/python3" >&2
-    exit 1 ;;
-esac
 PYTHON=$python scripts/system-packages.sh venv
 
 work=$(mktemp -d)

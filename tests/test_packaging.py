@@ -203,7 +203,7 @@ def test_no_path_of_a_developers_machine_stands_in_the_tree() -> None:
         if path in allowed or path.suffix in {".png", ".gz", ".woff2", ".ico", ".parquet"}:
             continue
         hit = found.search(path.read_text(errors="replace"))
-        assert hit is None, (path.relative_to(ROOT), hit and hit[0])
+        assert hit is None, f"{path.relative_to(ROOT)}: {hit[0]}"
 
 
 # ---------------------------------------------------------------------------------------------------- command line
