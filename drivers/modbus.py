@@ -175,7 +175,8 @@ class ModbusSession:
             await self._line.run(round_, todo)
             if self._line.up:
                 continue
-            self._log_fault()
+            if Outcome.MALFORMED in round_.outcomes:
+                self._log_fault()
             lost = [number for number, outcome in enumerate(round_.outcomes) if outcome == Outcome.LOST]
             if lost and not round_.retried:
                 # A device that closed an idle connection just then has not failed; reading twice does no harm.

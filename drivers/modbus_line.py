@@ -69,7 +69,8 @@ class _Flight:
 class Line(asyncio.BufferedProtocol):
     """The connection's protocol. `fault` says in words why it ended; `up` is False from then on.
 
-    silent_streak: timeouts since anything that was ours came back.
+    silent_streak: timeouts since anything that was ours came back. _last: the block answered last in this run, while
+    what follows could still show that its answer was not whole.
     """
 
     clock: Clock
@@ -79,6 +80,7 @@ class Line(asyncio.BufferedProtocol):
     up: bool = False
     fault: str = ""
     silent_streak: int = 0
+    _last: int | None = None
     _transport: asyncio.Transport | None = None
     _buffer: bytearray = field(default_factory=lambda: bytearray(RX_BYTES))
     _have: int = 0
@@ -105,8 +107,6 @@ class Line(asyncio.BufferedProtocol):
         After a timeout the other blocks of that unit, and at the end of `timeouts_left` all, are SKIPPED.
         A cancelled run takes the connection down with it.
         """
-        if self._have and not self._expired:
-            self._fail(Outcome.MALFORMED, f"{self._have} bytes that nobody asked for")
         if not self.up or not todo:
             return
         self._round, self._todo = round_, todo
@@ -162,6 +162,8 @@ class Line(asyncio.BufferedProtocol):
                 if end == 0:
                     break
             at = end
+        if at < have and self.up:
+            self._check_rest(at, have - at)
         if not self.up:
             self._have = 0
             return
@@ -181,16 +183,16 @@ class Line(asyncio.BufferedProtocol):
         round_.plan.payload[block.offset : block.offset + block.size] = self._view[start : start + block.size]
         round_.outcomes[flight.number] = Outcome.OK
         round_.stamps[flight.number] = self.clock.wall_us()
+        self._last = flight.number
         self.counts.answers += 1
         self.silent_streak = 0
 
     def _doubtful(self, transaction: int, flight: _Flight | None, at: int, have: int) -> int:
         """Deal with a frame that is no plain good answer. Returns its end, 0 to wait for more or when the line fell."""
         buffer = self._buffer
-        protocol = buffer[at + 2] << 8 | buffer[at + 3]
-        length = buffer[at + 4] << 8 | buffer[at + 5]
-        if protocol != 0 or not LENGTH_MIN <= length <= LENGTH_MAX:
-            return self._wrong(f"no Modbus frame (protocol identifier {protocol}, length {length})")
+        length = self._check_mbap(at)
+        if length == 0:
+            return 0
         if flight is None and transaction not in self._expired:
             return self._wrong(f"answer to transaction {transaction}, which was not asked")
         if flight is not None and length not in (LENGTH_MIN, flight.block.size + 3):
@@ -215,10 +217,36 @@ class Line(asyncio.BufferedProtocol):
         self.silent_streak = 0
         return end
 
+    def _check_rest(self, at: int, count: int) -> None:
+        """Bytes behind the last whole frame must be the beginning of another that is due, and not only in the end."""
+        transaction = self._buffer[at] << 8 | self._buffer[at + 1] if count >= 2 else -1
+        if count >= 6 and self._check_mbap(at) == 0:
+            return
+        awaited = self._flying.keys() | self._expired
+        if not awaited or (count >= 2 and transaction not in awaited):
+            self._wrong(f"{count} bytes that nobody asked for")
+
+    def _check_mbap(self, at: int) -> int:
+        """The length field of the frame that begins here; 0 when it is no frame at all, and the line is down."""
+        buffer = self._buffer
+        protocol = buffer[at + 2] << 8 | buffer[at + 3]
+        length = buffer[at + 4] << 8 | buffer[at + 5]
+        if protocol != 0 or not LENGTH_MIN <= length <= LENGTH_MAX:
+            return self._wrong(f"no Modbus frame (protocol identifier {protocol}, length {length})")
+        return length
+
     def _wrong(self, words: str) -> int:
+        """Not what was asked: the line is left, and with it the answer just before, whose end cannot be trusted now."""
         self.counts.protocol_errors += 1
+        self._doubt_the_last(Outcome.MALFORMED)
         self._fail(Outcome.MALFORMED, words)
         return 0
+
+    def _doubt_the_last(self, outcome: Outcome) -> None:
+        """An answer that lost some bytes ends with the first of the next one: that shows only in what follows it."""
+        if self._last is not None:
+            self._settle(self._last, outcome, self.clock.wall_us())
+            self._last = None
 
     def _fail(self, outcome: Outcome, words: str) -> None:
         """The end of this connection: whatever is in flight has this outcome, what is not yet asked stays in todo."""
@@ -229,6 +257,8 @@ class Line(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._flying:
+            self._doubt_the_last(outcome)
         now_us = self.clock.wall_us()
         for flight in self._flying.values():
             self._settle(flight.number, outcome, now_us)
@@ -252,6 +282,8 @@ class Line(asyncio.BufferedProtocol):
         round_, todo, flying = self._round, self._todo, self._flying
         if round_ is None:
             return
+        if not flying and self._have == 0:
+            self._last = None  # its end was clean, and nothing asked before it is still to come
         packets = []
         while todo and len(flying) < self.pipeline:
             number = todo.popleft()

@@ -361,7 +361,8 @@ def _decode_group(group: Group, image: npt.NDArray[np.uint8], values: Floats, qu
             values[group.at] = raw != 0
         case "bcd":
             digits = (raw.astype(np.int64)[:, None] >> _NIBBLES) & 0xF
-            _put(group, values, quality, digits @ _TENS, (digits > 9).any(axis=1), Quality.NOT_A_NUMBER)
+            wrong: Bools = digits.max(axis=1) > 9
+            _put(group, values, quality, digits @ _TENS, wrong, Quality.NOT_A_NUMBER)
     if group.sentinels is not None:
         _blank_sentinels(group, raw, values, quality)
 

@@ -1,0 +1,437 @@
+"""The conformance suite of drivers: what every driver promises, checked over a real line to a plant that misbehaves.
+
+Rule 1: nothing here knows a protocol; a `Plant` brings the server, the driver and the faults that it can play.
+Rule 2: it is never imported at run time. It needs no test framework; under pytest it takes four lines:
+
+    @pytest.mark.parametrize("check", driver_checks(), ids=str)
+    def test_my_driver_keeps_the_promises_of_all_drivers(check: Check) -> None:
+        check.run(MyPlant)
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from edge_agent.clock import SystemClock
+from edge_agent.contract import CODE_MASK, DeviceRefused, DeviceSilent, Driver, Point, Quality, Readings, Session
+
+CANCEL_WITHIN_S = 0.1
+"""From the cancellation of a read to its end, with nothing left behind."""
+READ_WITHIN_S = 30.0
+"""Longer than any driver's own timeout: a read that lasts longer hangs."""
+OPEN_CLOSE_TIMES = 200
+RECOVER_READS = 50
+"""Reads within which a driver is good again after its plant is."""
+SETTLE_S = 5.0
+"""For the operating system and the server to let go of what the driver has closed."""
+FRESH = (Quality.GOOD, Quality.CLOCK)
+
+
+class Fault(StrEnum):
+    """How a plant misbehaves, until it is told otherwise."""
+
+    WELL = "well"
+    LATE = "late"
+    """Answers come after the driver's timeout."""
+    SILENT = "silent"
+    """The line stands and nothing comes."""
+    CUT = "cut"
+    """The line is cut in the middle of each answer."""
+    REFUSING = "refusing"
+    """Each request is answered with a refusal (an exception, BadNodeIdUnknown)."""
+    LYING = "lying"
+    """Answers that are not the ones asked for, or no answers at all by the protocol."""
+    BAD_VALUE = "bad_value"
+    """Answers that carry no number, or say themselves that the value is bad."""
+
+
+class Plant(Protocol):
+    """A server with a few points on a real socket, in this process or another; made anew for each check.
+
+    driver, points: what is tried; the address settings as they stand in the YAML. expected: (points,) raw values while
+    the fault is WELL. All timeouts in `connection` should be short (200 ms), since most checks wait for some.
+    """
+
+    driver: Driver
+    points: Sequence[Mapping[str, Any]]
+    expected: Sequence[float]
+
+    async def start(self) -> None:
+        """Serve, well, where it was before if it was; called before `connection` is looked at."""
+        ...
+
+    async def stop(self) -> None:
+        """Close every line and the listening socket; nobody answers there any more."""
+        ...
+
+    def connection(self) -> Mapping[str, Any]:
+        """The connection settings that lead to it, as they stand in the YAML."""
+        ...
+
+    def play(self, fault: Fault) -> None:
+        """Misbehave like this from the next request on."""
+        ...
+
+
+class SkippingClock:
+    """The system's clock, which can be told that time has passed: waits of a minute are tested in none."""
+
+    def __init__(self) -> None:
+        self._real = SystemClock()
+        self._skipped_us = 0
+
+    def skip(self, span_us: int) -> None:
+        self._skipped_us += span_us
+
+    def monotonic_us(self) -> int:
+        return self._real.monotonic_us() + self._skipped_us
+
+    def wall_us(self) -> int:
+        return self._real.wall_us() + self._skipped_us
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One promise. `faults` are those that a plant must be able to play for it."""
+
+    name: str
+    proof: Callable[["Line"], Awaitable[None]]
+    faults: frozenset[Fault] = frozenset()
+
+    def __str__(self) -> str:
+        return self.name
+
+    def run(self, make_plant: Callable[[], Plant]) -> None:
+        """Prove it over a new plant in a new event loop. Raises AssertionError with what was promised and what was."""
+        asyncio.run(self.prove(make_plant()))
+
+    async def prove(self, plant: Plant) -> None:
+        await plant.start()
+        try:
+            await self.proof(Line(plant))
+        finally:
+            await plant.stop()
+
+
+class Line:
+    """What a check holds: the plant, its points as models, and a clock; sessions are opened from it."""
+
+    def __init__(self, plant: Plant) -> None:
+        self.plant = plant
+        self.clock = SkippingClock()
+        models = (plant.driver.Address.model_validate(dict(settings)) for settings in plant.points)
+        self.points = [Point(f"point_{number}", model) for number, model in enumerate(models)]
+        self.due = np.arange(len(self.points), dtype=np.int64)
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Session]:
+        connection = self.plant.driver.Connection.model_validate(dict(self.plant.connection()))
+        async with self.plant.driver.open("conformance", connection, self.points, self.clock) as session:
+            yield session
+
+    async def read(self, session: Session) -> Readings:
+        """All points, with the rules that hold for every answer."""
+        before_us = self.clock.wall_us()
+        async with asyncio.timeout(READ_WITHIN_S):
+            readings = await session.read(self.due)
+        self.check_shape(readings, before_us)
+        return readings
+
+    def check_shape(self, readings: Readings, before_us: int) -> None:
+        n = len(self.due)
+        assert readings.values.shape == readings.quality.shape == readings.ts.shape == (n,), "one entry for each point"
+        assert readings.values.dtype == np.float64, f"values are float64, not {readings.values.dtype}"
+        assert readings.quality.dtype == np.uint8, f"quality is uint8, not {readings.quality.dtype}"
+        assert readings.ts.dtype == np.int64, f"ts is int64, not {readings.ts.dtype}"
+        bad = bad_of(readings)
+        assert np.isnan(readings.values[bad]).all(), f"a bad value is NaN: {readings}"
+        assert np.isfinite(readings.values[good_of(readings)]).all(), f"a good value is a number: {readings}"
+        # A source's own stamp may be an hour off; anything else is no time of this reading.
+        hour_us = 3_600_000_000
+        assert (np.abs(readings.ts - before_us) <= hour_us + int(READ_WITHIN_S * 1e6)).all(), "ts is UTC in µs"
+
+    def check_true(self, readings: Readings) -> None:
+        """What is good is what the plant really holds: a bad or missing value is sad, a wrong one unforgivable."""
+        good = good_of(readings)
+        expected = np.asarray(self.plant.expected, dtype=np.float64)
+        wrong = good & (readings.values != expected)
+        assert not wrong.any(), f"wrong values as good: {readings.values[wrong]} for {expected[wrong]}"
+
+    async def expect_all_good(self, session: Session) -> None:
+        readings = await self.read(session)
+        self.check_true(readings)
+        assert good_of(readings).all(), f"a plant that is well is read well: {readings}"
+
+    async def expect_recovery(self, session: Session | None) -> None:
+        """Good again within RECOVER_READS, reopening as the poller does after DeviceSilent."""
+        for _ in range(RECOVER_READS):
+            self.clock.skip(60_000_000)
+            try:
+                if session is None:
+                    async with self.session() as fresh:
+                        readings = await self.read(fresh)
+                else:
+                    readings = await self.read(session)
+            except DeviceSilent:
+                session = None
+                continue
+            self.check_true(readings)
+            if good_of(readings).all():
+                return
+        raise AssertionError(f"not good again within {RECOVER_READS} reads after the plant was well again")
+
+
+def good_of(readings: Readings) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """(points,) fresh values that count."""
+    return np.isin(readings.quality, FRESH)
+
+
+def bad_of(readings: Readings) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """(points,) BAD with any reason."""
+    return (readings.quality & CODE_MASK) >= Quality.TIMEOUT
+
+
+# --------------------------------------------------------------------------------------------------------- promises
+
+
+async def a_plant_that_is_well_is_read_well(line: Line) -> None:
+    async with line.session() as session:
+        for _ in range(3):
+            await line.expect_all_good(session)
+
+
+async def only_what_is_due_is_answered_and_in_its_order(line: Line) -> None:
+    whole = line.due
+    expected = np.asarray(line.plant.expected)
+    async with line.session() as session:
+        for due in (whole[:1], whole[-1:], whole[::2], whole[1:], whole):
+            readings = await session.read(due)
+            assert len(readings.values) == len(due)
+            np.testing.assert_array_equal(readings.values[good_of(readings)], expected[due][good_of(readings)])
+            assert good_of(readings).any(), f"{due} of a plant that is well: {readings}"
+
+
+async def what_was_handed_out_never_changes(line: Line) -> None:
+    async with line.session() as session:
+        first = await line.read(session)
+        kept = first.values.copy(), first.quality.copy(), first.ts.copy()
+        line.plant.play(Fault.SILENT)
+        with suppress(DeviceSilent):
+            await line.read(session)
+        for now, then in zip((first.values, first.quality, first.ts), kept, strict=True):
+            np.testing.assert_array_equal(now, then)
+
+
+async def nobody_there_is_silence(line: Line) -> None:
+    await line.plant.stop()
+    said = None
+    try:
+        async with line.session() as session:
+            await line.read(session)
+    except DeviceSilent as error:
+        said = str(error)
+    assert said, "DeviceSilent, and in words, where nobody answers"
+
+
+async def silence_is_said_and_never_a_value(line: Line) -> None:
+    async with line.session() as session:
+        await line.expect_all_good(session)
+        line.plant.play(Fault.SILENT)
+        await _expect_bad_or_silent(line, session, Quality.TIMEOUT)
+        line.plant.play(Fault.WELL)
+        await line.expect_recovery(session)
+
+
+async def a_late_answer_is_never_a_later_value(line: Line) -> None:
+    async with line.session() as session:
+        line.plant.play(Fault.LATE)
+        await _expect_bad_or_silent(line, session, Quality.TIMEOUT)
+        line.plant.play(Fault.WELL)
+        await line.expect_recovery(session)
+
+
+async def a_line_cut_in_an_answer_is_said_and_healed(line: Line) -> None:
+    async with line.session() as session:
+        await line.expect_all_good(session)
+        line.plant.play(Fault.CUT)
+        await _expect_bad_or_silent(line, session, Quality.DISCONNECTED, Quality.TIMEOUT, Quality.PROTOCOL)
+        line.plant.play(Fault.WELL)
+        await line.expect_recovery(session)
+
+
+async def a_refusal_is_a_refusal(line: Line) -> None:
+    async with line.session() as session:
+        line.plant.play(Fault.REFUSING)
+        for _ in range(3):
+            try:
+                readings = await line.read(session)
+            except DeviceRefused:
+                break
+            assert (readings.quality == Quality.REFUSED).all(), f"each point says that it is refused: {readings}"
+        line.plant.play(Fault.WELL)
+        await line.expect_recovery(session)
+
+
+async def a_lie_is_never_a_value(line: Line) -> None:
+    async with line.session() as session:
+        line.plant.play(Fault.LYING)
+        for _ in range(5):
+            try:
+                readings = await line.read(session)
+            except DeviceSilent:
+                break
+            line.check_true(readings)
+            assert bad_of(readings).any(), f"a lie is found out: {readings}"
+        line.plant.play(Fault.WELL)
+        await line.expect_recovery(session)
+
+
+async def a_bad_value_is_not_a_number_and_has_a_reason(line: Line) -> None:
+    async with line.session() as session:
+        line.plant.play(Fault.BAD_VALUE)
+        readings = await line.read(session)
+        assert bad_of(readings).any(), f"at least one point is bad: {readings}"
+        line.check_true(readings)
+        line.plant.play(Fault.WELL)
+        await line.expect_recovery(session)
+
+
+async def a_plant_that_restarts_is_found_again(line: Line) -> None:
+    async with line.session() as session:
+        await line.expect_all_good(session)
+        await line.plant.stop()
+        await _expect_bad_or_silent(line, session, Quality.DISCONNECTED, Quality.TIMEOUT)
+        await line.plant.start()
+        await line.expect_recovery(session)
+
+
+async def a_cancelled_read_ends_at_once_and_leaves_nothing(line: Line) -> None:
+    before = Remains.now()
+
+    async def reading() -> None:
+        async with line.session() as session:
+            await line.expect_all_good(session)
+            line.plant.play(Fault.SILENT)
+            started.set()
+            while True:
+                await session.read(line.due)
+
+    started = asyncio.Event()
+    task = asyncio.create_task(reading())
+    await started.wait()
+    await asyncio.sleep(0.05)  # the request is on its way: this is the instant that is asked for, not a wait for one
+    assert not task.done(), f"a silent plant is waited for: {task.exception()!r}"
+    loop = asyncio.get_running_loop()
+    cancelled_s = loop.time()
+    task.cancel()
+    await asyncio.wait([task])
+    took_s = loop.time() - cancelled_s
+    assert task.cancelled(), "the cancellation comes through"
+    assert took_s <= CANCEL_WITHIN_S, f"it ended {took_s:.3f} s after its cancellation, not {CANCEL_WITHIN_S}"
+    await Remains.settle_to(before)
+
+
+async def opening_and_closing_leaves_nothing(line: Line) -> None:
+    async with line.session() as session:  # what is made once and kept (an executor's thread, a cache) is made here
+        await line.expect_all_good(session)
+    before = Remains.now()
+    for number in range(OPEN_CLOSE_TIMES):
+        async with line.session() as session:
+            if number % 10 == 0:
+                await line.expect_all_good(session)
+    await Remains.settle_to(before)
+
+
+async def counters_are_numbers_and_grow(line: Line) -> None:
+    async with line.session() as session:
+        await line.expect_all_good(session)
+        first = session.counters()
+        await line.expect_all_good(session)
+        second = session.counters()
+    assert first.keys() == second.keys()
+    assert all(isinstance(value, int | float) for value in second.values()), second
+    assert any(second[name] > first[name] for name in second), "something is counted"
+
+
+async def _expect_bad_or_silent(line: Line, session: Session, *reasons: Quality) -> None:
+    """Three reads, none with a good value: BAD for one of these reasons, or DeviceSilent."""
+    for _ in range(3):
+        try:
+            readings = await line.read(session)
+        except DeviceSilent:
+            return
+        assert not good_of(readings).any(), f"nothing came, so nothing is good: {readings}"
+        fresh = readings.quality[bad_of(readings)]
+        assert np.isin(fresh, reasons).all(), f"{fresh} where {reasons} tell what happened"
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What a driver could leave behind in this process."""
+
+    tasks: int
+    threads: int
+    sockets: int
+
+    @staticmethod
+    def now() -> "Remains":
+        descriptors = Path("/proc/self/fd")
+        return Remains(len(asyncio.all_tasks()), threading.active_count(), sum(map(_is_socket, descriptors.iterdir())))
+
+    @staticmethod
+    async def settle_to(before: "Remains") -> None:
+        """Wait until no more is left than before; servers notice a closed line a moment later."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + SETTLE_S
+        left = Remains.now()
+        while left.tasks > before.tasks or left.threads > before.threads or left.sockets > before.sockets:
+            assert loop.time() < until_s, f"left behind: {left}, before: {before}"
+            await asyncio.sleep(0.01)
+            left = Remains.now()
+
+
+def _is_socket(descriptor: Path) -> bool:
+    try:
+        return str(descriptor.readlink()).startswith("socket:")
+    except OSError:
+        return False
+
+
+CHECKS = (
+    Check("a plant that is well is read well", a_plant_that_is_well_is_read_well),
+    Check("only what is due is answered, and in its order", only_what_is_due_is_answered_and_in_its_order),
+    Check("counters are numbers and grow", counters_are_numbers_and_grow),
+    Check("nobody there is silence", nobody_there_is_silence),
+    Check("what was handed out never changes", what_was_handed_out_never_changes, frozenset({Fault.SILENT})),
+    Check("silence is said and never a value", silence_is_said_and_never_a_value, frozenset({Fault.SILENT})),
+    Check("a late answer is never a later value", a_late_answer_is_never_a_later_value, frozenset({Fault.LATE})),
+    Check(
+        "a line cut in an answer is said and healed", a_line_cut_in_an_answer_is_said_and_healed, frozenset({Fault.CUT})
+    ),
+    Check("a refusal is a refusal", a_refusal_is_a_refusal, frozenset({Fault.REFUSING})),
+    Check("a lie is never a value", a_lie_is_never_a_value, frozenset({Fault.LYING})),
+    Check(
+        "a bad value is NaN and has a reason",
+        a_bad_value_is_not_a_number_and_has_a_reason,
+        frozenset({Fault.BAD_VALUE}),
+    ),
+    Check("a plant that restarts is found again", a_plant_that_restarts_is_found_again),
+    Check(
+        "a cancelled read ends at once and leaves nothing",
+        a_cancelled_read_ends_at_once_and_leaves_nothing,
+        frozenset({Fault.SILENT}),
+    ),
+    Check(f"{OPEN_CLOSE_TIMES} times open and close leave nothing", opening_and_closing_leaves_nothing),
+)
+
+
+def driver_checks(without: frozenset[Fault] = frozenset()) -> tuple[Check, ...]:
+    """All checks but those that need a fault which this plant cannot play: whoever leaves one out has to name it."""
+    return tuple(check for check in CHECKS if not check.faults & without)
