@@ -223,7 +223,7 @@ class Board:
     async def changes(self, after_version: int) -> int:
         """Wait until something is newer than `after_version`; the version now. Wakes at most 4 times a second."""
         while self._told.version <= after_version:
-            await self._told.next(self)
+            await self._told.next(self, after_version)
         return self._told.version
 
     # -- inside --------------------------------------------------------------------------------------------------
@@ -377,13 +377,13 @@ class _Told:
         self._timer: asyncio.TimerHandle | None = None
         self._last_s = -math.inf
 
-    async def next(self, board: Board) -> None:
+    async def next(self, board: Board, after_version: int) -> None:
         loop = asyncio.get_running_loop()
         if self._news is None or self._news.get_loop() is not loop:
             self._news, self._timer = loop.create_future(), None
         self.waiters += 1
         try:
-            if board.version > self.version:
+            if board.version > after_version:
                 self.soon(board)
             await asyncio.shield(self._news)
         finally:

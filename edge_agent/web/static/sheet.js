@@ -82,7 +82,7 @@ function row(signal) {
   const sign = h("span", { class: "sign" });
   const note = h("span", { class: "note" });
   const figure = h("span", { class: "figure" });
-  const unit = h("span", { class: "unit" }, signal.unit);
+  const unit = h("span", { class: "unit", title: signal.unit }, signal.unit);
   const value = h("span", { class: "value" }, figure, unit);
   const element = h("li", { class: "row", "data-signal": signal.name },
     sign, h("span", { class: "what" }, h("span", { class: "title" }, signal.title), note), line.element, band.element, value);

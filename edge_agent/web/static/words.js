@@ -33,7 +33,7 @@ export const words = {
     "machine.back": "All machines",
     "machines.none": "No machine is configured.",
     "machine.gone": "This machine is no longer configured.",
-    "signal.pending": "outside its norm, on-delay is running",
+    "signal.pending": "outside, on-delay is running",
     "signal.above.warning": "above {limit}",
     "signal.below.warning": "below {limit}",
     "signal.above.alarm": "above {limit}",
