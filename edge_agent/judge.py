@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edge_agent import lifecycle, texts
 from edge_agent.contract import CODE_MASK, REASONS, Block, Bools, Change, Codes, Floats, Frame, Ints, Norms, Quality
-from edge_agent.plant import PER_STATE, Machine, Plant
+from edge_agent.plant import PER_STATE, Machine, Plant, Signal
 from edge_agent.records import Event, EventKind, JudgedFrame, Kind, Severity, WarningState
 
 NEVER = np.iinfo(np.int64).min
@@ -160,6 +160,16 @@ def active(state: JudgeState, machine: Machine) -> list[Event]:
     """The last event of every warning of this machine whose state is not normal, oldest first."""
     found = [s for (column, _), s in state.standing.items() if machine.start <= column < machine.stop]
     return [standing.event for standing in sorted(found, key=lambda s: (s.since, s.event.id))]
+
+
+def advice_of(signal: Signal, language: str) -> str:
+    """What to do, in this language; else in English, else in whatever language it was written."""
+    return signal.advice.get(language) or signal.advice.get("en") or next(iter(signal.advice.values()), "")
+
+
+def word_of(quality: int) -> str:
+    """A held quality in the contract's words: `good`, or why not. A column that was never read is `missing`."""
+    return REASONS[Quality(quality)]
 
 
 def mode_name(machine: Machine, mode: int) -> str | None:
@@ -543,7 +553,7 @@ def _event(
     silent = int(_of(work.t, change.row, column) - work.seen_t[change.row, column])
     event = Event(
         event=told,
-        id=str(uuid.uuid5(NAMESPACE, f"{epoch}/{machine.name}/{signal.name}/{change.kind}/{born}")),
+        id=standing.event.id if standing else _id(epoch, machine, signal, change, born),
         ts=ts,
         machine=machine.name,
         signal=signal.name,
@@ -567,7 +577,7 @@ def _event(
             silent_us=silent,
             reason=REASONS[Quality(int(work.held_quality[change.row, column]))],
         ),
-        advice=signal.advice.get(plant.language) or signal.advice.get("en") or next(iter(signal.advice.values()), ""),
+        advice=advice_of(signal, plant.language),
         count=(standing.count + (told is EventKind.RAISED)) if standing else 1,
         column=signal.column,
         t=_of(work.t, change.row, column),
@@ -577,6 +587,11 @@ def _event(
     else:
         state.standing[key] = Standing(now, worst, since, born, event.count, event)
     return event
+
+
+def _id(epoch: str, machine: Machine, signal: Signal, change: Change, born: int) -> str:
+    """Deterministic, so that a consumer knows a warning again whoever tells of it (contract §6, `id`)."""
+    return str(uuid.uuid5(NAMESPACE, f"{epoch}/{machine.name}/{signal.name}/{change.kind}/{born}"))
 
 
 def _of(array: Ints, row: int, column: int) -> int:

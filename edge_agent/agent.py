@@ -1,0 +1,570 @@
+"""The composition root: a configuration becomes objects, and one TaskGroup runs them until it is told to stop.
+
+Rule 1: everything that can be wrong is found before anything starts; after that only a person or the host ends it.
+Rule 2: a changed configuration is checked whole, then taken over between two beats; a broken one changes nothing.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from edge_agent import config as configuration
+from edge_agent import control, judge, plugins, poller, service, snapshot, yamlfile
+from edge_agent.board import Board, BoardMachine, BoardSignal
+from edge_agent.broker import NoBrokerError, open_broker
+from edge_agent.clock import AgentTime, SystemClock
+from edge_agent.config import Config, ConfigErrors, SecretError
+from edge_agent.contract import SECOND_US
+from edge_agent.health import Meter
+from edge_agent.messages import json as messages
+from edge_agent.mqtt import LinkSettings
+from edge_agent.pipeline import TICK_EVERY_S, Pipeline, restart_row
+from edge_agent.plant import Plant, compile_plant
+from edge_agent.poller import Line, Poller
+from edge_agent.publisher import Publisher
+from edge_agent.records import Command, Gap, GapCause
+from edge_agent.store.journal import Committed, Store, open_store
+from edge_agent.web.app import open_web
+
+log = structlog.get_logger(__name__)
+
+HEALTH_EVERY_S = 10.0
+WATCH_EVERY_S = 2.0
+DOWN_MAX_US = 3_600 * SECOND_US
+"""The most that a stop counts as time that passed (contract §6, `time`)."""
+STOP_S = 2.0
+"""How long the broker may take to hear the last of us; what it does not hear waits in the store."""
+STATE_DIRECTORY = "STATE_DIRECTORY"
+DONE, WRONG_CONFIG = 0, 2
+
+OnEvent = Callable[[dict[str, Any]], None]
+OnReady = Callable[[dict[str, Any]], None]
+
+
+async def run(
+    config_path: Path,
+    *,
+    stop: asyncio.Event | None = None,
+    on_event: OnEvent | None = None,
+    on_ready: OnReady | None = None,
+) -> int:
+    """The daemon, until `stop` is set. Returns the exit status.
+
+    on_event: gets each warning event as contract §2 writes it, after it was journalled. on_ready: gets
+    `{"web": url or None, "mqtt": url}` once everything runs.
+    """
+    found = _configuration(config_path)
+    if found is None:
+        return WRONG_CONFIG
+    agent = _Agent(config_path, found, stop or asyncio.Event(), on_event, on_ready)
+    try:
+        return await agent.run()
+    except (control.AlreadyRunning, SecretError, NoBrokerError, OSError) as error:
+        _complain([f"edge-agent: {error}"])
+        return WRONG_CONFIG
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What was read of the file at start: a configuration, or errors and where the last good one may lie."""
+
+    loaded: configuration.Loaded | None
+    errors: tuple[configuration.ConfigError, ...]
+    data_dir: Path
+
+
+def _configuration(path: Path) -> _Found | None:
+    """Read the file. None, after saying why, when there is nothing to run with."""
+    try:
+        loaded = configuration.load(path)
+    except ConfigErrors as error:
+        _complain(map(str, error.errors))
+        return _Found(None, tuple(error.errors), _guessed_data_dir(path))
+    if loaded.config.mqtt is None or loaded.config.for_recordings:
+        _complain([f"{path}: has no connections or no mqtt: it is for recordings (edge-agent replay), not for run"])
+        return None
+    return _Found(loaded, (), loaded.config.agent.data_dir)
+
+
+def _guessed_data_dir(path: Path) -> Path:
+    """Where the data of a configuration that cannot be read lies: what it says if that can be read, else the default."""
+    about = yamlfile.load(path).root.get("agent") if path.is_file() else None
+    stated = about.get("data_dir") if isinstance(about, yamlfile.Table) else None
+    if isinstance(stated, str):
+        return path.parent / stated
+    state = os.environ.get(STATE_DIRECTORY, "").partition(":")[0]
+    return Path(state) if state else path.parent / "data"
+
+
+def _complain(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)  # noqa: T201 - before the log tells anybody anything
+
+
+@dataclass(slots=True)
+class _Running:
+    """A poller with its task and its pulse."""
+
+    poller: Poller
+    task: asyncio.Task[None]
+
+
+@dataclass(slots=True)
+class _Watched:
+    """What the file watcher saw last."""
+
+    stamps: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    pending: dict[Path, tuple[int, int]] | None = None
+
+
+class _Agent:
+    """Everything that one run holds together."""
+
+    def __init__(
+        self, path: Path, found: _Found, stop: asyncio.Event, on_event: OnEvent | None, on_ready: OnReady | None
+    ) -> None:
+        self.path, self.found, self.stop, self.on_event, self.on_ready = path, found, stop, on_event, on_ready
+        self.clock = SystemClock()
+        self.registry = plugins.installed()
+        self.detectors = list(plugins.detectors().values())
+        self.beats = service.Heartbeats(self.clock)
+        self.notifier = service.Notifier.from_environment()
+        self.since = self.clock.wall_us()
+        self.errors: list[configuration.ConfigError] = list(found.errors)
+        self.files: tuple[Path, ...] = found.loaded.files if found.loaded else (path,)
+        self.watched = _Watched()
+        self.pollers: dict[str, _Running] = {}
+        self.board = Board()
+        self.meter = Meter(self.clock)
+        self.web_url: str | None = None
+        self.retained: dict[str, bytes] = {}
+        self.reloading = asyncio.Lock()
+
+    # --- start and end ----------------------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        handlers: dict[str, control.Handler] = {}
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(control.open_control(self.found.data_dir, handlers))
+            self.store: Store = stack.enter_context(open_store(self.found.data_dir, self.clock))
+            if not self._choose():
+                return WRONG_CONFIG
+            kept = self.config.store
+            self.store.limit(kept.max_size, kept.max_age_us, kept.commit_every_us)
+            self._restore()
+            await self._open_doors(stack)
+            handlers.update(status=self._on_status, reload=self._on_reload)
+            with service.on_hangup(lambda: self.reload_soon.set()):
+                async with asyncio.TaskGroup() as self.tasks:
+                    await self._live()
+        return DONE
+
+    def _choose(self) -> bool:
+        """Run with what the file says, or with the last good configuration when it is broken."""
+        if self.found.loaded is not None:
+            self.config, self.sha = self.found.loaded.config, self.found.loaded.sha
+            for note in self.found.loaded.notes:
+                log.info("config_note", note=note)
+            return True
+        kept = self.store.load_config()
+        if kept is None:
+            _complain([f"edge-agent: {self.path} is not valid and no earlier configuration is kept: nothing to run with"])
+            return False
+        text, self.sha = kept
+        try:
+            self.config = configuration.from_resolved_json(text, self.registry)
+        except ValueError as error:
+            _complain([f"edge-agent: the last good configuration cannot be used: {error}"])
+            return False
+        log.error("config_refused", errors=len(self.errors), running=self.sha, file=str(self.path))
+        return True
+
+    def _restore(self) -> None:
+        """The judge's state as it was when the journal ends, brought to the present configuration."""
+        recovery = self.store.recovery()
+        wall = self.clock.wall_us()
+        down = 0 if recovery.last_wall_us is None else max(0, wall - recovery.last_wall_us)
+        start = wall if recovery.last_t_us is None else recovery.last_t_us + min(down, DOWN_MAX_US)
+        self.time = AgentTime(self.clock, start)
+        plant = compile_plant(self.config, self.detectors)
+        text = configuration.to_resolved_json(self.config)
+        old = self._old_plant(recovery.config_json, text, plant)
+        state = _replayed(old, recovery, self.store.epoch)
+        orphans = []
+        if old is not plant:
+            state, orphans = snapshot.migrate(old, state, plant)
+        self.board.use(_board_machines(plant))
+        self.store.use_layouts([machine.layout for machine in plant.machines])
+        self.store.save_config(text, self.sha)
+        self.pipeline = Pipeline(
+            plant, state, text, self.sha, self.store, self.board, self.clock, self.time, self._retain
+        )
+        self.pipeline.drop(orphans)
+        if recovery.last_t_us is not None:
+            self.pipeline.resume(_down_time(plant, recovery.last_wall_us, wall))
+
+    def _old_plant(self, text: str | None, now: str, plant: Plant) -> Plant:
+        if text is None or text == now:
+            return plant
+        try:
+            return compile_plant(configuration.from_resolved_json(text, self.registry), self.detectors)
+        except ValueError as error:
+            log.error("old_config_unreadable", fault=str(error))
+            return plant
+
+    async def _open_doors(self, stack: AsyncExitStack) -> None:
+        self.reload_soon = asyncio.Event()
+        mqtt = self.config.mqtt
+        assert mqtt is not None
+        self.broker_url = mqtt.url
+        if mqtt.url.startswith("embedded:"):
+            port = int(mqtt.url.rpartition(":")[2].strip("/") or 1883)
+            info = await stack.enter_async_context(open_broker(port))
+            self.broker_url = info.url
+        if self.config.web is not None:
+            web = await stack.enter_async_context(
+                open_web(self.config.web.host, self.config.web.port, self.board, self.pipeline, self.clock)
+            )
+            self.web, self.web_url = web, web.url
+        else:
+            self.web = None
+
+    async def _live(self) -> None:
+        """Start everything, wait for the end, and end it in the order in which nothing is lost."""
+        store_task = self.tasks.create_task(self.store.run())
+        self.store.on_committed.append(self._committed)
+        self._start_publisher()
+        self.pipeline.publish_all()
+        self._poll(poller.lines(self.config, self.pipeline.plant, self.registry))
+        helpers = [
+            self.tasks.create_task(each)
+            for each in (self._turn(), self._keep_health(), self._watch(), self._reload_when_asked(),
+                         service.keep_watchdog(self.notifier, self.beats, service.watchdog_us(os.environ, os.getpid())))
+        ]  # fmt: skip
+        if self.web is not None:
+            helpers.append(self.tasks.create_task(self.web.run()))
+        self._tell_status()
+        self.notifier.ready(f"{len(self.pollers)} connections, {self.pipeline.plant.columns} signals")
+        log.info("agent_started", config=self.sha, signals=self.pipeline.plant.columns, web=self.web_url)
+        if self.on_ready is not None:
+            self.on_ready({"web": self.web_url, "mqtt": self.broker_url})
+        try:
+            await self.stop.wait()
+        finally:
+            self.notifier.stopping()
+            await self._end([*(each.task for each in self.pollers.values()), *helpers])
+            self.pipeline.close()
+            await self.store.stop()
+            await self.publisher.stop(STOP_S)
+            await self._end([self.publisher_task])
+            await store_task
+            log.info("agent_stopped")
+
+    @staticmethod
+    async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    # --- what runs beside the path ----------------------------------------------------------------------------------
+
+    def _poll(self, lines: Iterable[Line]) -> None:
+        """Start, keep, remap or end pollers so that exactly these lines are polled."""
+        wanted = {line.name: line for line in lines}
+        for name in list(self.pollers):
+            running = self.pollers[name]
+            if name in wanted and running.poller.remap(wanted[name]):
+                del wanted[name]
+                continue
+            running.task.cancel()
+            del self.pollers[name]
+            self.beats.forget(f"poller {name}")
+        for name, line in wanted.items():
+            longest = max(signal.every_us for signal in line.signals)
+            stroke = self.beats.worker(f"poller {name}", longest + round(2 * poller.READ_LIMIT_S * SECOND_US))
+            each = Poller(line, self.clock, self.time, self.pipeline.take, self.pipeline.missed, stroke)
+            self.pollers[name] = _Running(each, self.tasks.create_task(each.run(), name=f"poller {name}"))
+
+    def _start_publisher(self) -> None:
+        self.publisher = Publisher(self.store, _link(self.config, self.broker_url), _root(self.config), self.clock)
+        self.publisher_task = self.tasks.create_task(self.publisher.run())
+        for topic, payload in self.retained.items():
+            self.publisher.set_retained(topic, payload)
+
+    def _retain(self, topic: str, payload: bytes) -> None:
+        """The latest of a retained topic, kept here so that a new publisher knows it; empty: cleared."""
+        self.retained[topic] = payload
+        if hasattr(self, "publisher"):
+            self.publisher.set_retained(topic, payload)
+
+    def _committed(self, committed: Sequence[Committed]) -> None:
+        for each in committed:
+            if each.kind == "warnings":
+                event = messages.loads(each.payload(late=False))
+                self.board.event(event)
+                if self.on_event is not None:
+                    self.on_event(event)
+
+    async def _turn(self) -> None:
+        """The pulse of the judge: ticks, snapshots, missed beats."""
+        stroke = self.beats.worker("judge")
+        while True:
+            due = self.clock.monotonic_us() + round(TICK_EVERY_S * SECOND_US)
+            await asyncio.sleep(TICK_EVERY_S)
+            self.meter.lag(self.clock.monotonic_us() - due)
+            self.pipeline.turn()
+            stroke()
+
+    async def _keep_health(self) -> None:
+        while True:
+            self._tell_health()
+            await asyncio.sleep(HEALTH_EVERY_S)
+
+    def _tell_health(self) -> None:
+        health = self.meter.health(
+            {name: running.poller.health for name, running in self.pollers.items()},
+            self.publisher.status(),
+            self.store.status(),
+            self.pipeline.plant,
+            self.pipeline.state,
+        )
+        self._retain("health", messages.health(self.clock.wall_us(), health))
+        self.board.health(health)
+
+    def _tell_status(self) -> None:
+        """The retained status; what was refused stands in it until a valid configuration is taken over."""
+        about: dict[str, Any] = {
+            "state": "online",
+            "since": messages.to_utc(self.since),
+            "version": metadata.version("edge-agent"),
+            "config": self.sha,
+            "signals": self.pipeline.plant.columns,
+        }
+        if self.errors:
+            about["refused"] = [str(error) for error in self.errors[:20]]
+        self.publisher.set_status(about)
+        agent = self.config.agent
+        self.board.status({**about, "agent": agent.id, "site": agent.site, "timezone": agent.timezone})
+        self.board.config_errors([str(error) for error in self.errors])
+
+    # --- another configuration --------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Look at the files now and then; take them over once they have stood still for a look."""
+        self.watched.stamps = _stamps(self.files)
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            now = await asyncio.to_thread(_stamps, self.files)
+            if now == self.watched.stamps:
+                self.watched.pending = None
+            elif now == self.watched.pending:
+                self.reload_soon.set()
+            else:
+                self.watched.pending = now
+
+    async def _reload_when_asked(self) -> None:
+        while True:
+            await self.reload_soon.wait()
+            self.reload_soon.clear()
+            await self.reload()
+
+    async def _on_reload(self, _request: dict[str, Any]) -> control.Answer:
+        changed = await self.reload()
+        if self.errors:
+            errors = [
+                {"file": e.file, "line": e.line, "column": e.column, "path": e.path, "found": e.found,
+                 "allowed": e.allowed, "text": e.text}
+                for e in self.errors
+            ]  # fmt: skip
+            return {"ok": False, "errors": errors}
+        return {"ok": True, "config": self.sha, "changed": changed}
+
+    async def reload(self) -> list[str]:
+        """Check the changed files whole and go over to them; what changed, in words. A broken file changes nothing."""
+        async with self.reloading:
+            self.notifier.reloading(self.clock.monotonic_us())
+            try:
+                return await self._reload()
+            finally:
+                self.watched.stamps, self.watched.pending = _stamps(self.files), None
+                self._tell_status()
+                self.notifier.ready(f"{len(self.pollers)} connections, {self.pipeline.plant.columns} signals")
+
+    async def _reload(self) -> list[str]:
+        try:
+            loaded = await asyncio.to_thread(configuration.load, self.path)
+            if loaded.config.mqtt is None or loaded.config.for_recordings:
+                raise SecretError(f"{self.path} has no connections or no mqtt: it is for recordings")
+            plant = compile_plant(loaded.config, self.detectors)
+            lines = poller.lines(loaded.config, plant, self.registry)
+            link = _link(loaded.config, self.broker_url)
+        except ConfigErrors as error:
+            return self._refuse(error.errors)
+        except SecretError as error:
+            return self._refuse([configuration.ConfigError(str(self.path), 1, 1, "", None, None, str(error))])
+        self.errors = []
+        self.files = loaded.files
+        changed = differences(self.config, loaded.config)
+        if loaded.sha == self.sha and not changed:
+            return []
+        old, self.config, self.sha = self.config, loaded.config, loaded.sha
+        text = configuration.to_resolved_json(loaded.config)
+        self.store.save_config(text, loaded.sha)
+        self.pipeline.use(plant, text, loaded.sha)
+        self.board.use(_board_machines(plant))
+        self._poll(lines)
+        if old.mqtt != loaded.config.mqtt or link != self.publisher.settings:
+            await self.publisher.stop(STOP_S)
+            await self._end([self.publisher_task])
+            self._start_publisher()
+        self.pipeline.publish_all()
+        log.info("config_taken_over", config=self.sha, changed=len(changed))
+        return changed
+
+    def _refuse(self, errors: Sequence[configuration.ConfigError]) -> list[str]:
+        self.errors = list(errors)
+        for error in errors[:20]:
+            log.error("config_refused", error=str(error), running=self.sha)
+        return []
+
+    # --- questions --------------------------------------------------------------------------------------------------
+
+    async def _on_status(self, _request: dict[str, Any]) -> control.Answer:
+        health = self.meter.health(
+            {name: running.poller.health for name, running in self.pollers.items()},
+            self.publisher.status(),
+            self.store.status(),
+            self.pipeline.plant,
+            self.pipeline.state,
+        )
+        return {
+            "ok": True,
+            "state": "online",
+            "since": messages.to_utc(self.since),
+            "version": metadata.version("edge-agent"),
+            "config": self.sha,
+            "config_file": str(self.path),
+            "data_dir": str(self.config.agent.data_dir),
+            "pid": os.getpid(),
+            "signals": self.pipeline.plant.columns,
+            "web": self.web_url,
+            "mqtt": health["broker"],
+            "connections": health["connections"],
+            "buffer": health["buffer"],
+            "warnings": self.pipeline.active(),
+            "errors": [str(error) for error in self.errors],
+        }
+
+
+def _replayed(plant: Plant, recovery: Any, epoch: str) -> judge.JudgeState:
+    """The last snapshot with the journal since judged again; its events are in the journal already."""
+    state = judge.start(plant)
+    if recovery.snapshot is not None:
+        try:
+            state = snapshot.load(plant, recovery.snapshot)
+        except snapshot.SnapshotDamaged as error:
+            log.error("snapshot_damaged", fault=str(error))
+    for item in recovery.items:
+        if isinstance(item, Command):
+            try:
+                state, _ = judge.acknowledge(plant, state, item.id, item.by, item.comment, item.ts)
+            except (KeyError, ValueError) as error:
+                log.error("command_not_repeated", command=item.command, fault=str(error))
+        elif item.frame.machine in plant.by_name:
+            state, _ = judge.step(plant, state, [item.frame], epoch)
+    return state
+
+
+def _down_time(plant: Plant, last_wall_us: int | None, wall_us: int) -> Gap | None:
+    """What was never taken while the agent did not run: the rows that were due."""
+    if last_wall_us is None or wall_us <= last_wall_us:
+        return None
+    rows = sum((wall_us - last_wall_us) // machine.every_us for machine in plant.machines)
+    return Gap(GapCause.RESTART, int(rows), last_wall_us, wall_us) if rows else None
+
+
+def _board_machines(plant: Plant) -> list[BoardMachine]:
+    return [
+        BoardMachine(
+            machine.name,
+            machine.title,
+            machine.area,
+            tuple(
+                BoardSignal(s.name, s.title, s.unit, s.every_us, judge.advice_of(s, plant.language))
+                for s in machine.signals
+            ),
+        )
+        for machine in plant.machines
+    ]
+
+
+def _link(config: Config, broker_url: str) -> LinkSettings:
+    """The broker's side of the configuration. Raises SecretError."""
+    mqtt = config.mqtt
+    assert mqtt is not None
+    tls = mqtt.tls
+    key = tls.key if tls else None
+    first = broker_url if mqtt.url.startswith("embedded:") else mqtt.url
+    return LinkSettings(
+        urls=(first, *mqtt.urls),
+        client_id=config.agent.id,
+        version=mqtt.version,
+        username=mqtt.username,
+        password=configuration.secret(mqtt.password, config) if mqtt.password else None,
+        ca=tls.ca if tls else None,
+        cert=tls.cert if tls else None,
+        key=configuration.secret(key, config) if isinstance(key, configuration.SecretRef) else key,
+    )
+
+
+def _root(config: Config) -> str:
+    assert config.mqtt is not None
+    return config.mqtt.root
+
+
+def _stamps(files: Iterable[Path]) -> dict[Path, tuple[int, int]]:
+    """(mtime, size) of the files and of the folders they lie in, so that a new file of an `include` is seen too."""
+    found = {}
+    for path in {*files, *(file.parent for file in files)}:
+        try:
+            about = path.stat()
+            found[path] = (about.st_mtime_ns, about.st_size if path.is_file() else 0)
+        except OSError:
+            found[path] = (0, 0)
+    return found
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """What a person changed, one line each, machine by machine."""
+    lines = []
+    for part in ("agent", "mqtt", "store", "web"):
+        if getattr(old, part) != getattr(new, part):
+            later = part in ("agent", "store", "web")
+            lines.append(f"{part}: changed" + (" (takes effect at the next start)" if later else ""))
+    lines += _added_and_removed("connection", old.connections, new.connections)
+    lines += [f"connection {n}: changed" for n in old.connections if n in new.connections and old.connections[n] != new.connections[n]]
+    lines += _added_and_removed("machine", old.machines, new.machines)
+    for name, machine in new.machines.items():
+        was = old.machines.get(name)
+        if was is None or was == machine:
+            continue
+        lines += _added_and_removed(f"{name}: signal", was.signals, machine.signals)
+        lines += [f"{name}.{s}: changed" for s in machine.signals if s in was.signals and was.signals[s] != machine.signals[s]]
+        if (was.states, was.settle_us, was.title, was.area) != (machine.states, machine.settle_us, machine.title, machine.area):
+            lines.append(f"{name}: states or titles changed")
+    return lines
+
+
+def _added_and_removed(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [f"{what} {name}: added" for name in new if name not in old] + [
+        f"{what} {name}: removed" for name in old if name not in new
+    ]

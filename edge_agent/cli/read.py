@@ -1,0 +1,188 @@
+"""`edge-agent read`: every signal once, with its quality, its norm and the verdict. `check --connect` asks the same."""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+    from collections.abc import Sequence
+
+    from edge_agent.config import Config
+
+DONE, NOT_SO, WRONG_USE, UNREACHABLE = 0, 1, 2, 3
+COLOURS = {"normal": "32", "warning": "33", "alarm": "31;1", "bad": "35", "none": "0"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One signal as it was read. verdict: normal, warning, alarm, bad, or none (no norm)."""
+
+    machine: str
+    signal: str
+    value: float | None
+    unit: str
+    quality: str
+    ts: int
+    norm: dict[str, dict[str, float]]
+    verdict: str
+    fault: str
+
+
+def add_read(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "read",
+        help="read every signal once and show value, quality, norm and verdict",
+        description="Read once. Exit status 1 when a value is bad or outside its norm, 3 when nothing was reached.",
+    )
+    parser.add_argument("config", metavar="CONFIG", type=Path)
+    parser.add_argument("signals", metavar="SIGNAL", nargs="*", help="machine, machine.signal or signal; default: all")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.set_defaults(run=read)
+
+
+def read(arguments: argparse.Namespace) -> int:
+    from edge_agent import config
+
+    try:
+        loaded = config.load(arguments.config)
+    except config.ConfigErrors as error:
+        print(error, file=sys.stderr)
+        return WRONG_USE
+    if loaded.config.for_recordings:
+        print(f"edge-agent: {arguments.config} has no connections: it is for recordings (replay)", file=sys.stderr)
+        return WRONG_USE
+    unknown = [name for name in arguments.signals if not any(_wanted([name], m, s) for m, s in _all(loaded.config))]
+    if unknown:
+        print(f"edge-agent: no such signal: {', '.join(unknown)}", file=sys.stderr)
+        return WRONG_USE
+    try:
+        rows, faults = read_all(loaded.config)
+    except config.SecretError as error:
+        print(f"edge-agent: {error}", file=sys.stderr)
+        return WRONG_USE
+    rows = [row for row in rows if not arguments.signals or _wanted(arguments.signals, row.machine, row.signal)]
+    show(rows, faults, as_json=arguments.json)
+    if rows and all(row.quality in ("disconnected", "timeout") for row in rows):
+        return UNREACHABLE
+    return DONE if all(row.verdict in ("normal", "none") for row in rows) else NOT_SO
+
+
+def _all(config: "Config") -> list[tuple[str, str]]:
+    return [(machine.name, signal) for machine in config.machines.values() for signal in machine.signals]
+
+
+def _wanted(names: "Sequence[str]", machine: str, signal: str) -> bool:
+    return any(name in (machine, signal, f"{machine}.{signal}") for name in names)
+
+
+def read_all(config: "Config") -> tuple[list[Row], dict[str, str]]:
+    """Each signal once, judged without delays; and by connection why it could not be reached. Raises SecretError."""
+    import asyncio
+
+    from edge_agent import plugins
+    from edge_agent.clock import AgentTime, SystemClock
+    from edge_agent.plant import compile_plant
+    from edge_agent.poller import lines, read_once
+
+    clock = SystemClock()
+    plant = compile_plant(config, list(plugins.detectors().values()))
+    found = lines(config, plant, plugins.installed())
+    once = asyncio.run(read_once(found, clock, AgentTime(clock, clock.wall_us())))
+    return _rows(config, plant, once), once.faults
+
+
+def _rows(config: "Config", plant: Any, once: Any) -> list[Row]:
+    from edge_agent import judge
+
+    state = judge.start(plant)
+    state, judged = judge.step(plant, state, once.frames, "read")
+    ts = {frame.machine: int(frame.ts[-1]) for frame in once.frames}
+    rows = []
+    for machine in plant.machines:
+        values, quality = judge.readings(state, machine)
+        mode = int(state.mode[machine.index])
+        for offset, signal in enumerate(machine.signals):
+            value = float(values[offset])
+            word = judge.word_of(int(quality[offset]))
+            band = judge.bands(machine, offset, mode)
+            its = config.machines[machine.name].signals[signal.name]
+            rows.append(
+                Row(
+                    machine.name,
+                    signal.name,
+                    None if value != value else value,  # noqa: PLR0124 - NaN
+                    signal.unit,
+                    word,
+                    ts.get(machine.name, 0),
+                    band,
+                    verdict(value, word, band),
+                    once.faults.get(its.connection or "", ""),
+                )
+            )
+    return rows
+
+
+def verdict(value: float, quality: str, band: dict[str, dict[str, float]]) -> str:
+    """Where this value lies, delays left aside: contract §6, the band is closed."""
+    if quality not in ("good", "clock"):
+        return "bad"
+    for severity in ("alarm", "warning"):
+        sides = band.get(severity, {})
+        if value > sides.get("high", float("inf")) or value < sides.get("low", float("-inf")):
+            return severity
+    return "normal" if band else "none"
+
+
+def show(rows: "Sequence[Row]", faults: dict[str, str], *, as_json: bool) -> None:
+    """Rows for people or for a script; faults of connections on stderr."""
+    from edge_agent import texts
+    from edge_agent.messages import json as messages
+
+    for connection, fault in faults.items():
+        print(f"{connection}: {fault}", file=sys.stderr)
+    if as_json:
+        import json
+
+        for row in rows:
+            plain = {
+                name: getattr(row, name)
+                for name in ("machine", "signal", "value", "unit", "quality", "norm", "verdict")
+            }
+            print(json.dumps({**plain, "ts": messages.to_utc(row.ts) if row.ts else None}, ensure_ascii=False))
+        return
+    colour = sys.stdout.isatty()
+    cells = [
+        (
+            f"{row.machine}.{row.signal}",
+            texts.quantity(row.value, row.unit) or "–",
+            row.quality if row.quality != "good" else "good",
+            _band(row.norm),
+            row.verdict if row.verdict != "none" else "no norm",
+            row.verdict,
+        )
+        for row in rows
+    ]
+    head = ("signal", "value", "quality", "norm", "verdict")
+    widths = [max(len(head[i]), *(len(cell[i]) for cell in cells)) if cells else len(head[i]) for i in range(5)]
+    print("  ".join(text.ljust(width) for text, width in zip(head, widths, strict=True)).rstrip())
+    for cell in cells:
+        line = "  ".join(text.ljust(width) for text, width in zip(cell[:4], widths[:4], strict=True))
+        last = f"\x1b[{COLOURS[cell[5]]}m{cell[4]}\x1b[0m" if colour else cell[4]
+        print(f"{line}  {last}")
+
+
+def _band(norm: dict[str, dict[str, float]]) -> str:
+    """`3 … 6 (alarm 2 … 7)`; an open side is left empty."""
+    from edge_agent import texts
+
+    def of(sides: dict[str, float]) -> str:
+        low, high = (texts.number(sides[side]) if side in sides else "" for side in ("low", "high"))
+        return f"{low} … {high}".strip()
+
+    warning, alarm = norm.get("warning"), norm.get("alarm")
+    if warning and alarm:
+        return f"{of(warning)} (alarm {of(alarm)})"
+    return of(warning) if warning else f"alarm {of(alarm)}" if alarm else "–"

@@ -1,0 +1,101 @@
+"""The agent's own health, as the health topic, the page and `status` show it: gathered here, decided nowhere."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_agent import judge
+from edge_agent.clock import SystemClock
+from edge_agent.contract import CODE_MASK, SECOND_US, Quality
+from edge_agent.judge import JudgeState
+from edge_agent.messages import json as messages
+from edge_agent.plant import Plant
+from edge_agent.poller import LineHealth
+
+SIGNALS_MAX = 1000
+"""Signals listed in one health message; the count of the others stands beside them."""
+
+NE107 = {
+    Quality.UNCERTAIN: "out_of_specification",
+    Quality.TIMEOUT: "failure",
+    Quality.DISCONNECTED: "failure",
+    Quality.REFUSED: "function_check",
+    Quality.DEVICE_FAILURE: "failure",
+    Quality.SENSOR_FAILURE: "failure",
+    Quality.OUT_OF_RANGE: "out_of_specification",
+    Quality.NOT_A_NUMBER: "failure",
+    Quality.PROTOCOL: "failure",
+    Quality.PRECISION: "out_of_specification",
+    Quality.MISSING: "failure",
+    Quality.RESTART: "function_check",
+    Quality.OTHER: "failure",
+}
+"""NAMUR NE 107 of each quality that is not good (reliability of the sensor or its line, never of the machine)."""
+
+
+class Meter:
+    """CPU, memory and loop lag of this process between two looks."""
+
+    def __init__(self, clock: SystemClock) -> None:
+        self._clock = clock
+        self._cpu_s, self._at_us = clock.cpu_s(), clock.monotonic_us()
+        self._cpu_percent = 0.0
+        self._lag_us = 0
+
+    def lag(self, late_us: int) -> None:
+        """How late the loop woke; the worst since the last health message is shown."""
+        self._lag_us = max(self._lag_us, late_us)
+
+    def health(
+        self,
+        lines: Mapping[str, LineHealth],
+        broker: Mapping[str, Any],
+        store: Mapping[str, Any],
+        plant: Plant,
+        state: JudgeState,
+    ) -> dict[str, Any]:
+        """Contract §2, `health`, with `broker` and `store` beside it."""
+        now, cpu = self._clock.monotonic_us(), self._clock.cpu_s()
+        if now - self._at_us >= SECOND_US:
+            self._cpu_percent = 100e6 * (cpu - self._cpu_s) / (now - self._at_us)
+            self._cpu_s, self._at_us = cpu, now
+        lag, self._lag_us = self._lag_us, 0
+        return {
+            "connections": {name: _line(line) for name, line in lines.items()},
+            "broker": dict(broker),
+            "buffer": {"messages": store["messages"], "oldest": store["oldest"]},
+            "store": dict(store),
+            "loop_lag_ms": round(lag / 1000, 1),
+            "cpu_percent": round(self._cpu_percent, 2),
+            "rss_mb": round(rss_mb(), 1),
+            **_signals(plant, state),
+        }
+
+
+def _line(line: LineHealth) -> dict[str, Any]:
+    shown: dict[str, Any] = {"state": str(line.state), "since": messages.to_utc(line.since_us)}
+    if line.reason:
+        shown["reason"] = line.reason
+    return {**shown, "beats": line.beats, "missed": line.missed, **line.counters}
+
+
+def _signals(plant: Plant, state: JudgeState) -> dict[str, Any]:
+    """The signals that are not ok, by `machine.signal`."""
+    quality = np.where(state.faded, np.uint8(Quality.MISSING), state.held_quality)
+    doubtful = np.flatnonzero((quality != Quality.GOOD) & (quality != Quality.CLOCK))
+    found = {}
+    for column in doubtful[:SIGNALS_MAX].tolist():
+        machine, signal = plant.signal_of(column)
+        code = Quality(int(quality[column]) & CODE_MASK)
+        found[f"{machine.name}.{signal.name}"] = {"ne107": NE107.get(code, "failure"), "reason": judge.word_of(code)}
+    more = len(doubtful) - len(found)
+    return {"signals": found, **({"signals_more": more} if more else {})}
+
+
+def rss_mb() -> float:
+    """Resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

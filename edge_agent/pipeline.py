@@ -1,0 +1,266 @@
+"""The one path of a reading: poller → judge → store → (publisher, board). Plain calls on frames, on the loop's thread.
+
+Rule 1: what is taken within COLLECT_S of the first frame is judged together; a slow device delays nobody.
+Rule 2: nobody but this room changes the judge's state; the page and the commands come through `acknowledge`.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import structlog
+
+from edge_agent import judge, snapshot
+from edge_agent.board import Board
+from edge_agent.clock import AgentTime
+from edge_agent.contract import SECOND_US, Clock, Frame, Quality
+from edge_agent.judge import JudgeState
+from edge_agent.messages import json as messages
+from edge_agent.plant import Machine, Plant
+from edge_agent.records import Command, Event, EventKind, Gap, GapCause, WarningState
+from edge_agent.store.journal import Store
+
+log = structlog.get_logger(__name__)
+
+COLLECT_S = 0.02
+SNAPSHOT_EVERY_US = 60 * SECOND_US
+TICK_EVERY_S = 0.25
+TICK_GRACE_MAX_US = SECOND_US
+"""A tick row comes this much (or half a period) after a frame was due, so that one that is on its way comes first."""
+MISSED_TOLD_EVERY_US = 10 * SECOND_US
+
+Retain = Callable[[str, bytes], None]
+
+
+class Pipeline:
+    """What happens to a frame, in order. `retain` publishes a retained topic, given without the root."""
+
+    def __init__(
+        self,
+        plant: Plant,
+        state: JudgeState,
+        config_text: str,
+        config_sha: str,
+        store: Store,
+        board: Board,
+        clock: Clock,
+        time: AgentTime,
+        retain: Retain,
+    ) -> None:
+        self.plant, self.state = plant, state
+        self._config_text, self._config_sha = config_text, config_sha
+        self._store, self._board, self._clock, self._time, self._retain = store, board, clock, time, retain
+        self._waiting: list[Frame] = []
+        self._flush: asyncio.TimerHandle | None = None
+        self._last_us: dict[str, int] = dict.fromkeys(plant.by_name, time.now_us())
+        self._mode: dict[str, int] = {}
+        self._missed = 0
+        self._missed_from = self._missed_to = 0
+        self._snapshot_due = time.now_us() + SNAPSHOT_EVERY_US
+        self.judged_rows = 0
+
+    # --- frames -----------------------------------------------------------------------------------------------------
+
+    def take(self, frames: Sequence[Frame]) -> None:
+        """Frames as they come; judged together with what else comes within COLLECT_S."""
+        self._waiting += frames
+        if self._flush is None:
+            self._flush = asyncio.get_running_loop().call_later(COLLECT_S, self.flush)
+
+    def flush(self) -> None:
+        """Judge what waits, now."""
+        if self._flush is not None:
+            self._flush.cancel()
+            self._flush = None
+        frames, self._waiting = self._waiting, []
+        if frames:
+            self._judge(frames)
+
+    def _judge(self, frames: Sequence[Frame]) -> None:
+        self.state, judged = judge.step(self.plant, self.state, frames, self._store.epoch)
+        self._store.put(judged.frames, judged.events)
+        self.judged_rows += len(judged.frames)
+        touched = {frame.machine: frame for frame in frames}
+        for name, frame in touched.items():
+            machine = self.plant.by_name[name]
+            self._last_us[name] = int(frame.t[-1])
+            self._show(machine, frame)
+        if judged.events:
+            self._tell(judged.events)
+
+    def _show(self, machine: Machine, frame: Frame) -> None:
+        mode = int(self.state.mode[machine.index])
+        values, quality = judge.readings(self.state, machine)
+        at = None if frame.at is None else frame.at[-1]
+        self._board.frame(machine.name, int(frame.ts[-1]), values, quality, at, judge.mode_name(machine, mode))
+        if self._mode.get(machine.name) != mode:
+            self._mode[machine.name] = mode
+            self._publish_norms(machine, mode)
+
+    def _tell(self, events: Sequence[Event]) -> None:
+        for name in dict.fromkeys(event.machine for event in events):
+            self._publish_active(self.plant.by_name[name])
+        self._board.active(self.active())
+        for event in events:
+            log.info(
+                "warning_" + event.event,
+                machine=event.machine,
+                signal=event.signal,
+                kind=str(event.kind),
+                severity=str(event.severity),
+                text=event.message,
+            )
+
+    def active(self) -> list[dict[str, object]]:
+        """The last event of every standing warning of the plant, as contract §2 writes it."""
+        return [messages.event_plain(e) for machine in self.plant.machines for e in judge.active(self.state, machine)]
+
+    # --- retained topics ----------------------------------------------------------------------------------------------
+
+    def publish_all(self) -> None:
+        """Norms and active warnings of every machine, and the board: at start and after a reload."""
+        for machine in self.plant.machines:
+            mode = int(self.state.mode[machine.index])
+            self._mode[machine.name] = mode
+            self._publish_norms(machine, mode)
+            self._publish_active(machine)
+        self._board.active(self.active())
+
+    def _publish_norms(self, machine: Machine, mode: int) -> None:
+        bands = [judge.bands(machine, offset, mode) for offset in range(len(machine.signals))]
+        self._board.norms(machine.name, bands)
+        state = judge.mode_name(machine, mode)
+        norms = {
+            signal.name: {"unit": signal.unit, **band, **({"state": state} if state else {})}
+            for signal, band in zip(machine.signals, bands, strict=True)
+        }
+        self._retain(f"{machine.name}/norms", messages.norms(self._clock.wall_us(), self._config_sha, norms))
+
+    def _publish_active(self, machine: Machine) -> None:
+        events = judge.active(self.state, machine)
+        self._retain(f"{machine.name}/active", messages.active(self._clock.wall_us(), events))
+
+    # --- a new life -------------------------------------------------------------------------------------------------
+
+    def drop(self, orphans: Sequence[Event]) -> None:
+        """End the warnings of signals that are no longer in the configuration."""
+        if orphans:
+            wall = self._clock.wall_us()
+            self._store.put((), [_removed(event, wall) for event in orphans])
+
+    def resume(self, down: Gap | None) -> None:
+        """After a restart: a row BAD `restart` for the time in which nobody looked, and the gap that says so."""
+        now, wall = self._time.now_us(), self._clock.wall_us()
+        self._judge([restart_row(machine, now, wall) for machine in self.plant.machines])
+        if down is not None:
+            self._store.put((), gaps=[down])
+
+    # --- time -------------------------------------------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """Let time pass where no frame came; take a snapshot when one is due; tell of missed beats."""
+        now = self._time.now_us()
+        silent = [machine for machine in self.plant.machines if now >= self._tick_due(machine)]
+        if silent:
+            self.take([_tick(machine, now, self._clock.wall_us()) for machine in silent])
+        if now >= self._snapshot_due:
+            self.snapshot()
+        if self._missed and self._missed_to - self._missed_from >= MISSED_TOLD_EVERY_US:
+            self._tell_missed()
+
+    def _tick_due(self, machine: Machine) -> int:
+        return self._last_us[machine.name] + machine.every_us + min(machine.every_us // 2, TICK_GRACE_MAX_US)
+
+    def snapshot(self) -> None:
+        """Keep the judge's state, so that a restart has little to judge again. Everything taken so far lies before it."""
+        self.flush()
+        self._snapshot_due = self._time.now_us() + SNAPSHOT_EVERY_US
+        self._store.put_snapshot(snapshot.dump(self.plant, self.state), self._config_text)
+
+    def missed(self, connection: str, rows: int, from_ts: int, to_ts: int) -> None:
+        """Beats that were not taken: told as a gap, gathered for some seconds."""
+        log.debug("beats_missed", connection=connection, rows=rows)
+        if not self._missed:
+            self._missed_from = from_ts
+        self._missed += rows
+        self._missed_to = max(to_ts, self._missed_from)
+
+    def _tell_missed(self) -> None:
+        self._store.put((), gaps=[Gap(GapCause.OVERLOAD, self._missed, self._missed_from, self._missed_to)])
+        self._missed = 0
+
+    def close(self) -> None:
+        """The last of everything: what waits is judged, missed beats told, the state kept."""
+        self.flush()
+        if self._missed:
+            self._tell_missed()
+        self.snapshot()
+
+    # --- people -----------------------------------------------------------------------------------------------------
+
+    def acknowledge(self, warning: str, by: str, comment: str) -> dict[str, object]:
+        """See judge.acknowledge; the command is journalled in its place among the frames."""
+        self.flush()
+        ts = self._clock.wall_us()
+        self.state, event = judge.acknowledge(self.plant, self.state, warning, by, comment, ts)
+        command = Command("acknowledge", ts, self._time.now_us(), warning, by, comment)
+        self._store.put((), [event], commands=[command])
+        self._tell([event])
+        return messages.event_plain(event)
+
+    # --- another configuration --------------------------------------------------------------------------------------
+
+    def use(self, plant: Plant, config_text: str, config_sha: str) -> None:
+        """Go over to another plant between two beats; unchanged signals keep their readings and warnings."""
+        self.flush()
+        old = self.plant
+        orphans = self._take_over(plant)
+        self._config_text, self._config_sha = config_text, config_sha
+        self._store.use_layouts([machine.layout for machine in plant.machines])
+        now = self._time.now_us()
+        self._last_us = {name: self._last_us.get(name, now) for name in plant.by_name}
+        self.drop(orphans)
+        self.snapshot()
+        for name in old.by_name.keys() - plant.by_name.keys():
+            for topic in ("active", "norms"):
+                self._retain(f"{name}/{topic}", b"")
+
+    def _take_over(self, plant: Plant) -> list[Event]:
+        self.state, orphans = snapshot.migrate(self.plant, self.state, plant)
+        self.plant = plant
+        return orphans
+
+
+def _removed(event: Event, ts: int) -> Event:
+    """The end of a warning whose signal is no longer in the configuration."""
+    return replace(
+        event,
+        event=EventKind.CLEARED,
+        state=WarningState.NORMAL,
+        ts=ts,
+        value=None,
+        message=f"{event.signal} is no longer in the configuration",
+    )
+
+
+def _tick(machine: Machine, t: int, ts: int) -> Frame:
+    """A row in which nobody spoke."""
+    return _row(machine, t, ts, Quality.HOLD)
+
+
+def restart_row(machine: Machine, t: int, ts: int) -> Frame:
+    """The row that stands for the time in which the agent did not run: every signal BAD `restart`."""
+    return _row(machine, t, ts, Quality.RESTART)
+
+
+def _row(machine: Machine, t: int, ts: int, quality: Quality) -> Frame:
+    width = machine.stop - machine.start
+    return Frame(
+        machine.name,
+        np.array([t], dtype=np.int64),
+        np.array([ts], dtype=np.int64),
+        np.full((1, width), np.nan),
+        np.full((1, width), quality, dtype=np.uint8),
+        tick=True,
+    )
