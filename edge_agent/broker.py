@@ -44,7 +44,7 @@ log_type warning
 TETHERED = """\
 exec 3<&0
 "$@" 3<&- </dev/null & child=$!
-(cat <&3 >/dev/null; kill "$child" 2>/dev/null) & watch=$!
+(cat <&3; kill "$child") >/dev/null 2>&1 &
 exec 3<&- </dev/null
 trap 'kill "$child" 2>/dev/null' TERM
 wait "$child"; status=$?
@@ -125,6 +125,9 @@ async def _end(process: asyncio.subprocess.Process) -> None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+        with contextlib.suppress(TimeoutError):  # a pipe that is not read to its end stays open
+            async with asyncio.timeout(STOP_S):
+                await process.stdout.read()
 
 
 def _log_name(arguments: Sequence[str]) -> str:
