@@ -19,6 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge_agent.contract import SECOND_US, Clock
 
+HEAD_MAX = 16 * 1024
+"""Bytes of a request's path and headers; h11 counts only those heads that come in more than one piece."""
 BODY_MAX = 64 * 1024
 """Bytes of a request's body: an acknowledgement is a name and a sentence."""
 BODY_S_MAX = 5.0
@@ -75,6 +77,7 @@ class Guard:
             await send(message)
 
         try:
+            _check_head(scope)
             check(scope["method"], Headers(scope=scope), self.token)
         except Refused as refused:
             answer = error(scope["path"], refused.status, refused.text)
@@ -124,6 +127,12 @@ def error(path: str, status: int, text: str, headers: dict[str, str] | None = No
     if path.startswith("/api/"):
         return JSONResponse({"error": text}, status, headers)
     return PlainTextResponse(f"{text}\n", status, headers)
+
+
+def _check_head(scope: Scope) -> None:
+    bytes_in_all = len(scope["raw_path"]) + len(scope["query_string"])
+    if bytes_in_all + sum(len(name) + len(value) for name, value in scope["headers"]) > HEAD_MAX:
+        raise Refused(431, f"path and headers have at most {HEAD_MAX} bytes")
 
 
 def _check_reader(site: str | None, headers: Headers) -> None:

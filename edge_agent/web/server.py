@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 HEAD_BYTES_MAX = 16 * 1024
-"""Request line and headers together."""
+"""Request line and headers together, as far as they were not complete at once."""
 HEAD_S_MAX = 10.0
 """How long a request's head may take from its first byte, and a new connection until its first request."""
 KEEP_ALIVE_S = 15
