@@ -69,8 +69,9 @@ class _Flight:
 class Line(asyncio.BufferedProtocol):
     """The connection's protocol. `fault` says in words why it ended; `up` is False from then on.
 
-    silent_streak: timeouts since anything that was ours came back. _last: the block answered last in this run, while
-    what follows could still show that its answer was not whole.
+    silent_streak: how often it was waited in vain since anything that was ours came back. _last: the block answered
+    last in this run, while what follows could still show that its answer was not whole. _answered: with a pipeline,
+    the blocks answered in this run and when (loop time, s).
     """
 
     clock: Clock
@@ -81,6 +82,7 @@ class Line(asyncio.BufferedProtocol):
     fault: str = ""
     silent_streak: int = 0
     _last: int | None = None
+    _answered: list[tuple[float, int]] = field(default_factory=list)
     _transport: asyncio.Transport | None = None
     _buffer: bytearray = field(default_factory=lambda: bytearray(RX_BYTES))
     _have: int = 0
@@ -109,7 +111,8 @@ class Line(asyncio.BufferedProtocol):
         """
         if not self.up or not todo:
             return
-        self._round, self._todo = round_, todo
+        self._round, self._todo, self._last = round_, todo, None
+        self._answered.clear()
         self._done = self._loop.create_future()
         self._send()
         try:
@@ -184,6 +187,8 @@ class Line(asyncio.BufferedProtocol):
         round_.outcomes[flight.number] = Outcome.OK
         round_.stamps[flight.number] = self.clock.wall_us()
         self._last = flight.number
+        if self.pipeline > 1:
+            self._answered.append((self._loop.time(), flight.number))
         self.counts.answers += 1
         self.silent_streak = 0
 
@@ -218,12 +223,16 @@ class Line(asyncio.BufferedProtocol):
         return end
 
     def _check_rest(self, at: int, count: int) -> None:
-        """Bytes behind the last whole frame must be the beginning of another that is due, and not only in the end."""
-        transaction = self._buffer[at] << 8 | self._buffer[at + 1] if count >= 2 else -1
+        """Bytes behind the last whole frame must be the beginning of an answer that is due now.
+
+        Where none is due they show that a byte was put into the last one. A late answer that comes in pieces at this
+        very moment is taken for that too: rather a reading lost than a wrong one.
+        """
         if count >= 6 and self._check_mbap(at) == 0:
             return
-        awaited = self._flying.keys() | self._expired
-        if not awaited or (count >= 2 and transaction not in awaited):
+        transaction = self._buffer[at] << 8 | self._buffer[at + 1]
+        strange = count >= 2 and transaction not in self._flying and transaction not in self._expired
+        if strange or (not self._flying and self._last is not None):
             self._wrong(f"{count} bytes that nobody asked for")
 
     def _check_mbap(self, at: int) -> int:
@@ -236,17 +245,29 @@ class Line(asyncio.BufferedProtocol):
         return length
 
     def _wrong(self, words: str) -> int:
-        """Not what was asked: the line is left, and with it the answer just before, whose end cannot be trusted now."""
+        """Not what was asked: the line is left, and with it the answer just before.
+
+        An answer that lost some bytes ends with the first of the next one, and one that gained some leaves its own end
+        behind: both show only in what follows.
+        """
         self.counts.protocol_errors += 1
-        self._doubt_the_last(Outcome.MALFORMED)
+        if self._last is not None:
+            self._settle(self._last, Outcome.MALFORMED, self.clock.wall_us())
+            self._last = None
         self._fail(Outcome.MALFORMED, words)
         return 0
 
-    def _doubt_the_last(self, outcome: Outcome) -> None:
-        """An answer that lost some bytes ends with the first of the next one: that shows only in what follows it."""
-        if self._last is not None:
-            self._settle(self._last, outcome, self.clock.wall_us())
-            self._last = None
+    def _ask_again_since(self, since_s: float) -> None:
+        """Take back what was answered while a request was in flight that never was.
+
+        Its answer may have been swallowed as the end of one that was too short. With one request in flight there is
+        nothing to take back.
+        """
+        while self._answered and self._answered[-1][0] >= since_s:
+            _, number = self._answered.pop()
+            if self._round is not None and self._round.outcomes[number] == Outcome.OK:
+                self._round.outcomes[number] = Outcome.PENDING
+                self._todo.append(number)
 
     def _fail(self, outcome: Outcome, words: str) -> None:
         """The end of this connection: whatever is in flight has this outcome, what is not yet asked stays in todo."""
@@ -258,7 +279,7 @@ class Line(asyncio.BufferedProtocol):
             self._timer.cancel()
             self._timer = None
         if self._flying:
-            self._doubt_the_last(outcome)
+            self._ask_again_since(min(flight.deadline_s for flight in self._flying.values()) - self.timeout_us / 1e6)
         now_us = self.clock.wall_us()
         for flight in self._flying.values():
             self._settle(flight.number, outcome, now_us)
@@ -313,9 +334,13 @@ class Line(asyncio.BufferedProtocol):
         """One timer for all requests, armed anew for the oldest one in flight rather than for each."""
         self._timer = None
         now_s = self._loop.time()
-        for transaction, flight in list(self._flying.items()):
-            if flight.deadline_s <= now_s + 1e-3:
-                self._expire(transaction, flight)
+        over = [(number, flight) for number, flight in self._flying.items() if flight.deadline_s <= now_s + 1e-3]
+        if over and self._round is not None:
+            # What was waited for together has cost the read only once.
+            self._round.timeouts_left -= 1
+            self.silent_streak += 1
+        for transaction, flight in over:
+            self._expire(transaction, flight)
         if self._flying:
             oldest_s = next(iter(self._flying.values())).deadline_s
             self._timer = self._loop.call_at(oldest_s, self._tick)
@@ -328,10 +353,9 @@ class Line(asyncio.BufferedProtocol):
             return
         self._expired.add(transaction)
         self.counts.timeouts += 1
-        self.silent_streak += 1
         now_us = self.clock.wall_us()
         self._settle(flight.number, Outcome.TIMED_OUT, now_us)
-        round_.timeouts_left -= 1
+        self._ask_again_since(flight.deadline_s - self.timeout_us / 1e6)
         for number in list(self._todo):
             if round_.timeouts_left <= 0 or round_.plan.blocks[number].unit == flight.block.unit:
                 self._todo.remove(number)

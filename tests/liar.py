@@ -148,7 +148,8 @@ LIES: Mapping[str, Callable[[Question], Telling]] = {
     "late": lambda q: Telling(later=honest(q), delay_s=1.5),
     "late and false": lambda q: Telling(later=adu(q, false(q)), delay_s=1.2),
     "held until the next answer": lambda q: Telling(held=honest(q)),
-    "half an answer": lambda q: Telling(adu(q, false(q))[:-3]),
+    # Not as many bytes as "junk ahead" has: two lies that make a truth together can be found out by nobody.
+    "half an answer": lambda q: Telling(adu(q, false(q))[: -len(false(q)) // 2 - 1]),
     "a byte lost": lambda q: Telling(adu(q, false(q))[:9] + adu(q, false(q))[10:]),
     "a byte too many": lambda q: Telling(adu(q, false(q))[:9] + b"\0" + adu(q, false(q))[9:]),
     "half an answer, then the end": lambda q: Telling(adu(q, false(q))[:-3], close=True),

@@ -5,7 +5,7 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -426,3 +426,40 @@ def test_a_transaction_id_returns_only_after_all_others_and_never_while_it_may_b
         assert not {line._next_transaction() for _ in range(65526)} & line._expired
 
     run(test)
+
+
+def test_with_a_pipeline_an_answer_that_swallowed_the_next_one_is_asked_again() -> None:
+    async def test() -> None:
+        # The first of two answers lacks exactly as many bytes as the second has: all heads are right, no byte is left.
+        asked: list[bytes] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(asyncio.IncompleteReadError):
+                while True:
+                    asked.append(await reader.readexactly(12))
+                    answers = [_right(question) for question in asked]
+                    if len(asked) == 2:
+                        writer.write(answers[0][: -len(answers[1])] + answers[1])
+                    elif len(asked) > 2:
+                        writer.write(answers[-1])
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        url = f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        connection = DRIVER.Connection.model_validate({"url": url, "pipeline": 2, "timeout": "100ms"})
+        addresses = [*range(20), 500]
+        points = [Point(str(a), DRIVER.Address.model_validate({"address": f"holding:{a}"})) for a in addresses]
+        async with DRIVER.open("x", connection, points, SkippingClock()) as session:
+            readings = await session.read(np.arange(len(points)))
+            good = readings.quality == Quality.GOOD
+            assert readings.values[good].tolist() == [truth(a) for a, g in zip(addresses, good, strict=True) if g]
+            assert not good[-1]
+        server.close()
+
+    run(test)
+
+
+def _right(question: bytes) -> bytes:
+    start, count = struct.unpack(">HH", question[8:12])
+    data = b"".join(struct.pack(">H", truth(start + i)) for i in range(count))
+    return question[:4] + struct.pack(">HBBB", len(data) + 3, question[6], question[7], len(data)) + data

@@ -5,7 +5,6 @@ The negative control asks the same liar with plain pymodbus, which takes some of
 
 import asyncio
 import random
-import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from contextlib import suppress
 import numpy as np
 import pytest
 from pymodbus.client import AsyncModbusTcpClient
-from pymodbus.exceptions import ModbusException
 
 from drivers.modbus import DRIVER
 from edge_agent.contract import DeviceSilent, Point, Quality, Readings
@@ -173,10 +171,11 @@ def test_plain_pymodbus_takes_lies_for_good_so_the_liar_does_lie() -> None:
         wrong: set[int] = set()
         liar = Liar(share=0.5, seed=3, timeout_s=0.05)
         async with liar.listening():
-            for number in range(400):
+            for number in range(250):
                 client = AsyncModbusTcpClient("127.0.0.1", port=liar.port, timeout=0.05, retries=0, reconnect_delay=0)
-                assert await client.connect()
-                with suppress(ModbusException, struct.error):
+                # It raises what it likes; here only counts what it returns as good.
+                with suppress(Exception):
+                    await client.connect()
                     answer = await client.read_holding_registers(number, count=4)
                     expected = [truth(number + i) for i in range(4)]
                     if not answer.isError() and answer.registers != expected:
