@@ -112,6 +112,8 @@ class Board:
     def norms(self, machine: str, bands: Sequence[Mapping[str, Mapping[str, float]]]) -> None:
         """The bands in force: `{"warning": {"low": …, "high": …}, "alarm": {…}}` for each signal, in their order."""
         sheet = self._sheets[machine]
+        if len(bands) != len(sheet.machine.signals):
+            raise ValueError(f"{machine} has {len(sheet.machine.signals)} signals, not {len(bands)}")
         limits = [{level: _sides(band.get(level, {})) for level in ("warning", "alarm")} for band in bands]
         if limits != sheet.limits:
             sheet.limits = limits

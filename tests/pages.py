@@ -30,6 +30,10 @@ PUMP = BoardMachine("pump-1", "Pump 1", "hall-2", (BoardSignal("flow", "Flow", "
 BANDS = [{"warning": {"low": 20.0, "high": 60.0}, "alarm": {"low": 10.0, "high": 70.0}}, {"warning": {"low": 30.0}}]
 
 
+PORT = 0
+"""The port to serve on: a free one, but for the test of a restart."""
+
+
 def now_us() -> int:
     return SystemClock().wall_us()
 
@@ -132,7 +136,7 @@ class Site:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
-        async with open_web("127.0.0.1", 0, self.board, self.operator) as web:
+        async with open_web("127.0.0.1", PORT, self.board, self.operator) as web:
             task = asyncio.current_task()
             assert task is not None
             self._stop = task.cancel
