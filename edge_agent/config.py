@@ -32,7 +32,7 @@ from edge_agent.configuration.nouns import (
     TlsConfig,
     WebConfig,
 )
-from edge_agent.configuration.report import Report
+from edge_agent.configuration.report import MISSING, Report
 from edge_agent.contract import Driver
 from edge_agent.yamlfile import Place, Problem
 
@@ -107,12 +107,12 @@ def load(path: Path, registry: plugins.Plugins | None = None) -> Loaded:
 
 
 def _told(problems: Iterable[Problem], tree: yamlfile.Tree) -> list[ConfigError]:
-    """Errors in the order of files and lines, one for each place: the first that was found there."""
-    at: dict[Place, Problem] = {}
+    """Errors in the order of files and lines. Of each place the first is told, and every key missing there."""
+    told: dict[tuple[Place, Any], Problem] = {}
     for problem in problems:
-        at.setdefault(problem.place, problem)
+        told.setdefault((problem.place, problem.path[-1] if problem.text == MISSING else None), problem)
     order = {name: index for index, name in enumerate(tree.names)}
-    ordered = sorted(at.values(), key=lambda p: (order.get(p.place.file, -1), p.place.line, p.place.column))
+    ordered = sorted(told.values(), key=lambda p: (order.get(p.place.file, -1), p.place.line, p.place.column))
     return [
         ConfigError(*p.place, ".".join(map(str, p.path)), p.found, p.allowed, p.text, p.suggestion) for p in ordered
     ]

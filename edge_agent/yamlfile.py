@@ -7,6 +7,7 @@ Rule 3: a fault that leaves the rest readable does not stop the reading: all fau
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -176,6 +177,8 @@ def shown(value: Any) -> str:
             return text if len(text) <= 64 else text[:60] + '…"'
         case bool():
             return "true" if value else "false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
     return repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a very large number"
 
 
@@ -300,7 +303,7 @@ _NO_KEY: Any = object()
 class _Open:
     """A container that is still being read. size: its values so far, height: its levels, aliases written out."""
 
-    __slots__ = ("anchor", "height", "key", "key_at", "node", "size", "skip")
+    __slots__ = ("anchor", "height", "key", "key_at", "merge", "node", "size", "skip")
 
     def __init__(self, node: Table | Items, anchor: str | None) -> None:
         self.node = node
@@ -308,6 +311,7 @@ class _Open:
         self.key: Any = _NO_KEY
         self.key_at = node.at
         self.skip = False
+        self.merge = False
         self.size = 1
         self.height = 1
 
@@ -419,9 +423,10 @@ class _Builder:
         is_key = self._wants_key()
         if is_key:
             self._key(text, text, at)
+            trap = _Trap(trap.text, f'"{text}" in quotes')
             if text == "<<":
                 trap = _Trap("merge keys are not part of YAML 1.2", "`type:` for what many machines share")
-                self.stack[-1].skip = True
+                self.stack[-1].skip = self.stack[-1].merge = True
         self.problems.append(self._problem(at, trap.text, text, trap.allowed))
         if not is_key:
             self._put(text, at, 1, 0)
@@ -459,8 +464,13 @@ class _Builder:
             return
         if not top.skip:
             top.node.put(top.key, value, top.key_at, at)
+        elif top.merge and isinstance(value, Table):
+            # Refused already; followed all the same, so that nothing is called missing that was meant to be there.
+            for key in value:
+                if key not in top.node:
+                    top.node.take(value, key)
         top.key = _NO_KEY
-        top.skip = False
+        top.skip = top.merge = False
 
     def _open(self, node: Table | Items, event: Any) -> None:
         if self._wants_key():

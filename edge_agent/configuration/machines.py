@@ -8,7 +8,7 @@ from edge_agent import expression, yamlfile
 from edge_agent.configuration import signals, words
 from edge_agent.configuration.lines import Lines
 from edge_agent.configuration.nouns import MachineConfig
-from edge_agent.configuration.report import Model, Part, Report
+from edge_agent.configuration.report import MISSING, Model, Part, Report
 from edge_agent.configuration.signals import Scope
 from edge_agent.yamlfile import Table
 
@@ -18,10 +18,11 @@ RECORDED = frozenset({"address", "manual", "waveform"})
 
 @dataclass(frozen=True, slots=True)
 class MachinePart:
-    """A machine in the file. part: laid over its type; own: as it is written."""
+    """A machine in the file. part: laid over its type; own: as it is written; typed: False when its type is unknown."""
 
     part: Part
     own: Part
+    typed: bool
 
 
 def check_types(report: Report, section: Part | None, lines: Lines) -> None:
@@ -45,15 +46,17 @@ def merged(report: Report, section: Part, types: Part | None) -> dict[str, Machi
             continue
         if name in words.RESERVED_MACHINES:
             report.add(part.spot, "this name is reserved", yamlfile.shown(name), "another name")
-        found[name] = MachinePart(_over_type(report, part, types), part)
+        base = _type(report, part, types)
+        whole = Part(yamlfile.merged(base, part.table), part.keys, part.at) if base else part
+        found[name] = MachinePart(whole, part, typed=base is not None or part.table.get("type") is None)
     return found
 
 
 def are_for_recordings(machines: Mapping[str, MachinePart]) -> bool:
-    """Whether no signal needs a line or a person."""
+    """Whether there are signals, and none of them needs a line or a person."""
     holders = [machine.part.table.get("signals") for machine in machines.values()]
     found = [signal for holder in holders if isinstance(holder, Table) for signal in holder.values()]
-    return not any(isinstance(signal, Table) and RECORDED & set(signal) for signal in found)
+    return bool(found) and not any(isinstance(signal, Table) and RECORDED & set(signal) for signal in found)
 
 
 def resolved(
@@ -62,9 +65,9 @@ def resolved(
     """The machine with all its signals; None, with its faults noted, when it cannot be made."""
     part = machine.part
     parts = _signals(report, part)
-    if part.table.get("signals") is None:
-        report.add(part.missing("signals"), "the key is missing", None, "one signal or more")
-    elif not part.table["signals"]:
+    if part.table.get("signals") is None and machine.typed:
+        report.add(part.missing("signals"), MISSING, None, "one signal or more")
+    elif part.table.get("signals") == {}:
         report.add(part.value("signals"), "there is no signal", "nothing", "one signal or more")
     about = _machine_words(report, words.MachineFile, part, _inherited(part, parts, lines))
     states = _states(report, part, parts, readable=about is not None)
@@ -85,16 +88,15 @@ def resolved(
     )
 
 
-def _over_type(report: Report, part: Part, types: Part | None) -> Part:
+def _type(report: Report, part: Part, types: Part | None) -> Table | None:
+    """The table of the machine's type; None when it has none, or an unknown one (told)."""
     kind = part.table.get("type")
-    if kind is None:
-        return part
     known = types.table if types else {}
-    if not isinstance(kind, str) or kind not in known:
+    if kind is not None and (not isinstance(kind, str) or kind not in known):
         report.unknown_word(part.value("type"), "there is no such type", kind, known)
-        return part
-    base = known[kind]
-    return Part(yamlfile.merged(base, part.table), part.keys, part.at) if isinstance(base, Table) else part
+        return None
+    base = known[kind] if kind is not None else None
+    return base if isinstance(base, Table) else None
 
 
 def _signals(report: Report, part: Part) -> dict[str, Part]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_ori
 from pydantic import BaseModel, ValidationError
 
 from edge_agent import yamlfile
+from edge_agent.configuration.words import FORMS
 from edge_agent.yamlfile import Items, Place, Problem, Table
 
 Keys = tuple[Any, ...]
@@ -24,6 +25,7 @@ Model = TypeVar("Model", bound=BaseModel)
 SECRET_KEYS = re.compile(r"password|secret|token|passphrase|^key$|^pin$", re.IGNORECASE)
 """Keys whose values are never printed."""
 URL_WITH_USER = re.compile(r"://[^/\s]*@")
+MISSING = "the key is missing"
 LISTED_MAX = 40
 """Allowed words that one message names."""
 
@@ -151,7 +153,7 @@ class Report:
         """The part under a name that the user gave, when the name is well formed and the part a mapping (or empty)."""
         if not isinstance(name, str) or not re.fullmatch(pattern, name):
             quotes = "" if isinstance(name, str) else f'; "{name}" in quotes'
-            self.add(holder.key(name), f"is no name for a {what}", yamlfile.shown(name), pattern + quotes)
+            self.add(holder.key(name), f"is no name for a {what}", yamlfile.shown(name), FORMS[pattern] + quotes)
             return None
         value = holder.table[name]
         if value is not None and not isinstance(value, Table):
@@ -212,7 +214,7 @@ class Report:
             case "missing":
                 holder = _model_at(model, keys)
                 about = holder.model_fields[last].description if holder and last in holder.model_fields else None
-                self.add(Spot(key_at, (*path, last)), "the key is missing", None, about)
+                self.add(Spot(key_at, (*path, last)), MISSING, None, about)
             case _:
                 self._wrong_value(Spot(value_at, path), node, error)
 
@@ -225,8 +227,11 @@ class Report:
             allowed = allowed.format_map(context)
         else:
             text, allowed = str(error["msg"]).removeprefix("Value error, "), None
+            if isinstance(value, str) and value in text and shown(spot.keys, value) != yamlfile.shown(value):
+                text = "is not right"  # a driver's words may repeat what must not be shown
         words = re.findall(r"'([^']*)'", allowed or "") if error["type"] in ("literal_error", "enum") else ()
-        self.add(spot, text, shown(spot.keys, value), allowed, near_word(value, words))
+        near = context.get("near") if error["type"] == "refused" else near_word(value, words)
+        self.add(spot, text, shown(spot.keys, value), allowed, near)
 
 
 def near_word(word: Any, words: Iterable[str]) -> str | None:

@@ -66,6 +66,10 @@ def _properties(parts: dict[str, Schema], prefix: str, model: type[BaseModel]) -
     own = model.model_json_schema(ref_template=f"#/$defs/{prefix}.{{model}}")
     parts.update({f"{prefix}.{name}": part for name, part in own.get("$defs", {}).items()})
     properties: dict[str, Schema] = own.get("properties", {})
+    optional = {key for key, field in model.model_fields.items() if not field.is_required()}
+    for key, default in model.model_construct().model_dump(mode="json", include=optional).items():
+        if "default" in properties.get(key, {}):
+            properties[key]["default"] = default  # as written in the file: so drivers dump their settings
     return properties
 
 

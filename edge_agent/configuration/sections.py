@@ -1,7 +1,6 @@
 """All sections of the file, from the words to the whole configuration."""
 
 import os
-import zoneinfo
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,7 +16,7 @@ from edge_agent.configuration.nouns import (
     TlsConfig,
     WebConfig,
 )
-from edge_agent.configuration.report import Model, Part, Report, Spot, shown
+from edge_agent.configuration.report import MISSING, Model, Part, Report, Spot, shown
 from edge_agent.yamlfile import Place, Table
 
 STATE_DIRECTORY = "STATE_DIRECTORY"
@@ -43,7 +42,7 @@ def resolved(report: Report, root: Table, registry: plugins.Plugins) -> Config |
     recordings = not lines.names and machines.are_for_recordings(parts)
     for key, about in _required(recordings=recordings):
         if key not in root:
-            report.add(top.missing(key), "the key is missing", None, about)
+            report.add(top.missing(key), MISSING, None, about)
     mqtt = _mqtt(report, top, agent) if "mqtt" in root else None
     language = agent.language if agent else "en"
     found = {
@@ -87,18 +86,7 @@ def _agent(report: Report, top: Part) -> AgentConfig | None:
     if about is None:
         return None
     part = top.part("agent")
-    if not _is_timezone(about.timezone):
-        spot = part.value("timezone")
-        report.unknown_word(spot, "is no known time zone", about.timezone, sorted(zoneinfo.available_timezones()))
     return AgentConfig(about.id, about.site, about.language, about.timezone, _data_dir(part, about.data_dir))
-
-
-def _is_timezone(name: str) -> bool:
-    try:
-        zoneinfo.ZoneInfo(name)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        return False
-    return True
 
 
 def _data_dir(part: Part, written: str | None) -> Path:
@@ -149,7 +137,7 @@ def _tls(report: Report, part: Part, mqtt: words.MqttFile) -> TlsConfig | None:
         report.add(part.spot, "has no effect without a url that begins with mqtts://", mqtt.url, "mqtts://HOST[:PORT]")
     if (about.cert is None) != (about.key is None):
         lacks, has = ("cert", "key") if about.cert is None else ("key", "cert")
-        report.add(part.missing(lacks), "the key is missing", None, f"{lacks}, which belongs to {has}")
+        report.add(part.missing(lacks), MISSING, None, f"{lacks}, which belongs to {has}")
 
     def path(key: str, written: str | None) -> Path | None:
         return None if written is None else _path(part.value(key), written)

@@ -10,7 +10,7 @@ from edge_agent import expression, yamlfile
 from edge_agent.configuration import norms
 from edge_agent.configuration.lines import Lines
 from edge_agent.configuration.nouns import CurrentLoop, SignalConfig
-from edge_agent.configuration.report import Keys, Part, Report, listed
+from edge_agent.configuration.report import MISSING, Keys, Part, Report, listed
 from edge_agent.configuration.words import NO_NORM, SignalFile
 from edge_agent.contract import Driver
 from edge_agent.yamlfile import Table
@@ -101,7 +101,7 @@ def _source(report: Report, part: Part, scope: Scope) -> str | None:
     if not there and scope.recordings:
         return "column"
     if not there:
-        report.add(part.missing("address"), "the key is missing", None, exactly)
+        report.add(part.missing("address"), MISSING, None, exactly)
         return None
     return there[0]
 
@@ -122,7 +122,7 @@ def _connection(report: Report, part: Part, scope: Scope, lines: Lines) -> str |
         if name is not None:
             report.unknown_word(holder.value("connection"), "there is no such connection", name, lines.names)
             return None
-    report.add(part.missing("connection"), "the key is missing", None, "a connection, here or at the machine")
+    report.add(part.missing("connection"), MISSING, None, "a connection, here or at the machine")
     return None
 
 

@@ -5,9 +5,11 @@ Rule 2: a key that is not built yet stands here too, marked `later`: it is refus
 Rule 3: an error names what is allowed (`refused`), since a person reads it beside the line.
 """
 
+import difflib
 import ipaddress
 import math
 import re
+import zoneinfo
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -20,6 +22,12 @@ NAME = r"[A-Za-z0-9_-]{1,64}"
 WORD = r"[A-Za-z_][A-Za-z0-9_]{0,63}"
 """Signals, states and groups (contract §6): expressions use them."""
 SECRET_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"  # noqa: S105  # a pattern, not a secret
+FORMS = {
+    NAME: "letters, digits, - and _, 64 at most",
+    WORD: "letters, digits and _, no digit first, 64 at most",
+    SECRET_NAME: "letters, digits, - _ and ., 64 at most",
+}
+"""The same in words."""
 RESERVED_MACHINES = frozenset({"agent", "status", "health", "gaps", "command"})
 TEXT_MAX = 1000
 TOPIC_BYTES_MAX = 1024
@@ -32,9 +40,9 @@ SIZE = r"[0-9]{1,9}(\.[0-9]{1,6})?(kB|MB|GB|TB)"
 PERCENT = r"[0-9]{1,3}(\.[0-9]{1,6})? ?%"
 
 
-def refused(text: str, allowed: str) -> PydanticCustomError:
-    """An error with words: what is wrong, and what to write instead."""
-    return PydanticCustomError("refused", "{text}", {"text": text, "allowed": allowed})
+def refused(text: str, allowed: str, near: str | None = None) -> PydanticCustomError:
+    """An error with words: what is wrong, what to write instead, and what was probably meant."""
+    return PydanticCustomError("refused", "{text}", {"text": text, "allowed": allowed, "near": near})
 
 
 # --- kinds of values ---
@@ -150,9 +158,9 @@ Text = Annotated[str, BeforeValidator(_text), WithJsonSchema({"type": "string", 
 def _matches(pattern: str, what: str) -> BeforeValidator:
     def check(value: Any) -> str:
         if not isinstance(value, str):
-            raise refused(f"is no {what}", f"a text of the form {pattern}; in quotes when it looks like a number")
+            raise refused(f"is no {what}", f"{FORMS[pattern]}; in quotes when it looks like a number")
         if not re.fullmatch(pattern, value):
-            raise refused(f"is no {what}", pattern)
+            raise refused(f"is no {what}", FORMS[pattern])
         return value
 
     return BeforeValidator(check)
@@ -217,6 +225,16 @@ def _broker_url(value: Any) -> str:
     return text
 
 
+def _timezone(value: Any) -> str:
+    name = _text(value)
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        near = difflib.get_close_matches(name, zoneinfo.available_timezones(), 1)
+        raise refused("is no known time zone", "an IANA name such as Europe/Amsterdam", *near) from None
+    return name
+
+
 def _listen(value: Any) -> str:
     form = "HOST:PORT on loopback, such as 127.0.0.1:8080 (port 0: a free one); null: no page"
     if not isinstance(value, str):
@@ -275,6 +293,7 @@ def _enumeration(value: Any) -> Any:
 Site = Annotated[str, BeforeValidator(_site), WithJsonSchema({"type": "string"})]
 Root = Annotated[str, BeforeValidator(_root), WithJsonSchema({"type": "string"})]
 BrokerUrl = Annotated[str, BeforeValidator(_broker_url), WithJsonSchema({"type": "string"})]
+Timezone = Annotated[str, BeforeValidator(_timezone), WithJsonSchema({"type": "string"})]
 Listen = Annotated[str, BeforeValidator(_listen), WithJsonSchema({"type": "string"})]
 Version = Annotated[str, BeforeValidator(_version), WithJsonSchema({"enum": ["auto", "5", "3.1.1", 5]})]
 Language = Literal["en", "nl", "de"]
@@ -351,7 +370,7 @@ class AgentFile(_Part):
     id: Id = Field(description="the MQTT client id and the Sparkplug edge node id")
     site: Site = Field("site", description="ISA-95 style path, used in topics")
     language: Language = Field("en", description="language of warnings, web page and notifications")
-    timezone: Text = Field("UTC", description="IANA name, for people; on the wire all time is UTC")
+    timezone: Timezone = Field("UTC", description="IANA name, for people; on the wire all time is UTC")
     data_dir: Text | None = Field(
         None,
         description="the store, the history and the certificates live here; default: the service's state directory, "
