@@ -338,7 +338,9 @@ def _answered(outcome: int) -> bool:
 def _stamps(round_: Round) -> Ints:
     """(due,) when the answer that carries each point was complete."""
     if len(round_.stamps) == 1:
-        return np.full(len(round_.plan.due), round_.stamps[0], dtype=np.int64)
+        stamps = np.empty(len(round_.plan.due), dtype=np.int64)
+        stamps.fill(round_.stamps[0])
+        return stamps
     return np.array(round_.stamps, dtype=np.int64)[round_.plan.block_of]
 
 
