@@ -24,15 +24,15 @@ from edge_agent.clock import AgentTime, SystemClock
 from edge_agent.config import Config, ConfigErrors, SecretError
 from edge_agent.contract import SECOND_US
 from edge_agent.health import Meter
-from edge_agent.messages import json as messages
+from edge_agent.messages import topics as messages
 from edge_agent.mqtt import LinkSettings
 from edge_agent.pipeline import TICK_EVERY_S, Pipeline, restart_row
 from edge_agent.plant import Plant, compile_plant
 from edge_agent.poller import Line, Poller
 from edge_agent.publisher import Publisher
-from edge_agent.records import Command, Gap, GapCause
+from edge_agent.records import Command, Event, Gap, GapCause
 from edge_agent.store.journal import Committed, Store, open_store
-from edge_agent.web.app import open_web
+from edge_agent.web.app import Web, open_web
 
 log = structlog.get_logger(__name__)
 
@@ -144,6 +144,7 @@ class _Agent:
         self.pollers: dict[str, _Running] = {}
         self.board = Board()
         self.meter = Meter(self.clock)
+        self.web: Web | None = None
         self.web_url: str | None = None
         self.retained: dict[str, bytes] = {}
         self.reloading = asyncio.Lock()
@@ -198,7 +199,7 @@ class _Agent:
         text = configuration.to_resolved_json(self.config)
         old = self._old_plant(recovery.config_json, text, plant)
         state = _replayed(old, recovery, self.store.epoch)
-        orphans = []
+        orphans: list[Event] = []
         if old is not plant:
             state, orphans = snapshot.migrate(old, state, plant)
         self.board.use(_board_machines(plant))
@@ -234,8 +235,6 @@ class _Agent:
                 open_web(self.config.web.host, self.config.web.port, self.board, self.pipeline, self.clock)
             )
             self.web, self.web_url = web, web.url
-        else:
-            self.web = None
 
     async def _live(self) -> None:
         """Start everything, wait for the end, and end it in the order in which nothing is lost."""

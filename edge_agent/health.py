@@ -11,7 +11,7 @@ from edge_agent import judge
 from edge_agent.clock import SystemClock
 from edge_agent.contract import CODE_MASK, SECOND_US, Quality
 from edge_agent.judge import JudgeState
-from edge_agent.messages import json as messages
+from edge_agent.messages import topics as messages
 from edge_agent.plant import Plant
 from edge_agent.poller import LineHealth
 

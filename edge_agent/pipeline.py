@@ -16,7 +16,7 @@ from edge_agent.board import Board
 from edge_agent.clock import AgentTime
 from edge_agent.contract import SECOND_US, Clock, Frame, Quality
 from edge_agent.judge import JudgeState
-from edge_agent.messages import json as messages
+from edge_agent.messages import topics as messages
 from edge_agent.plant import Machine, Plant
 from edge_agent.records import Command, Event, EventKind, Gap, GapCause, WarningState
 from edge_agent.store.journal import Store

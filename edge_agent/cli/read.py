@@ -139,7 +139,7 @@ def verdict(value: float, quality: str, band: dict[str, dict[str, float]]) -> st
 def show(rows: "Sequence[Row]", faults: dict[str, str], *, as_json: bool) -> None:
     """Rows for people or for a script; faults of connections on stderr."""
     from edge_agent import texts
-    from edge_agent.messages import json as messages
+    from edge_agent.messages import topics as messages
 
     for connection, fault in faults.items():
         print(f"{connection}: {fault}", file=sys.stderr)

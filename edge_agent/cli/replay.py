@@ -87,7 +87,7 @@ def _refused(text: str) -> int:
 
 def _write(arguments: argparse.Namespace, case: str, events: "Sequence[Event]") -> None:
     from edge_agent import replay
-    from edge_agent.messages import json as messages
+    from edge_agent.messages import topics as messages
 
     lines = [messages.warning(replay.EPOCH, seq, event) for seq, event in enumerate(events, 1)]
     if arguments.out:

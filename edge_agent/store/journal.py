@@ -26,9 +26,9 @@ import orjson
 import structlog
 
 from edge_agent.contract import SECOND_US, Clock, Frame, Ints
-from edge_agent.messages import json as messages
+from edge_agent.messages import topics as messages
 from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Layout
-from edge_agent.store.intervals import Intervals
+from edge_agent.store.ranges import Intervals
 
 log = structlog.get_logger(__name__)
 
