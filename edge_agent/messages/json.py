@@ -1,104 +1,80 @@
-"""The bytes of every topic in the format `json` (contract §2).
+"""Every message of contract §2 as bytes. Pure.
 
-Rule 1: the same stored row gives the same bytes, today and after a restart; only `late` is appended.
-Rule 2: no Python for each value: names and numbers are zipped, and only what is not good is looked at singly.
+Rule 1: the same row gives the same bytes, but for `late`: a consumer may compare. Rule 2: nothing essential stands
+anywhere but in the payload. Times are RFC 3339 UTC with milliseconds, numbers the shortest form of their float64.
 """
 
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
-from functools import lru_cache
-from itertools import compress
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import orjson
 
 from edge_agent.contract import CODE_MASK, REASONS, SECOND_US, Codes, Floats, Ints, Quality
 from edge_agent.records import Event, Gap, Layout
 
-STATUS_OFFLINE = b'{"state":"offline"}'
-STATUS_STOPPED = b'{"state":"stopped"}'
+OFFLINE = b'{"state":"offline"}'
+"""The last will on `<root>/status`."""
+STOPPED = b'{"state":"stopped"}'
+UNKNOWN_STATE = "unknown"
 LATE = b',"late":true}'
-APART_US = SECOND_US
-"""A value taken further than this from its row's `ts` gets its own time in `at`."""
-WORDS = tuple(REASONS.get(Quality(q) if q in REASONS else Quality.OTHER, "other") for q in range(256))
-"""The word of each quality byte; bytes that no Quality has are `other`."""
-FRESH = bytes(q & CODE_MASK in (Quality.GOOD, Quality.UNCERTAIN) for q in range(256))
-BAD = bytes(q & CODE_MASK > Quality.UNCERTAIN for q in range(256))
-UNCERTAIN = bytes(q & CODE_MASK == Quality.UNCERTAIN for q in range(256))
-"""Tables for bytes.translate: 1 for the quality bytes of that class. For short rows ten times as fast as numpy masks."""
-NUMBERS = orjson.OPT_SERIALIZE_NUMPY
-"""A float64 that slipped into a field of an event is a number like any other."""
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+GOOD, HOLD, UNCERTAIN = int(Quality.GOOD), int(Quality.HOLD), int(Quality.UNCERTAIN)
+
+loads = orjson.loads
 
 
-@lru_cache(maxsize=256)
-def _second(second: int) -> str:
-    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+def to_utc(us: int) -> str:
+    """UTC µs as `2026-11-23T15:53:39.120Z`."""
+    return (EPOCH + timedelta(microseconds=us)).strftime("%Y-%m-%dT%H:%M:%S.") + f"{us // 1000 % 1000:03d}Z"
 
 
-def time_text(us: int) -> str:
-    """RFC 3339 UTC with milliseconds, rounded down: the rows of one millisecond stay in their second."""
-    second, rest = divmod(us, SECOND_US)
-    return f"{_second(second)}{rest // 1000:03d}Z"
-
-
-def measurement(  # noqa: PLR0913 - one row is one call
-    epoch: str,
-    seq: int,
-    ts: int,
-    layout: Layout,
-    values: Floats,
-    quality: Codes,
-    *,
-    state: int = -1,
-    at: Ints | None = None,
+def measurement(
+    epoch: str, seq: int, layout: Layout, ts: int, state: int, values: Floats, quality: Codes, at: Ints | None = None
 ) -> bytes:
-    """One row of a judged frame. values, quality, at: (signals,) of the layout; at: UTC µs of each value or None.
+    """One row of a machine. values, quality: (signals,) as judged; at: (signals,) UTC µs of each value or None.
 
-    GOOD and UNCERTAIN stand in `values`, BAD in `bad`, HOLD nowhere. A NaN that is called good becomes null.
+    state: index into layout.states, -1 unknown. HOLD is left out; UNCERTAIN stands in `values` and in `uncertain`.
     """
-    message: dict[str, Any] = {"epoch": epoch, "seq": seq, "ts": time_text(ts)}
+    message: dict[str, Any] = {"epoch": epoch, "seq": seq, "ts": to_utc(ts)}
     if layout.states:
-        message["operating_state"] = layout.states[state] if state >= 0 else "unknown"
-    codes = quality.tobytes()
-    if codes.count(0) == len(codes):
+        message["operating_state"] = layout.states[state] if state >= 0 else UNKNOWN_STATE
+    if at is None and not quality.any():  # every column GOOD: the usual beat of a polled machine
         message["values"] = dict(zip(layout.signals, values.tolist(), strict=True))
-    else:
-        _add_mixed(message, layout.signals, values, codes)
+        return orjson.dumps(message)
+    codes = quality & CODE_MASK
+    usable = np.flatnonzero((codes == GOOD) | (codes == UNCERTAIN))
+    bad = np.flatnonzero(codes > UNCERTAIN)
+    doubtful = np.flatnonzero(codes == UNCERTAIN)
+    names = layout.signals
+    message["values"] = {names[i]: value for i, value in zip(usable.tolist(), values[usable].tolist(), strict=True)}
+    if bad.size:
+        message["bad"] = {names[i]: REASONS[Quality(code)] for i, code in _pairs(bad, codes)}
+    if doubtful.size:
+        message["uncertain"] = {names[i]: REASONS[Quality(code)] for i, code in _pairs(doubtful, quality)}
     if at is not None:
-        _add_times(message, layout.signals, codes, at, ts)
+        apart = usable[np.abs(at[usable] - ts) > SECOND_US]
+        if apart.size:
+            message["at"] = {names[i]: to_utc(stamp) for i, stamp in _pairs(apart, at)}
     return orjson.dumps(message)
 
 
-def _add_mixed(message: dict[str, Any], names: tuple[str, ...], values: Floats, codes: bytes) -> None:
-    message["values"] = dict(compress(zip(names, values.tolist(), strict=True), codes.translate(FRESH)))
-    for key, chosen in (("bad", codes.translate(BAD)), ("uncertain", codes.translate(UNCERTAIN))):
-        if 1 in chosen:
-            message[key] = {name: WORDS[code] for name, code in compress(zip(names, codes, strict=True), chosen)}
-
-
-def _add_times(message: dict[str, Any], names: tuple[str, ...], codes: bytes, at: Ints, ts: int) -> None:
-    fresh = compress(zip(names, at.tolist(), strict=True), codes.translate(FRESH))
-    apart = {name: time_text(us) for name, us in fresh if abs(us - ts) > APART_US}
-    if apart:
-        message["at"] = apart
+def _pairs(places: Any, array: Any) -> list[tuple[int, int]]:
+    return list(zip(places.tolist(), array[places].tolist(), strict=True))
 
 
 def late(payload: bytes) -> bytes:
-    """The same message, marked as sent late (contract §6 `seq`)."""
+    """The same message, marked late."""
     return payload[:-1] + LATE
 
 
-def warning(epoch: str, seq: int, event: Event) -> bytes:
-    """One event of a warning, on `<root>/<machine>/warnings`."""
-    return orjson.dumps({"epoch": epoch, "seq": seq, **event_fields(event)}, option=NUMBERS)
-
-
-def event_fields(event: Event) -> dict[str, Any]:
-    """The fields of an event as they leave the agent; `column`, `by` and `comment` only where there is one."""
-    fields: dict[str, Any] = {
+def event_plain(event: Event) -> dict[str, Any]:
+    """A warning's event as contract §2 writes it, without epoch and seq."""
+    plain: dict[str, Any] = {
         "id": event.id,
         "event": event.event,
-        "ts": time_text(event.ts),
+        "ts": to_utc(event.ts),
         "machine": event.machine,
         "signal": event.signal,
         "kind": event.kind,
@@ -108,50 +84,52 @@ def event_fields(event: Event) -> dict[str, Any]:
         "unit": event.unit,
         "limit": event.limit,
         "norm": event.norm,
-        "since": time_text(event.since),
+        "since": to_utc(event.since),
         "operating_state": event.operating_state,
         "message": event.message,
         "advice": event.advice,
-        "count": event.count,
     }
-    fields.update({k: v for k in ("column", "by", "comment") if (v := getattr(event, k)) is not None})
-    return fields
+    if event.count > 1:
+        plain["count"] = event.count
+    for name in ("column", "by", "comment"):
+        value = getattr(event, name)
+        if value is not None:
+            plain[name] = value
+    return plain
 
 
-def gap(epoch: str, seq: int, lost: Gap) -> bytes:
-    """What was lost, on `<root>/gaps`."""
+def warning(epoch: str, seq: int, event: Event) -> bytes:
+    return orjson.dumps({"epoch": epoch, "seq": seq, **event_plain(event)})
+
+
+def active(ts: int, events: Sequence[Event]) -> bytes:
+    """The last event of every warning of a machine that is not back to normal."""
+    return orjson.dumps({"ts": to_utc(ts), "active": [event_plain(event) for event in events]})
+
+
+def norms(ts: int, config: str, signals: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """The bands in force: `{"oil_temperature": {"unit": "°C", "warning": {…}, "alarm": {…}, "state": "running"}}`."""
+    return orjson.dumps({"ts": to_utc(ts), "config": config, "signals": dict(signals)})
+
+
+def gap(epoch: str, seq: int, record: Gap) -> bytes:
     return orjson.dumps(
         {
             "epoch": epoch,
             "seq": seq,
-            "from_seq": lost.from_seq,
-            "to_seq": lost.to_seq,
-            "from": time_text(lost.from_ts),
-            "to": time_text(lost.to_ts),
-            "count": lost.count,
-            "cause": lost.cause,
+            "from_seq": record.from_seq,
+            "to_seq": record.to_seq,
+            "from": to_utc(record.from_ts),
+            "to": to_utc(record.to_ts),
+            "count": record.count,
+            "cause": record.cause,
         }
     )
 
 
-def active(ts: int, events: Iterable[Event], epoch: str | None = None) -> bytes:
-    """All warnings of a machine that are not back to normal, each as its last event."""
-    named = {} if epoch is None else {"epoch": epoch}
-    return orjson.dumps({"ts": time_text(ts), "active": [{**named, **event_fields(e)} for e in events]}, option=NUMBERS)
+def status(about: Mapping[str, Any]) -> bytes:
+    return orjson.dumps(dict(about))
 
 
-def norms(ts: int, config: str, signals: Mapping[str, Any]) -> bytes:
-    """The bands in force. signals: {name: {"unit", "warning": {...}, "alarm": {...}, "state"}}."""
-    return orjson.dumps({"ts": time_text(ts), "config": config, "signals": dict(signals)}, option=NUMBERS)
-
-
-def health(ts: int, fields: Mapping[str, Any]) -> bytes:
-    """The agent's health. fields: connections, buffer, loop_lag_ms, … as the contract names them."""
-    return orjson.dumps({"ts": time_text(ts), **fields}, option=NUMBERS)
-
-
-def status_online(since: int, version: str, config: str, signals: int) -> bytes:
-    """`since`: UTC µs of the agent's start; config: 12 hex of its sha256; signals: how many are configured."""
-    return orjson.dumps(
-        {"state": "online", "since": time_text(since), "version": version, "config": config, "signals": signals}
-    )
+def health(ts: int, about: Mapping[str, Any]) -> bytes:
+    return orjson.dumps({"ts": to_utc(ts), **about}, option=orjson.OPT_SERIALIZE_NUMPY)
