@@ -29,7 +29,7 @@ def json_schema(drivers: Mapping[str, Driver]) -> Schema:
     parts["ConnectionFile"] = {"oneOf": [{"$ref": f"#/$defs/{kind}.Connection"} for kind in drivers]}
     for kind, driver in drivers.items():
         parts.update(_connection(kind, driver))
-    addresses = {kind: _properties(parts, f"{kind}.Address", driver.Address) for kind, driver in drivers.items()}
+    addresses = {kind: _address(parts, kind, driver) for kind, driver in drivers.items()}
     _add(parts["SignalFile"], addresses, lambda key: key == "address" or key not in words.SignalFile.model_fields)
     inherited = {
         kind: {key: value for key, value in addresses[kind].items() if key in driver.inherited}
@@ -61,6 +61,15 @@ def _connection(kind: str, driver: Driver) -> dict[str, Schema]:
     return parts
 
 
+def _address(parts: dict[str, Schema], kind: str, driver: Driver) -> dict[str, Schema]:
+    """The properties that the driver adds to a signal; what it inherits is described where the connection has it."""
+    properties = _properties(parts, f"{kind}.Address", driver.Address)
+    line = parts[f"{kind}.Connection"]["properties"]
+    for key in driver.inherited & set(properties) & set(line):
+        properties[key] = {"description": line[key].get("description", ""), **properties[key]}
+    return properties
+
+
 def _properties(parts: dict[str, Schema], prefix: str, model: type[BaseModel]) -> dict[str, Schema]:
     """The properties of a driver's model; what they refer to goes to `parts` under names of their own."""
     own = model.model_json_schema(ref_template=f"#/$defs/{prefix}.{{model}}")
@@ -81,7 +90,9 @@ def _add(part: Schema, by_kind: Mapping[str, Mapping[str, Schema]], wanted: Any)
             if wanted(key) and value not in found.setdefault(key, []):
                 found[key].append(value)
     for key, values in found.items():
-        part["properties"][key] = copy.deepcopy(values[0]) if len(values) == 1 else {"anyOf": copy.deepcopy(values)}
+        about = part["properties"].get(key, {}).get("description") or values[0].get("description", "")
+        several = {"description": about, "anyOf": copy.deepcopy(values)}
+        part["properties"][key] = copy.deepcopy(values[0]) if len(values) == 1 else several
 
 
 def _name_keys(section: Schema, pattern: str) -> None:
