@@ -1,0 +1,467 @@
+"""The journal against a plain twin, and against kill -9, lost commits and damaged bytes."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edge_agent.contract import Frame, Quality
+from edge_agent.records import (
+    Command,
+    Event,
+    EventKind,
+    Gap,
+    GapCause,
+    JudgedFrame,
+    Kind,
+    Layout,
+    Severity,
+    WarningState,
+)
+from edge_agent.store import journal
+from edge_agent.store.journal import Committed, Store, open_store
+from tests.conftest import ROOT, StandingClock, eventually
+
+LAYOUT = Layout("press-3", ("a", "b", "c"), ("running",))
+WALL = 1_795_000_000_000_000
+
+
+def frame(number: int, publish: Sequence[bool] = (True,), at: bool = False) -> JudgedFrame:
+    """Rows that say by their values which they are."""
+    rows = len(publish)
+    t = np.arange(number, number + rows, dtype=np.int64) * 1_000_000
+    values = np.arange(rows * 3, dtype=np.float64).reshape(rows, 3) + number / 7
+    quality = np.zeros((rows, 3), np.uint8)
+    if number % 3 == 0:
+        quality[:, 1], values[:, 1] = Quality.TIMEOUT, np.nan
+    stamps = np.tile(t[:, None], (1, 3)) + WALL if at else None
+    return JudgedFrame(
+        Frame("press-3", t, t + WALL, values, quality, stamps),
+        np.zeros(rows, np.int16),
+        np.array(publish, np.bool_),
+    )
+
+
+def event(number: int) -> Event:
+    return Event(
+        EventKind.RAISED, f"id-{number}", WALL, "press-3", "a", Kind.HIGH, Severity.ALARM, WarningState.UNACKNOWLEDGED,
+        float(number), "bar", 1.0, {}, WALL, "running", "too high", "",
+    )  # fmt: skip
+
+
+async def committed(store: Store) -> None:
+    """Let `run` commit all that was put, and end."""
+    async with asyncio.timeout(20):
+        await store.stop()
+        await store.run()
+        store._stopping = False
+
+
+def commit(store: Store) -> None:
+    asyncio.run(committed(store))
+
+
+def payloads(found: Sequence[Committed]) -> dict[int, bytes]:
+    return {each.seq: each.payload(late=False) for each in found}
+
+
+def equal(one: JudgedFrame, other: JudgedFrame) -> bool:
+    a, b = one.frame, other.frame
+    pairs: list[tuple[Any, Any]] = [(a.t, b.t), (a.ts, b.ts), (a.values, b.values), (a.quality, b.quality)]
+    pairs += [(one.state, other.state), (one.publish, other.publish)]
+    same = all(x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes() for x, y in pairs)
+    stamps = a.at is None if b.at is None else a.at is not None and bool((a.at == b.at).all())
+    return same and stamps and a.machine == b.machine and a.tick == b.tick
+
+
+def crashed(folder: Path, copy: Path) -> Path:
+    """What a machine finds that lost its power now: the files as they are, nobody said good-bye."""
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(folder, copy)
+    return copy
+
+
+# --- delivery -----------------------------------------------------------------------------------------------------
+
+
+def test_only_what_is_committed_is_told_and_in_the_order_of_seq(tmp_path: Path, clock: StandingClock) -> None:
+    with open_store(tmp_path, clock) as store:
+        told: list[Committed] = []
+        store.on_committed.append(told.extend)
+        store.use_layouts([LAYOUT])
+        store.put([frame(1), frame(2, (True, False, True))], [event(1)], gaps=[Gap(GapCause.RESTART, 3, WALL, WALL)])
+        store.put([frame(5)])
+        assert told == []
+        assert store.pending(0, 10) == []
+        commit(store)
+        assert [each.seq for each in told] == [1, 2, 3, 4, 5, 6]
+        assert [each.topic for each in told][3:] == ["press-3/warnings", "gaps", "press-3/measurements"]
+        assert json.loads(told[0].payload(late=False))["epoch"] == store.epoch
+
+
+def test_disk_and_memory_give_the_same_bytes(tmp_path: Path, clock: StandingClock) -> None:
+    with open_store(tmp_path, clock) as store:
+        told: list[Committed] = []
+        store.on_committed.append(told.extend)
+        store.use_layouts([LAYOUT])
+        store.put([frame(n, (True, True), at=n % 2 == 0) for n in range(0, 12, 2)], [event(1)])
+        commit(store)
+        before = payloads(told)
+    with open_store(tmp_path, clock) as again:
+        assert payloads(again.pending(0, 100)) == before
+
+
+def test_an_urgent_event_is_committed_long_before_commit_every(tmp_path: Path, clock: StandingClock) -> None:
+    async def main(store: Store) -> None:
+        told: list[Committed] = []
+        store.on_committed.append(told.extend)
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(store.run())
+            store.put([frame(1)])
+            store.put([], [event(1)])
+            await eventually(lambda: len(told) == 2)
+            await store.stop()
+            await running
+
+    with open_store(tmp_path, clock) as store:
+        store.limit(10**9, 10**15, 3_600_000_000)
+        store.use_layouts([LAYOUT])
+        asyncio.run(main(store))
+
+
+def test_a_message_keeps_the_layout_under_which_it_was_taken(tmp_path: Path, clock: StandingClock) -> None:
+    with open_store(tmp_path, clock) as store:
+        store.use_layouts([LAYOUT])
+        store.put([frame(1)])
+        commit(store)
+        store.use_layouts([Layout("press-3", ("x", "y", "z"), ())])
+        store.put([frame(2)])
+        commit(store)
+    with open_store(tmp_path, clock) as store:
+        first, second = (json.loads(each.payload(late=False)) for each in store.pending(0, 9))
+    assert set(first["values"]) == {"a", "b", "c"}
+    assert set(second["values"]) == {"x", "y", "z"}
+
+
+def test_recovery_gives_back_what_came_after_the_snapshot_bit_for_bit(tmp_path: Path, clock: StandingClock) -> None:
+    command = Command("acknowledge", WALL, 5, "id-1", "anna", "seen", {"n": 1})
+    with open_store(tmp_path, clock) as store:
+        store.use_layouts([LAYOUT])
+        store.put([frame(1)])
+        store.put_snapshot(b"judge", "{}")
+        later = [frame(3, (True, False), at=True), frame(6)]
+        store.put(later[:1])
+        store.put([], commands=[command])
+        store.put(later[1:])
+        commit(store)
+    with open_store(tmp_path, clock) as store:
+        found = store.recovery()
+        items = list(found.items)
+    assert (found.snapshot, found.config_json) == (b"judge", "{}")
+    assert found.last_t_us == 6_000_000
+    assert items[1] == command
+    for got, put in zip([items[0], items[2]], later, strict=True):
+        assert isinstance(got, JudgedFrame)
+        assert equal(got, put)
+
+
+def test_the_configuration_that_was_in_force_comes_back(tmp_path: Path, clock: StandingClock) -> None:
+    with open_store(tmp_path, clock) as store:
+        assert store.load_config() is None
+        store.save_config("{}", "abc")
+    with open_store(tmp_path, clock) as store:
+        assert store.load_config() == ("{}", "abc")
+
+
+def test_the_oldest_readings_yield_to_the_limit_and_warnings_stay(tmp_path: Path, clock: StandingClock) -> None:
+    with open_store(tmp_path, clock) as store:
+        store.use_layouts([LAYOUT])
+        for number in range(100):
+            store.put([frame(number)], [event(number)] if number == 3 else [])
+            store.put_snapshot(b"", "")
+            commit(store)
+        store.limit(2_000, 10**15, 1_000_000)
+        commit(store)
+        store.put([frame(200)])
+        commit(store)
+        left = [json.loads(each.payload(late=False)) for each in store.pending(0, 1000)]
+        dropped = sum(each["count"] for each in left if "cause" in each)
+        readings = [each for each in left if "values" in each]
+        assert dropped > 0
+        assert dropped + len(readings) == 101
+        assert [each["id"] for each in left if "id" in each] == ["id-3"]
+        assert store.pending_count == len(left)
+
+
+# --- the twin -----------------------------------------------------------------------------------------------------
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.lists(st.booleans(), max_size=4)),
+        st.tuples(st.just("event"), st.none()),
+        st.tuples(st.just("gap"), st.none()),
+        st.tuples(st.just("snapshot"), st.none()),
+        st.tuples(st.just("commit"), st.none()),
+        st.tuples(st.just("crash"), st.none()),
+        st.tuples(st.just("deliver"), st.integers(0, 5)),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS)
+def test_whatever_happens_pending_is_what_a_plain_twin_says(
+    steps: list[tuple[str, list[bool] | int | None]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("store")
+    clock = StandingClock()
+    durable: dict[int, bytes] = {}
+    done_durable: set[int] = set()
+    done: set[int] = set()
+    history: dict[tuple[str, int], bytes] = {}
+    stack = open_store(folder, clock)
+    store = stack.__enter__()
+    epoch = store.epoch
+
+    def note(told: Sequence[Committed]) -> None:
+        for each in told:
+            bytes_ = each.payload(late=False)
+            durable[each.seq] = bytes_
+            assert history.setdefault((store.epoch, each.seq), bytes_) == bytes_
+
+    def begin() -> None:
+        store.on_committed.append(note)
+        store.use_layouts([LAYOUT])
+
+    begin()
+    for number, (step, argument) in enumerate(steps, 1):
+        match step, argument:
+            case "put", list(publish):
+                store.put([frame(number, publish)])
+            case "event", _:
+                store.put([], [event(number)])
+            case "gap", _:
+                store.put([], gaps=[Gap(GapCause.RESTART, number, WALL, WALL)])
+            case "snapshot", _:
+                store.put_snapshot(b"s", "{}")
+            case "commit", _:
+                commit(store)
+                done_durable = set(done)
+            case "deliver", int(count):
+                seqs = [each.seq for each in store.pending(0, count)]
+                store.delivered(seqs)
+                done |= set(seqs)
+            case "crash", _:
+                copy = crashed(folder, folder.with_name(folder.name + f"-{number}"))
+                stack.__exit__(None, None, None)
+                folder, done = copy, set(done_durable)
+                stack = open_store(folder, clock)
+                store = stack.__enter__()
+                assert store.epoch == epoch
+                begin()
+        due = {seq: bytes_ for seq, bytes_ in durable.items() if seq not in done}
+        assert payloads(store.pending(0, 10_000)) == due
+        assert store.pending_count == len(due)
+    stack.__exit__(None, None, None)
+
+
+# --- crashes and damage -------------------------------------------------------------------------------------------
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from edge_agent.clock import SystemClock
+from edge_agent.store.journal import open_store
+from tests.test_store import LAYOUT, event, frame
+
+async def main(store):
+    def tell(told):
+        for each in told:
+            print(store.epoch, each.seq, each.payload(late=False).hex())
+        sys.stdout.flush()
+    store.on_committed.append(tell)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(store.run())
+        number = store.last_committed
+        while True:
+            number += 1
+            store.put([frame(number)], [event(number)] if number % 7 == 0 else [])
+            if number % 5 == 0:
+                store.put_snapshot(b"s", "{}")
+            await asyncio.sleep(0.0005)
+
+with open_store(Path(sys.argv[1]), SystemClock()) as store:
+    store.limit(10**9, 10**15, 2_000)
+    store.use_layouts([LAYOUT])
+    asyncio.run(main(store))
+"""
+
+
+def killed_while_writing(folder: Path, after: int) -> list[tuple[str, int, bytes]]:
+    """What a writer said it had committed before it was killed, at some instant after that many lines."""
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(folder)], cwd=ROOT, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        lines = [writer.stdout.readline() for _ in range(after)]
+        os.kill(writer.pid, signal.SIGKILL)
+        lines += writer.stdout.readlines()
+    # The kill may cut the last line: what was not said in full was not promised.
+    whole = [line.split() for line in lines if line.endswith(b"\n")]
+    return [(epoch.decode(), int(seq), bytes.fromhex(text.decode())) for epoch, seq, text in whole]
+
+
+def test_twenty_kills_lose_nothing_and_give_no_number_twice(tmp_path: Path, clock: StandingClock) -> None:
+    said: dict[int, bytes] = {}
+    epochs = set()
+    for round_ in range(20):
+        for epoch, seq, payload in killed_while_writing(tmp_path, 3 + round_ * 7 % 40):
+            epochs.add(epoch)
+            assert said.setdefault(seq, payload) == payload
+    with open_store(tmp_path, clock) as store:
+        found = payloads(store.pending(0, 10**6))
+    assert said.items() <= found.items()
+    assert len(epochs) == 1
+
+
+def test_the_check_for_loss_finds_a_loss(tmp_path: Path, clock: StandingClock) -> None:
+    """The negative control: a batch that is taken away must be missed."""
+    said = {seq: payload for _, seq, payload in killed_while_writing(tmp_path, 20)}
+    with sqlite3.connect(tmp_path / journal.FILE) as db:
+        db.execute("DELETE FROM batches WHERE id = (SELECT min(id) FROM batches WHERE messages > 0)")
+    with open_store(tmp_path, clock) as store:
+        assert not said.items() <= payloads(store.pending(0, 10**6)).items()
+
+
+def small_store(folder: Path) -> dict[int, bytes]:
+    """Six readings and six warnings, two of them delivered. Returns the bytes of those that are due."""
+    with open_store(folder, StandingClock()) as store:
+        told: list[Committed] = []
+        store.on_committed.append(told.extend)
+        store.use_layouts([LAYOUT])
+        for number in range(6):
+            store.put([frame(number)], [event(number)])
+            commit(store)
+        store.put_snapshot(b"judge", "{}")
+        store.delivered([1, 2])
+        commit(store)
+        return payloads([each for each in told if each.seq > 2])
+
+
+def read_with_a_flip(good: Path, folder: Path, place: int) -> dict[int, bytes]:
+    """Open a copy in which one byte is another, and read all of it; what is told under the old epoch, but for gaps."""
+    copy = crashed(good, folder)
+    body = bytearray((copy / journal.FILE).read_bytes())
+    body[place] ^= 0x55
+    (copy / journal.FILE).write_bytes(body)
+    with open_store(copy, StandingClock()) as store:
+        found = store.pending(0, 1000)
+        list(store.recovery().items)
+        return {each.seq: each.payload(late=False) for each in found if each.kind != "gaps"}
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the contents of meta and layouts are parsed outside the door that moves damage aside"
+)
+def test_a_flipped_byte_in_what_the_store_knows_of_itself_keeps_no_agent_from_starting(tmp_path: Path) -> None:
+    small_store(tmp_path / "good")
+    body = (tmp_path / "good" / journal.FILE).read_bytes()
+    start = body.rfind(b"delivered")
+    for place in range(start, start + 24):
+        read_with_a_flip(tmp_path / "good", tmp_path / "copy", place)
+
+
+@pytest.mark.xfail(strict=True, reason="notices carry no checksum, batches do")
+def test_a_flipped_byte_in_a_warning_is_told_as_damage_and_not_as_a_warning(tmp_path: Path) -> None:
+    due = small_store(tmp_path / "good")
+    place = (tmp_path / "good" / journal.FILE).read_bytes().find(b'"id":"id-4"') + 8
+    found = read_with_a_flip(tmp_path / "good", tmp_path / "copy", place)
+    assert found.items() <= due.items()
+
+
+def test_a_flipped_byte_in_readings_costs_only_their_batch_and_is_told(tmp_path: Path, clock: StandingClock) -> None:
+    due = small_store(tmp_path)
+    body = bytearray((tmp_path / journal.FILE).read_bytes())
+    place = body.find(np.float64(5 / 7).tobytes())
+    assert place > 0
+    body[place] ^= 0x55
+    (tmp_path / journal.FILE).write_bytes(body)
+    with open_store(tmp_path, clock) as store:
+        first = payloads(store.pending(0, 1000))
+        commit(store)
+        (gap,) = [json.loads(each.payload(late=False)) for each in store.pending(0, 1000) if each.kind == "gaps"]
+    assert first.items() <= due.items()
+    assert len(due) - len(first) == gap["count"] == 1
+    assert gap["cause"] == "damage"
+
+
+def test_a_file_that_is_no_store_is_moved_aside_and_told(tmp_path: Path, clock: StandingClock) -> None:
+    (tmp_path / journal.FILE).write_bytes(b"not a database at all" * 100)
+    with open_store(tmp_path, clock) as store:
+        commit(store)
+        assert [json.loads(each.payload(late=False))["cause"] for each in store.pending(0, 9)] == ["damage"]
+    assert len(list(tmp_path.glob(journal.FILE + ".damaged-*"))) == 1
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the marker is written at snapshots only: a restore between two of them is not seen"
+)
+def test_a_restored_store_begins_an_epoch_of_its_own(tmp_path: Path, clock: StandingClock) -> None:
+    folder, backup, epoch = tmp_path / "store", tmp_path / "backup.db", ""
+    for number in (1, 2):
+        with open_store(folder, clock) as store:
+            epoch = store.epoch
+            store.use_layouts([LAYOUT])
+            store.put([frame(number)])
+            commit(store)
+        if number == 1:
+            shutil.copy(folder / journal.FILE, backup)
+    shutil.copy(backup, folder / journal.FILE)
+    with open_store(folder, clock) as store:
+        assert store.epoch != epoch
+
+
+@pytest.mark.xfail(strict=True, reason="the marker is written before the COMMIT that it stands for")
+def test_a_commit_that_failed_before_a_crash_begins_no_new_epoch(tmp_path: Path, clock: StandingClock) -> None:
+    with open_store(tmp_path / "store", clock) as store:
+        epoch = store.epoch
+        store.use_layouts([LAYOUT])
+        store.put([frame(1)])
+        commit(store)
+        store.put([frame(2)])
+        store.put_snapshot(b"s", "{}")
+        # The disk is full once the batch is written, before it is committed.
+        store._db.execute(
+            "CREATE TEMP TRIGGER full BEFORE INSERT ON main.meta WHEN new.key = 'delivered' "
+            "BEGIN SELECT raise(ABORT, 'disk full'); END"
+        )
+        with pytest.raises(sqlite3.Error):
+            store._write(store._sealed, [], 0)
+        copy = crashed(tmp_path / "store", tmp_path / "copy")
+        store._db.execute("DROP TRIGGER full")
+    with open_store(copy, clock) as store:
+        assert store.epoch == epoch
+
+
+@pytest.mark.xfail(
+    strict=True, reason="nothing yields that is newer than the newest snapshot, however far above the limit"
+)
+def test_the_limit_holds_also_where_no_snapshot_was_made(tmp_path: Path, clock: StandingClock) -> None:
+    with open_store(tmp_path, clock) as store:
+        store.use_layouts([LAYOUT])
+        store.limit(2_000, 10**15, 1_000_000)
+        for number in range(100):
+            store.put([frame(number)])
+            commit(store)
+        assert store.pending_count < 100
