@@ -575,7 +575,7 @@ def _event(
             value=number,
             limit=limit,
             silent_us=silent,
-            reason=REASONS[Quality(int(work.held_quality[change.row, column]))],
+            reason=_why_silent(int(work.held_quality[change.row, column])),
         ),
         advice=advice_of(signal, plant.language),
         count=(standing.count + (told is EventKind.RAISED)) if standing else 1,
@@ -587,6 +587,11 @@ def _event(
     else:
         state.standing[key] = Standing(now, worst, since, born, event.count, event)
     return event
+
+
+def _why_silent(held_quality: int) -> str:
+    """Why there is no good reading. A good one that is merely held (a formula of slow inputs) says: nothing came."""
+    return word_of(MISSING if held_quality in (GOOD, CLOCK) else held_quality)
 
 
 def _id(epoch: str, machine: Machine, signal: Signal, change: Change, born: int) -> str:

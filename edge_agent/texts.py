@@ -6,6 +6,8 @@ Rule 1: plain, short, complete; the advice of the configuration says what to do.
 from edge_agent.records import EventKind, Kind
 
 LANGUAGES = ("en", "nl", "de")
+DIGITS, EXACT = 5, 17
+"""Significant digits of a number for people, and those that tell any two float64 apart."""
 
 _RAISED = {
     Kind.HIGH: {
@@ -25,6 +27,12 @@ _RAISED = {
     },
     Kind.HEALTH: {"en": "{title}: {reason}", "nl": "{title}: {reason}", "de": "{title}: {reason}"},
 }
+_DEESCALATED = {
+    "en": "{title} {value}: no longer an alarm, still a warning",
+    "nl": "{title} {value}: geen alarm meer, nog wel een waarschuwing",
+    "de": "{title} {value}: kein Alarm mehr, aber noch eine Warnung",
+}
+"""The value may be inside the norm already (deadband, off-delay), so that "above its norm" could be wrong."""
 _CLEARED = {
     "en": "{title} {value} is back within its norm",
     "nl": "{title} {value} is weer binnen de norm",
@@ -107,30 +115,41 @@ def message(
         text = _ACKNOWLEDGED
     elif event is EventKind.CLEARED:
         text = _CLEARED if kind in (Kind.HIGH, Kind.LOW) else _READS_AGAIN
+    elif event is EventKind.DEESCALATED:
+        text = _DEESCALATED
     else:
         text = _RAISED[kind]
+    digits = _digits(value, limit)
     return text[language].format(
         title=title,
-        value=quantity(value, unit, language),
-        limit=quantity(limit, unit, language),
+        value=quantity(value, unit, language, digits),
+        limit=quantity(limit, unit, language, digits),
         duration=duration(silent_us, language),
         reason=_REASONS[language].get(reason, reason),
         by=by,
     ).replace("  ", " ").strip()
 
 
-def quantity(value: float | None, unit: str, language: str = "en") -> str:
-    """A number with its unit, at most five significant digits, decimal comma where the language has one."""
+def quantity(value: float | None, unit: str, language: str = "en", digits: int = DIGITS) -> str:
+    """A number with its unit, decimal comma where the language has one. digits: significant ones, at most."""
     if value is None:
         return ""
-    text = number(value, language)
+    text = number(value, language, digits)
     return f"{text} {unit}" if unit else text
 
 
-def number(value: float, language: str = "en") -> str:
+def number(value: float, language: str = "en", digits: int = DIGITS) -> str:
     magnitude = abs(value)
-    text = f"{value:.0f}" if 1e5 <= magnitude < 1e15 else f"{value:.5g}"
+    # Adding 0.0 makes -0.0 a plain 0. Whole numbers are written out as long as a person can read them.
+    text = f"{value:.0f}" if 99_999.5 <= magnitude < 1e15 and digits == DIGITS else f"{value + 0.0:.{digits}g}"
     return text if language == "en" else text.replace(".", ",")
+
+
+def _digits(value: float | None, limit: float | None) -> int:
+    """As many as show on which side of its limit the value lies: "60 is above 60" helps nobody."""
+    if value is None or limit is None or value == limit:
+        return DIGITS
+    return next((n for n in range(DIGITS, EXACT) if number(value, digits=n) != number(limit, digits=n)), EXACT)
 
 
 def duration(span_us: int, language: str = "en") -> str:
