@@ -3,8 +3,8 @@
 Two lanes deliver side by side (live and backlog), so there are two or three ranges and not millions of numbers.
 """
 
-from bisect import bisect_right
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
 
 
 class Intervals:
@@ -21,20 +21,17 @@ class Intervals:
         last = first if last is None else last
         if last < first:
             return 0
-        i = bisect_right(self._first, first) - 1
-        if i >= 0 and self._last[i] >= last:
-            return 0
-        if i < 0 or self._last[i] < first - 1:
-            i += 1
-        j = i
-        known = 0
-        low, high = first, last
-        while j < len(self._first) and self._first[j] <= last + 1:
-            known += max(0, min(self._last[j], last) - max(self._first[j], first) + 1)
-            low, high = min(low, self._first[j]), max(high, self._last[j])
-            j += 1
-        self._first[i:j], self._last[i:j] = [low], [high]
-        return last - first + 1 - known
+        # Every range that overlaps or touches melts into one.
+        i = bisect_left(self._last, first - 1)
+        j = bisect_right(self._first, last + 1)
+        if i == j:
+            self._first.insert(i, first)
+            self._last.insert(i, last)
+            return last - first + 1
+        new = last - first + 1 - self.count(first, last)
+        self._first[i:j] = [min(first, self._first[i])]
+        self._last[i:j] = [max(last, self._last[j - 1])]
+        return new
 
     def __contains__(self, number: int) -> bool:
         i = bisect_right(self._first, number) - 1
@@ -42,9 +39,19 @@ class Intervals:
 
     def count(self, first: int, last: int) -> int:
         """How many of first..last are in the set."""
-        return sum(
-            max(0, min(b, last) - max(a, first) + 1) for a, b in zip(self._first, self._last, strict=True)
-        )
+        i, j = bisect_left(self._last, first), bisect_right(self._first, last)
+        return sum(min(self._last[k], last) - max(self._first[k], first) + 1 for k in range(i, j)) if first <= last else 0
+
+    def missing(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """The ranges of first..last that are not in the set."""
+        i, start = bisect_left(self._last, first), first
+        while i < len(self._first) and self._first[i] <= last:
+            if self._first[i] > start:
+                yield start, self._first[i] - 1
+            start = self._last[i] + 1
+            i += 1
+        if start <= last:
+            yield start, last
 
     @property
     def done_to(self) -> int:
@@ -53,7 +60,9 @@ class Intervals:
 
     def copy(self) -> "Intervals":
         """For another thread."""
-        return Intervals(self.ranges())
+        twin = Intervals()
+        twin._first, twin._last = self._first.copy(), self._last.copy()
+        return twin
 
     def ranges(self) -> list[tuple[int, int]]:
         return list(zip(self._first, self._last, strict=True))
