@@ -139,9 +139,7 @@ def configuration(asked: argparse.Namespace, port: int, broker: int, data: Path)
         "  device:",
         "    signals:",
     ]
-    norm = (
-        "{warning: {low: -1, high: 9990000}, alarm: {low: -2, high: 9999000}, deadband: 0.5, on_delay: 2s, off_delay: 5s}"
-    )
+    norm = "{warning: {low: -1, high: 9990000}, alarm: {low: -2, high: 9999000}, deadband: 0.5, on_delay: 2s, off_delay: 5s}"
     for i in range(asked.signals):
         lines.append(f'      s{i}: {{address: "holding:{2 * i}", type: float32, unit: bar, norm: {norm}}}')
     lines.append("machines:")
@@ -223,8 +221,16 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
             wait_for(other)
             naive = stack.enter_context(
                 process(
-                    sys.executable, str(HERE / "naive_agent.py"), "--devices", str(asked.devices),
-                    "--tags", str(asked.signals), "--port", str(other), "--mqtt", str(broker),
+                    sys.executable,
+                    str(HERE / "naive_agent.py"),
+                    "--devices",
+                    str(asked.devices),
+                    "--tags",
+                    str(asked.signals),
+                    "--port",
+                    str(other),
+                    "--mqtt",
+                    str(broker),
                 )  # fmt: skip
             )
         time.sleep(WARM_S)
@@ -275,7 +281,9 @@ def _quantiles(values: list[float]) -> dict[str, float]:
 
 def show(asked: argparse.Namespace, found: dict[str, Any]) -> None:
     total = asked.devices * asked.signals
-    print(f"{total:,} signals every {asked.every} from {asked.devices} devices, {found['seconds']:.0f} s, load {os.getloadavg()[0]:.1f}")
+    print(
+        f"{total:,} signals every {asked.every} from {asked.devices} devices, {found['seconds']:.0f} s, load {os.getloadavg()[0]:.1f}"
+    )
     rows = [("", "edge-agent", "naive agent", "ratio")]
     naive = found["naive_cpu_percent"]
     rows.append((
@@ -290,7 +298,10 @@ def show(asked: argparse.Namespace, found: dict[str, Any]) -> None:
         ("CPU for each value, µs", f"{found['us_per_value']:.2f}"),
         ("values received each second", f"{found['values_s']:,.0f}"),
         ("messages received each second", f"{found['messages_s']:.1f}"),
-        ("read to message p50 / p99, ms", "{p50:.0f} / {p99:.0f}".format(**found["latency_ms"]) if found["latency_ms"] else "–"),
+        (
+            "read to message p50 / p99, ms",
+            "{p50:.0f} / {p99:.0f}".format(**found["latency_ms"]) if found["latency_ms"] else "–",
+        ),
         ("missed beats", str(found["missed_beats"])),
         ("missing seq / repeated", f"{found['seq_missing']} / {found['repeats']}"),
         ("written for each value, bytes", f"{found['written_bytes_per_value']:.0f}"),

@@ -29,7 +29,8 @@ class LimitState:
 
     run_us: (4, columns) int64, length of the run that would raise (or, when raised, clear); NO_RUN: none.
     since: (4, columns) int64 UTC µs, first row of the run that raises or has raised. raised: (4, columns) bool.
-    busy: (columns,) bool, any run or raised. level: (2, columns) uint8 of KINDS. start: (2, columns) since of the deviation.
+    busy: (columns,) bool, any run or raised. level: (2, columns) uint8 of KINDS.
+    start: (2, columns) int64 UTC µs, since of the deviation.
     """
 
     run_us: Ints
@@ -43,7 +44,7 @@ class LimitState:
 class Limits:
     """The detector of norm bands, see contract.Detector."""
 
-    kinds = KINDS
+    kinds: tuple[str, ...] = KINDS
 
     def start(self, columns: int) -> LimitState:
         return LimitState(
@@ -124,6 +125,6 @@ def _levels(state: LimitState, row: int, at: npt.NDArray[np.intp], raised: Bools
 
 
 def _cut(array: npt.NDArray[Scalar], row: int, hot: npt.NDArray[np.intp]) -> npt.NDArray[Scalar]:
-    """This row of a broadcastable array, for the hot columns."""
+    """One row of a broadcastable array, for the hot columns."""
     line: npt.NDArray[Scalar] = array[row if array.shape[0] > 1 else 0]
     return line[hot] if line.shape[0] > 1 else line

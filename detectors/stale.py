@@ -23,7 +23,7 @@ class StaleState:
 class Stale:
     """The detector of silence, see contract.Detector."""
 
-    kinds = (KIND,)
+    kinds: tuple[str, ...] = (KIND,)
 
     def start(self, columns: int) -> StaleState:
         return StaleState(np.zeros(columns, dtype=np.bool_), np.zeros(columns, dtype=np.int64))

@@ -26,7 +26,7 @@ from edge_agent.contract import SECOND_US
 from edge_agent.health import Meter
 from edge_agent.messages import topics as messages
 from edge_agent.mqtt import LinkSettings
-from edge_agent.pipeline import TICK_EVERY_S, Pipeline, restart_row
+from edge_agent.pipeline import TICK_EVERY_S, Pipeline
 from edge_agent.plant import Plant, compile_plant
 from edge_agent.poller import Line, Poller
 from edge_agent.publisher import Publisher
@@ -106,7 +106,7 @@ def _guessed_data_dir(path: Path) -> Path:
 
 def _complain(lines: Iterable[str]) -> None:
     for line in lines:
-        print(line, file=sys.stderr)  # noqa: T201 - before the log tells anybody anything
+        print(line, file=sys.stderr)
 
 
 @dataclass(slots=True)
@@ -163,7 +163,7 @@ class _Agent:
             self._restore()
             await self._open_doors(stack)
             handlers.update(status=self._on_status, reload=self._on_reload)
-            with service.on_hangup(lambda: self.reload_soon.set()):
+            with service.on_hangup(self.reload_soon.set):
                 async with asyncio.TaskGroup() as self.tasks:
                     await self._live()
         return DONE

@@ -31,5 +31,5 @@ class AgentTime:
 
 
 def next_beat(now_us: int, every_us: int, phase_us: int = 0) -> int:
-    """The first whole multiple of the period (shifted by phase) strictly after now: a late answer shifts no later beat."""
+    """The first whole multiple of the period (shifted by phase) after now: a late answer shifts no later beat."""
     return ((now_us - phase_us) // every_us + 1) * every_us + phase_us

@@ -1,8 +1,8 @@
 """The small language of formulas and operating states: a closed list of syntax nodes, compiled to numpy calls.
 
 Rule 1: nothing is evaluated that is not in this file's tables; Python's parser is used, its evaluator never.
-Rule 2: NaN means "not known". A comparison with it is not known either; `and`, `or`, `not` follow Kleene's strong logic,
-so `known_false and unknown` is false and `known_true or unknown` is true.
+Rule 2: NaN means "not known". A comparison with it is not known either; `and`, `or`, `not` follow Kleene's strong
+logic, so `known_false and unknown` is false and `known_true or unknown` is true.
 """
 
 import ast
@@ -110,13 +110,15 @@ class Expression:
 
 
 def parse(text: str, names: Collection[str]) -> Expression:
-    """Compile `text`, which may use the signals in `names`. Raises ExpressionError with the place and what is allowed."""
+    """Compile `text`, which may use the signals in `names`. Raises ExpressionError with place and what is allowed."""
     if len(text) > TEXT_MAX:
         raise ExpressionError(f"is longer than {TEXT_MAX} characters: split it into several formulas")
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
-        raise ExpressionError(f"is not an expression ({error.msg}); allowed: {ALLOWED}", (error.offset or 1) - 1) from None
+        raise ExpressionError(
+            f"is not an expression ({error.msg}); allowed: {ALLOWED}", (error.offset or 1) - 1
+        ) from None
     except (ValueError, RecursionError, MemoryError):
         raise ExpressionError(f"cannot be read; allowed: {ALLOWED}") from None
     shift = len(text) - len(text.lstrip())
@@ -191,7 +193,9 @@ class _Compiler:
         a, b = self.node(left, depth + 1), self.node(right, depth + 1)
         return lambda values: operation(a(values), b(values))
 
-    def unary(self, node: ast.expr, operation: Callable[[Floats], Floats] | None, operand: ast.expr, depth: int) -> Node:
+    def unary(
+        self, node: ast.expr, operation: Callable[[Floats], Floats] | None, operand: ast.expr, depth: int
+    ) -> Node:
         if operation is None:
             raise self.refuse(node, f"has an operator that is not allowed; allowed: {ALLOWED}")
         a = self.node(operand, depth + 1)

@@ -9,6 +9,7 @@ import copy
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,7 @@ def acknowledge(
         if found is None:
             raise ValueError(f"this warning is {standing.state} already")
         standing.state, told = found
-        machine, signal = plant.signal_of(column)
+        _, signal = plant.signal_of(column)
         text = texts.message(
             plant.language, told, Kind(kind), title=signal.title, unit=signal.unit, value=None, limit=None, by=by
         )
@@ -245,7 +246,7 @@ def _stack(plant: Plant, frames: Iterable[Frame]) -> _Stack:
         if len(plant.stacks) >= STACKS_MAX:
             plant.stacks.clear()
         sizes = np.array([machine.stop - machine.start for machine in machines], dtype=np.intp)
-        joined = all(a.stop == b.start for a, b in zip(machines, machines[1:], strict=False))
+        joined = all(a.stop == b.start for a, b in pairwise(machines))
         columns: slice | npt.NDArray[np.intp] = (
             slice(machines[0].start, machines[-1].stop)
             if joined
@@ -473,7 +474,7 @@ def _detect(
     machine, mode = stack.machines[0], modes[0]
     cuts = [0, *(np.flatnonzero(mode[1:] != mode[:-1]) + 1).tolist(), rows] if machine.conditions else [0, rows]
     changes: list[Change] = []
-    for first, stop in zip(cuts, cuts[1:], strict=False):
+    for first, stop in pairwise(cuts):
         if machine.conditions:
             _enter(state, machine, int(mode[first]), int(work.t[first, 0]))
         armed = work.t[first:stop] >= state.settle_until[machine.index]

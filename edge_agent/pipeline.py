@@ -30,6 +30,8 @@ TICK_GRACE_MAX_US = SECOND_US
 """A tick row comes this much (or half a period) after a frame was due, so that one that is on its way comes first."""
 MISSED_TOLD_EVERY_US = 10 * SECOND_US
 
+EVENT_NAMES = {event: f"warning_{event}" for event in EventKind}
+
 Retain = Callable[[str, bytes], None]
 
 
@@ -104,7 +106,7 @@ class Pipeline:
         self._board.active(self.active())
         for event in events:
             log.info(
-                "warning_" + event.event,
+                EVENT_NAMES[event.event],
                 machine=event.machine,
                 signal=event.signal,
                 kind=str(event.kind),

@@ -19,7 +19,7 @@ STALE_MIN_US = 10_000_000
 STALE_PERIODS = 3
 """`stale` defaults to max(3 × every, 10 s): contract §6."""
 
-PER_STATE = ("limit", "back", "on_us", "off_us", "screen_low", "screen_high")
+PER_STATE = ("limit", "back", "on_us", "off_us", "screen_low", "screen_high", "level")
 """The norms that may differ by operating state; the others hold in every state."""
 
 
@@ -118,7 +118,9 @@ def compile_plant(config: Config, detectors: Sequence[Detector]) -> Plant:
 
 def stale_us(signal: SignalConfig) -> int:
     """The time without a good reading after which a signal is stale."""
-    return signal.norm.stale_us if signal.norm.stale_us is not None else max(STALE_PERIODS * signal.every_us, STALE_MIN_US)
+    return (
+        signal.norm.stale_us if signal.norm.stale_us is not None else max(STALE_PERIODS * signal.every_us, STALE_MIN_US)
+    )
 
 
 def _machine(index: int, machine: MachineConfig, start: int) -> Machine:
@@ -161,7 +163,9 @@ def _formulas(
     signals: list[SignalConfig], offsets: dict[str, int]
 ) -> tuple[tuple[int, tuple[int, ...], expression.Expression], ...]:
     """Formulas in an order in which each stands after those that it uses (the configuration has no cycles)."""
-    waiting = {signal.name: expression.parse(signal.formula, offsets) for signal in signals if signal.formula is not None}
+    waiting = {
+        signal.name: expression.parse(signal.formula, offsets) for signal in signals if signal.formula is not None
+    }
     ordered: list[tuple[int, tuple[int, ...], expression.Expression]] = []
     while waiting:
         ready = [name for name, formula in waiting.items() if not any(used in waiting for used in formula.names)]

@@ -56,6 +56,8 @@ HOLD = int(Quality.HOLD)
 
 
 class ConnectionState(StrEnum):
+    """Where a connection is (contract §2, `health`)."""
+
     CONNECTING = "connecting"
     CONNECTED = "connected"
     SILENT = "silent"
@@ -133,7 +135,7 @@ def lines(config: Config, plant: Plant, registry: plugins.Plugins) -> list[Line]
     """The connections of a configuration with their signals, secrets put in. Raises SecretError, UnknownPluginError."""
     found = []
     for connection in config.connections.values():
-        signals = tuple(_signals(config, plant, connection.name))
+        signals = tuple(_signals(config, connection.name))
         if signals:
             widths = {s.machine: plant.by_name[s.machine].stop - plant.by_name[s.machine].start for s in signals}
             settings = with_secrets(connection.settings, config)
@@ -141,7 +143,7 @@ def lines(config: Config, plant: Plant, registry: plugins.Plugins) -> list[Line]
     return found
 
 
-def _signals(config: Config, plant: Plant, connection: str) -> Iterator[PolledSignal]:
+def _signals(config: Config, connection: str) -> Iterator[PolledSignal]:
     for machine in config.machines.values():
         for offset, signal in enumerate(machine.signals.values()):
             if signal.connection != connection or signal.point is None:
@@ -184,8 +186,8 @@ async def read_once(lines_: Sequence[Line], clock: Clock, time: AgentTime) -> Re
         except (DeviceSilent, DeviceRefused, TimeoutError) as error:
             faults[line.name] = str(error) or f"no answer within {OPEN_LIMIT_S:g} s"
             why = Quality.REFUSED if isinstance(error, DeviceRefused) else why
-            readings = poller._nothing(beat, why)
-        frames.extend(poller._frames(beat, readings))
+            readings = poller.nothing(beat, why)
+        frames.extend(poller.frames(beat, readings))
 
     async with asyncio.TaskGroup() as tasks:
         for line in lines_:
@@ -242,7 +244,7 @@ class Poller:
                 opened = await self._hold_open()
             except (DeviceSilent, DeviceRefused, TimeoutError) as error:
                 self._lost(error)
-            except Exception as error:  # noqa: BLE001 - the bulkhead: a bug of a driver stays in its connection
+            except Exception as error:  # the bulkhead: a bug of a driver stays in its connection
                 log.exception("driver_failed", connection=self.line.name)
                 self._lost(error)
                 pause_s = FAULT_PAUSE_S
@@ -269,7 +271,8 @@ class Poller:
 
     def _pause_s(self, failures: int) -> float:
         """Grows from the first failure on, with jitter so that many lines do not knock at once."""
-        return min(PAUSE_MAX_S, PAUSE_MIN_S * 2 ** min(failures, 10)) * self._rng.uniform(0.5, 1.0)
+        pause_s: float = min(PAUSE_MAX_S, PAUSE_MIN_S * 2 ** min(failures, 10))
+        return pause_s * self._rng.uniform(0.5, 1.0)
 
     def _lost(self, error: BaseException) -> None:
         reason = str(error) or type(error).__name__
@@ -324,25 +327,25 @@ class Poller:
         beat = self._due(periods)
         readings = await self._read(beat)
         # A reload may have moved the columns meanwhile; the points are still the same, or this poller was ended.
-        self._intake(self._frames(self._due(periods), readings))
+        self._intake(self.frames(self._due(periods), readings))
 
     async def _read(self, beat: _Beat) -> Readings:
         session = self._session
         if session is None:
-            return self._nothing(beat, self._why)
+            return self.nothing(beat, self._why)
         try:
             async with asyncio.timeout(READ_LIMIT_S + self._periods[0] / SECOND_US):
                 readings = await session.read(beat.due)
         except TimeoutError as error:
             self._lost(error)
-            return self._nothing(beat, Quality.TIMEOUT)
+            return self.nothing(beat, Quality.TIMEOUT)
         except (DeviceSilent, DeviceRefused) as error:
             self._lost(error)
-            return self._nothing(beat, self._why)
-        except Exception as error:  # noqa: BLE001 - the bulkhead, as above
+            return self.nothing(beat, self._why)
+        except Exception as error:  # the bulkhead, as above
             log.exception("driver_failed", connection=self.line.name)
             self._lost(error)
-            return self._nothing(beat, Quality.OTHER)
+            return self.nothing(beat, Quality.OTHER)
         self.health.beats += 1
         self.health.counters = session.counters()
         if ((readings.quality == Quality.TIMEOUT) | (readings.quality == Quality.DISCONNECTED)).all():
@@ -351,7 +354,7 @@ class Poller:
             self._enter(ConnectionState.CONNECTED)
         return readings
 
-    def _nothing(self, beat: _Beat, why: Quality) -> Readings:
+    def nothing(self, beat: _Beat, why: Quality) -> Readings:
         count = len(beat.due)
         return Readings(
             np.full(count, np.nan),
@@ -365,7 +368,7 @@ class Poller:
             found = self._beats[periods] = _plan(self.line, periods)
         return found
 
-    def _frames(self, beat: _Beat, readings: Readings) -> list[Frame]:
+    def frames(self, beat: _Beat, readings: Readings) -> list[Frame]:
         """Scatter: the one place where readings become frames of machines and get the agent's time."""
         values, quality = engineering(beat, readings)
         t, wall = np.array([self._time.now_us()], dtype=np.int64), self._clock.wall_us()

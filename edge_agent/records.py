@@ -15,6 +15,8 @@ from edge_agent.contract import Bools, Frame
 
 
 class Severity(StrEnum):
+    """How bad a deviation is; write "severity warning" where the level is meant."""
+
     WARNING = "warning"
     ALARM = "alarm"
 
@@ -29,6 +31,8 @@ class Kind(StrEnum):
 
 
 class WarningState(StrEnum):
+    """Where a warning is in its life (ISA-18.2)."""
+
     NORMAL = "normal"
     UNACKNOWLEDGED = "unacknowledged"
     ACKNOWLEDGED = "acknowledged"
@@ -36,6 +40,8 @@ class WarningState(StrEnum):
 
 
 class EventKind(StrEnum):
+    """A step in the life of a warning."""
+
     RAISED = "raised"
     ESCALATED = "escalated"
     DEESCALATED = "deescalated"
@@ -44,6 +50,8 @@ class EventKind(StrEnum):
 
 
 class GapCause(StrEnum):
+    """Why something was lost (contract §6, `gaps`)."""
+
     BUFFER_LIMIT = "buffer_limit"
     DAMAGE = "damage"
     RESTART = "restart"

@@ -72,16 +72,17 @@ def _table(path: Path, data: IO[bytes] | gzip.GzipFile, time: str | None, sep: s
     clock = _time_column(path, header, time)
     twice = {name for name in header if header.count(name) > 1}
     if twice:
-        raise RecordingError(f"{path}:1: the column {sorted(twice)[0]!r} stands twice")
-    rows = []
+        raise RecordingError(f"{path}:1: the column {min(twice)!r} stands twice")
+    rows, lines = [], []
     for row in reader:
-        if not row:
+        if not row:  # an empty line
             continue
         if len(row) != len(header):
             raise RecordingError(f"{path}:{reader.line_num}: has {len(row)} cells, the header {len(header)} (separator {sep!r})")
         rows.append(row)
+        lines.append(reader.line_num)
     cells = list(zip(*rows, strict=True)) if rows else [()] * len(header)
-    ts = _times(path, cells[clock], zone)
+    ts = _times(path, cells[clock], lines, zone)
     columns = {name: _numbers(cells[i]) for i, name in enumerate(header) if i != clock}
     return Recording(path.name.removesuffix(".gz").removesuffix(".csv"), ts, columns)
 
@@ -98,28 +99,31 @@ def _time_column(path: Path, header: list[str], wanted: str | None) -> int:
     raise RecordingError(f"{path}:1: has no time column ({', '.join(TIME_NAMES)}); name it with --time")
 
 
-def _times(path: Path, cells: Sequence[str], zone: tzinfo) -> Ints:
+def _times(path: Path, cells: Sequence[str], lines: Sequence[int], zone: tzinfo) -> Ints:
+    """UTC µs of each cell. lines: where it stands in the file, for the person who must mend it."""
     try:
         numbers = np.array(cells, dtype=np.float64)
     except ValueError:
-        return _stamps(path, cells, zone)
+        return _stamps(path, cells, lines, zone)
     if not numbers.size:
         return np.empty(0, dtype=np.int64)
     if not np.isfinite(numbers).all():
-        raise RecordingError(f"{path}:{int(np.flatnonzero(~np.isfinite(numbers))[0]) + 2}: the time is not a number")
+        line = lines[int(np.flatnonzero(~np.isfinite(numbers))[0])]
+        raise RecordingError(f"{path}:{line}: the time is not a number")
     largest = float(np.abs(numbers).max())
     factor = 1e6 if largest < MS_FROM else 1e3 if largest < US_FROM else 1.0 if largest < NS_FROM else 1e-3
     return np.round(numbers * factor).astype(np.int64)
 
 
-def _stamps(path: Path, cells: Sequence[str], zone: tzinfo) -> Ints:
+def _stamps(path: Path, cells: Sequence[str], lines: Sequence[int], zone: tzinfo) -> Ints:
     stamps = np.empty(len(cells), dtype=np.int64)
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
     for i, cell in enumerate(cells):
         try:
             stamp = datetime.fromisoformat(cell.strip())
         except ValueError:
-            raise RecordingError(f"{path}:{i + 2}: {cell!r} is not a time (2026-11-23T15:53:39Z, or seconds since 1970)") from None
+            wanted = "2026-11-23T15:53:39Z, or seconds since 1970"
+            raise RecordingError(f"{path}:{lines[i]}: {cell!r} is not a time ({wanted})") from None
         since = (stamp if stamp.tzinfo else stamp.replace(tzinfo=zone)) - epoch
         stamps[i] = since.days * 86_400 * SECOND_US + since.seconds * SECOND_US + since.microseconds
     return stamps
@@ -248,7 +252,7 @@ def _ticks(machine: Machine, t: Ints) -> tuple[npt.NDArray[np.intp], Ints]:
 
     Once everything is stale nothing more can change, so that a gap of a year costs no more ticks than one of a minute.
     """
-    if len(t) < 2:  # noqa: PLR2004 - no step between fewer rows
+    if len(t) < 2:  # no step between fewer rows
         return np.empty(0, dtype=np.intp), np.empty(0, dtype=np.int64)
     tick = machine.every_us
     longest = int(machine.norms[0].stale_us.max()) + machine.settle_us

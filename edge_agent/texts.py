@@ -120,14 +120,19 @@ def message(
     else:
         text = _RAISED[kind]
     digits = _digits(value, limit)
-    return text[language].format(
-        title=title,
-        value=quantity(value, unit, language, digits),
-        limit=quantity(limit, unit, language, digits),
-        duration=duration(silent_us, language),
-        reason=_REASONS[language].get(reason, reason),
-        by=by,
-    ).replace("  ", " ").strip()
+    return (
+        text[language]
+        .format(
+            title=title,
+            value=quantity(value, unit, language, digits),
+            limit=quantity(limit, unit, language, digits),
+            duration=duration(silent_us, language),
+            reason=_REASONS[language].get(reason, reason),
+            by=by,
+        )
+        .replace("  ", " ")
+        .strip()
+    )
 
 
 def quantity(value: float | None, unit: str, language: str = "en", digits: int = DIGITS) -> str:

@@ -54,7 +54,9 @@ def signal(name: str, its_norm: SimpleNamespace | None = None, **more: Any) -> S
     return SimpleNamespace(**{**plain, **more})
 
 
-def machine(name: str, *signals: SimpleNamespace, states: dict[str, str] | None = None, settle: float = 0) -> SimpleNamespace:
+def machine(
+    name: str, *signals: SimpleNamespace, states: dict[str, str] | None = None, settle: float = 0
+) -> SimpleNamespace:
     return SimpleNamespace(
         name=name,
         title=None,

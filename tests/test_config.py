@@ -340,7 +340,7 @@ def test_a_states_norm_is_whole(tmp_path: Path) -> None:
           deadband: 10%
           severity: alarm
           by_state:
-            stopped: {warning: {high: 40}, alarm: null, stale: 1min}
+            stopped: {warning: {high: 40}, alarm: null, severity: warning}
 """
     with pytest.raises(ConfigErrors):  # a share of the one-sided alarm band
         machine(tmp_path, body)
@@ -348,8 +348,20 @@ def test_a_states_norm_is_whole(tmp_path: Path) -> None:
     stopped = norm.by_state["stopped"]
     assert stopped.warning == config.BandConfig(20.0, 40.0, 2.0, 0, 0)
     assert stopped.alarm == config.BandConfig(None, None, 0.0, 0, 0)
-    assert (stopped.stale_us, stopped.severity, stopped.by_state) == (60_000_000, "alarm", {})
+    assert (stopped.severity, norm.severity, stopped.by_state) == ("warning", "alarm", {})
     assert norm.warning.deadband == 4.0
+
+
+@pytest.mark.parametrize("over", ["stale: 1min", "use_uncertain: true", "acknowledge: required"])
+def test_what_decides_which_readings_are_judged_is_the_same_in_every_state(tmp_path: Path, over: str) -> None:
+    body = f"""    states: {{running: s > 1}}
+    signals:
+      s:
+        address: x
+        norm: {{warning: {{high: 60}}, by_state: {{running: {{{over}}}}}}}
+"""
+    with pytest.raises(ConfigErrors, match="may not differ by operating state"):
+        machine(tmp_path, body)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def twin(text: str, values: dict[str, float]) -> float:
     def walk(node: ast.expr) -> float | None:
         match node:
             case ast.Constant(value):
-                return float(value)
+                return float(value)  # type: ignore[arg-type]
             case ast.Name(name):
                 return known(values[name])
             case ast.UnaryOp(ast.Not(), operand):
@@ -59,7 +59,9 @@ leaf = st.sampled_from(["a", "b", "inlet", "1", "0", "2.5"])
 expressions = st.recursive(
     leaf,
     lambda inner: st.one_of(
-        st.tuples(inner, st.sampled_from(["+", "-", "*", ">", "<=", "and", "or"]), inner).map(lambda t: f"({t[0]} {t[1]} {t[2]})"),
+        st.tuples(inner, st.sampled_from(["+", "-", "*", ">", "<=", "and", "or"]), inner).map(
+            lambda t: f"({t[0]} {t[1]} {t[2]})"
+        ),
         inner.map(lambda t: f"(not {t})"),
         inner.map(lambda t: f"(-{t})"),
     ),

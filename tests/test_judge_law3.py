@@ -50,9 +50,7 @@ def norms(draw: st.DrawFn, states: tuple[str, ...]) -> SimpleNamespace:
 def machines(draw: st.DrawFn, name: str, formulas: bool = True) -> SimpleNamespace:
     states = {"fast": "s0 > 1", "slow": "s0 <= 0"} if draw(st.booleans()) else {}
     count = draw(st.integers(1, 3))
-    signals = [
-        plants.signal(f"s{i}", draw(norms(tuple(states))), valid_low=-6.0, valid_high=6.0) for i in range(count)
-    ]
+    signals = [plants.signal(f"s{i}", draw(norms(tuple(states))), valid_low=-6.0, valid_high=6.0) for i in range(count)]
     if formulas and draw(st.booleans()):
         text = draw(st.sampled_from(["s0 * 2", "1 / s0", "f2 + s0", f"s0 - s{count - 1}"]))
         signals.insert(draw(st.integers(0, count)), plants.signal("f1", draw(norms(tuple(states))), formula=text))
@@ -71,7 +69,12 @@ def rows(draw: st.DrawFn, width: int) -> list[tuple[int, int, list[float], list[
     for _ in range(draw(st.integers(0, 30))):
         t, ts = t + draw(step), ts + draw(step)
         found.append(
-            (t, ts, draw(st.lists(value, min_size=width, max_size=width)), draw(st.lists(quality, min_size=width, max_size=width)))
+            (
+                t,
+                ts,
+                draw(st.lists(value, min_size=width, max_size=width)),
+                draw(st.lists(quality, min_size=width, max_size=width)),
+            )
         )
     return found
 
@@ -99,8 +102,13 @@ def told(judged: judge.Judged) -> tuple[list[Any], list[Any]]:
         (f.frame.machine, t, ts, values, quality, int(mode), bool(publish))
         for f in judged.frames
         for t, ts, values, quality, mode, publish in zip(
-            f.frame.t.tolist(), f.frame.ts.tolist(), map(repr, f.frame.values.tolist()), f.frame.quality.tolist(),
-            f.state.tolist(), f.publish.tolist(), strict=True,
+            f.frame.t.tolist(),
+            f.frame.ts.tolist(),
+            map(repr, f.frame.values.tolist()),
+            f.frame.quality.tolist(),
+            f.state.tolist(),
+            f.publish.tolist(),
+            strict=True,
         )
     ]
     return frames, judged.events
@@ -153,8 +161,8 @@ def test_judging_machines_apart_or_together_is_equal(data: st.DataObject) -> Non
         names = data.draw(st.lists(st.sampled_from([n for n, its in waiting.items() if its]), min_size=1, max_size=5))
         beat = [frame(name, [waiting[name].pop(0)], widths[name]) for name in names if waiting[name]]
         together, judged = judge.step(plant, together, beat, "e")
-        found, raised = told(judged)
-        for row in found:
+        rows_told, raised = told(judged)
+        for row in rows_told:
             frames[row[0]].append(row)
         for event in raised:
             events[event.machine].append(event)
@@ -178,8 +186,18 @@ def test_the_judge_says_what_its_plain_twin_says(data: st.DataObject) -> None:
         for i, kind, level, since in twin.row(t, ts, values, qualities):
             before = levels.get((i, kind), 0)
             levels[i, kind] = level
-            word = "raised" if before == 0 else "cleared" if level == 0 else "escalated" if level > before else "deescalated"
-            expected.append((word, f"s{i}", kind, "alarm" if max(level, before if level == 0 else 0) == 2 else "warning", ts, since))
+            word = (
+                "raised"
+                if before == 0
+                else "cleared"
+                if level == 0
+                else "escalated"
+                if level > before
+                else "deescalated"
+            )
+            expected.append(
+                (word, f"s{i}", kind, "alarm" if max(level, before if level == 0 else 0) == 2 else "warning", ts, since)
+            )
     _, events, _ = collect(plant, [frame("m", taken, width)])
     assert [(e.event, e.signal, e.kind, e.severity, e.ts, e.since) for e in events] == expected
 
@@ -200,14 +218,18 @@ def twin_of(config: SimpleNamespace) -> TwinMachine:
             limit = getattr(band, side)
             none = math.inf if side == "high" else -math.inf
             found.append(
-                TwinLimit(side, severity, none if limit is None else limit, band.deadband, band.on_delay_us, band.off_delay_us)
+                TwinLimit(
+                    side, severity, none if limit is None else limit, band.deadband, band.on_delay_us, band.off_delay_us
+                )
             )
         return found
 
     signals = [
         TwinSignal(
             limits_of(s.norm),
-            {-1: limits_of(s.norm), **{states.index(n): limits_of(v) for n, v in s.norm.by_state.items()}} if states else {},
+            {-1: limits_of(s.norm), **{states.index(n): limits_of(v) for n, v in s.norm.by_state.items()}}
+            if states
+            else {},
             s.norm.stale_us,
             s.norm.use_uncertain,
             1 if s.norm.severity == "warning" else 2,
@@ -260,5 +282,5 @@ def test_a_planted_fault_is_found() -> None:
 
 
 def test_pytest_can_import_the_twin() -> None:
-    with pytest.raises(ValueError, match="strict|shorter|longer"):
+    with pytest.raises(ValueError, match=r"strict|shorter|longer"):
         TwinMachine([]).row(0, 0, [1.0], [0])

@@ -113,7 +113,12 @@ class TwinMachine:
         for place, limit in enumerate(signal.limits):
             if signal.by_mode:
                 norm = variants[place] if variants else signal.by_mode[-1][place]
-                limit.limit, limit.deadband, limit.on_us, limit.off_us = norm.limit, norm.deadband, norm.on_us, norm.off_us
+                limit.limit, limit.deadband, limit.on_us, limit.off_us = (
+                    norm.limit,
+                    norm.deadband,
+                    norm.on_us,
+                    norm.off_us,
+                )
             if not limit.raised and not armed:
                 limit.run_us = None
             if not self.known(signal):

@@ -25,9 +25,13 @@ def add_check(sub: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = sub.add_parser(
         "check",
         help="validate a configuration",
-        description="Validate a configuration. Every fault is told with its place. Exit status 2 when there is one.",
+        description="Validate a configuration. Every fault is told with its place. Exit status 2 when there is one; with "
+        "--connect 1 when a signal cannot be read, 3 when nothing was reached.",
     )
     parser.add_argument("config", metavar="CONFIG", type=Path, help="the configuration file")
+    parser.add_argument(
+        "--connect", action="store_true", help="also read every signal once, and say which fail and why"
+    )
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     parser.set_defaults(run=check)
 
@@ -53,11 +57,41 @@ def check(args: argparse.Namespace) -> int:
         _tell_errors(invalid.errors, as_json=args.json)
         return INVALID
     summary = _summary(loaded, registry)
+    if args.connect and not loaded.config.for_recordings:
+        return _connect(args, loaded.config, summary)
     if args.json:
         print(json.dumps(summary, ensure_ascii=False))
     else:
         _print_summary(args.config, summary)
     return VALID
+
+
+def _connect(args: argparse.Namespace, found: "Config", summary: dict[str, Any]) -> int:
+    """Every signal once: which fail, and why."""
+    from edge_agent import config
+    from edge_agent.cli import read
+
+    try:
+        rows, faults = read.read_all(found)
+    except config.SecretError as error:
+        print(f"edge-agent: {error}", file=sys.stderr)
+        return INVALID
+    failing = [row for row in rows if row.verdict == "bad"]
+    if args.json:
+        signals = [
+            {"machine": row.machine, "signal": row.signal, "quality": row.quality, "value": row.value} for row in rows
+        ]
+        print(json.dumps({**summary, "ok": not failing, "signals": signals, "faults": faults}, ensure_ascii=False))
+    else:
+        _print_summary(args.config, summary)
+        for connection, fault in faults.items():
+            print(f"  connection {connection}: {fault}")
+        for row in failing:
+            print(f"  {row.machine}.{row.signal}: {row.quality}")
+        print(f"{len(rows) - len(failing)} of {_counted(len(rows), 'signals')} can be read")
+    if rows and all(row.quality in read.UNREACHED for row in rows):
+        return read.UNREACHABLE
+    return read.NOT_SO if failing else VALID
 
 
 def schema(args: argparse.Namespace) -> int:  # noqa: ARG001 - every command is called alike

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from edge_agent.config import Config
 
 DONE, NOT_SO, WRONG_USE, UNREACHABLE = 0, 1, 2, 3
+UNREACHED = ("disconnected", "timeout")
+"""Qualities of a signal whose device was not reached at all."""
 COLOURS = {"normal": "32", "warning": "33", "alarm": "31;1", "bad": "35", "none": "0"}
 
 
@@ -65,7 +67,7 @@ def read(arguments: argparse.Namespace) -> int:
         return WRONG_USE
     rows = [row for row in rows if not arguments.signals or _wanted(arguments.signals, row.machine, row.signal)]
     show(rows, faults, as_json=arguments.json)
-    if rows and all(row.quality in ("disconnected", "timeout") for row in rows):
+    if rows and all(row.quality in UNREACHED for row in rows):
         return UNREACHABLE
     return DONE if all(row.verdict in ("normal", "none") for row in rows) else NOT_SO
 
@@ -98,7 +100,7 @@ def _rows(config: "Config", plant: Any, once: Any) -> list[Row]:
     from edge_agent import judge
 
     state = judge.start(plant)
-    state, judged = judge.step(plant, state, once.frames, "read")
+    state, _ = judge.step(plant, state, once.frames, "read")
     ts = {frame.machine: int(frame.ts[-1]) for frame in once.frames}
     rows = []
     for machine in plant.machines:

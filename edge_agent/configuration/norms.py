@@ -12,6 +12,9 @@ from edge_agent.configuration.words import NO_BAND, BandFile, Deadband, NormFile
 
 Layers = tuple[Part, ...]
 
+SAME_IN_EVERY_STATE = ("stale", "use_uncertain", "acknowledge")
+"""They say which readings may be judged and how a warning ends: the state itself is found from judged readings."""
+
 
 def resolved(report: Report, layers: Layers, words: NormFile, states: Iterable[str], every_us: int) -> NormConfig:
     """The base norm, and one whole norm for each state that changes it."""
@@ -22,6 +25,10 @@ def resolved(report: Report, layers: Layers, words: NormFile, states: Iterable[s
         if state not in states:
             spot = next(holder.key(state) for holder in holders if state in holder.table)
             report.unknown_word(spot, "the machine has no such state", state, states)
+        for key in SAME_IN_EVERY_STATE:
+            if key in over.model_fields_set:
+                spot = next(part.key(key) for part in of_state if key in part.table)
+                report.add(spot, "may not differ by operating state", None, "at the norm itself")
         by_state[state] = _whole(report, (*of_state, *layers), _laid_over(words, over), every_us, {})
     return _whole(report, layers, words, every_us, by_state)
 
