@@ -231,7 +231,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
                     str(other),
                     "--mqtt",
                     str(broker),
-                )  # fmt: skip
+                )
             )
         time.sleep(WARM_S)
         consumer.measuring = True
