@@ -181,7 +181,7 @@ class _Agent:
             return False
         text, self.sha = kept
         try:
-            self.config = configuration.from_resolved_json(text, self.registry)
+            self.config = configuration.unpack(text, self.registry)
         except ValueError as error:
             _complain([f"edge-agent: the last good configuration cannot be used: {error}"])
             return False
@@ -196,7 +196,7 @@ class _Agent:
         start = wall if recovery.last_t_us is None else recovery.last_t_us + min(down, DOWN_MAX_US)
         self.time = AgentTime(self.clock, start)
         plant = compile_plant(self.config, self.detectors)
-        text = configuration.to_resolved_json(self.config)
+        text = configuration.pack(self.config)
         old = self._old_plant(recovery.config_json, text, plant)
         state = _replayed(old, recovery, self.store.epoch)
         orphans: list[Event] = []
@@ -216,7 +216,7 @@ class _Agent:
         if text is None or text == now:
             return plant
         try:
-            return compile_plant(configuration.from_resolved_json(text, self.registry), self.detectors)
+            return compile_plant(configuration.unpack(text, self.registry), self.detectors)
         except ValueError as error:
             log.error("old_config_unreadable", fault=str(error))
             return plant
@@ -416,7 +416,7 @@ class _Agent:
         if loaded.sha == self.sha and not changed:
             return []
         old, self.config, self.sha = self.config, loaded.config, loaded.sha
-        text = configuration.to_resolved_json(loaded.config)
+        text = configuration.pack(loaded.config)
         self.store.save_config(text, loaded.sha)
         self.pipeline.use(plant, text, loaded.sha)
         self.board.use(_board_machines(plant))

@@ -5,9 +5,11 @@ Rule 2: other rooms see only the nouns named here, never the models of the file.
 Rule 3: a secret is a reference until `secret` is asked for it.
 """
 
+import base64
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -176,6 +178,20 @@ def _secret_fields(settings: BaseModel) -> Iterator[tuple[str, SecretRef]]:
 
 
 # --- kept as the last good configuration ---
+
+
+def pack(config: Config) -> str:
+    """`to_resolved_json`, compressed: thousands of like signals make megabytes of text that is the same but for names."""
+    return base64.b85encode(zlib.compress(to_resolved_json(config).encode(), 6)).decode("ascii")
+
+
+def unpack(text: str, registry: plugins.Plugins | None = None) -> Config:
+    """The configuration that `pack` wrote. Raises ValueError."""
+    try:
+        plain = zlib.decompress(base64.b85decode(text)).decode()
+    except zlib.error as error:
+        raise ValueError(f"not a configuration: {error}") from error
+    return from_resolved_json(plain, registry)
 
 
 def to_resolved_json(config: Config) -> str:
