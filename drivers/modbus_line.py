@@ -6,6 +6,7 @@ Rule 3: it decides nothing about units, retries or reconnecting; that is the ses
 """
 
 import asyncio
+import os
 import socket
 from collections import deque
 from dataclasses import dataclass, field
@@ -376,7 +377,9 @@ async def connect(place: Place, clock: Clock, timeout_us: int, pipeline: int, co
         raise DeviceSilent(f"{place} does not take the connection within {timeout_us / 1e6:g} s") from error
     except OSError as error:
         await line.close()
-        raise DeviceSilent(f"{place}: {error.strerror or error}") from error
+        # asyncio puts the address into strerror; the system's own words for the number are the reason.
+        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or str(error)
+        raise DeviceSilent(f"{place}: {reason}") from error
     except asyncio.CancelledError:
         await line.close()
         raise
