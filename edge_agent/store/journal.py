@@ -1,65 +1,50 @@
-"""The journal: what was taken, judged and told, on disk before anybody hears of it. The one door of sqlite3.
+"""The journal: what was taken, judged and told, on disk before anybody hears of it. With `disk` the one door of sqlite3.
 
 Rule 1: committed means that the disk has it (WAL, synchronous=FULL). Only what is committed is published.
 Rule 2: one counter `seq` for everything that is published; a number is given once and never to other bytes.
 Rule 3: readings yield before warnings; whatever yields becomes a gap record. The store never keeps the agent from
-starting: what is damaged is moved aside, counted and told.
+starting: what is damaged is moved aside, what can be read of it is kept, and the rest is counted and told.
 
 The frames of the journal are the outbox too: a delivered reading is a number in a set of ranges, not a row to delete.
 """
 
 import asyncio
-import secrets
+import contextlib
 import sqlite3
-import struct
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 import structlog
 
-from edge_agent.contract import SECOND_US, Clock, Frame, Ints
+from edge_agent.contract import SECOND_US, Clock
 from edge_agent.messages import topics as messages
 from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Layout
+from edge_agent.store import disk, rows
 from edge_agent.store.ranges import Intervals
+from edge_agent.store.rows import Kept
 
 log = structlog.get_logger(__name__)
 
-FILE = "journal.db"
-MARKER = "journal.marker"
-FORMAT = 1
-BATCH_BYTES_MAX = 64_000_000
-"""Readings that wait for the disk; more than this yields and is told as a gap."""
+FILE, MARKER = disk.FILE, disk.MARKER
+WAITING_MAX = 64_000_000
+"""bytes of readings that wait for the disk; what comes beyond that yields and is told as a gap."""
+TRANSACTION_MAX = 8_000_000
+"""bytes of readings in one transaction: after a full disk the journal comes back in steps."""
 RETRY_S = 1.0
-BUSY_S = 5.0
-EPOCH_LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
-FRAME_HEAD = struct.Struct("<BIIIB")
-"""Record type, layout, rows, signals, flags (1 tick, 2 own stamps)."""
-COMMAND_HEAD = struct.Struct("<BI")
-IS_FRAME, IS_COMMAND = 1, 2
-TICK, STAMPS = 1, 2
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS layouts (id INTEGER PRIMARY KEY, machine TEXT, signals TEXT, states TEXT);
-CREATE TABLE IF NOT EXISTS batches (
-    id INTEGER PRIMARY KEY, epoch TEXT, seq_from INTEGER, seq_to INTEGER, messages INTEGER, bytes INTEGER,
-    ts_from INTEGER, ts_to INTEGER, closed INTEGER, crc INTEGER, frames BLOB);
-CREATE TABLE IF NOT EXISTS notices (seq INTEGER PRIMARY KEY, kind TEXT, machine TEXT, closed INTEGER, payload BLOB);
-CREATE TABLE IF NOT EXISTS snapshot (id INTEGER PRIMARY KEY CHECK (id = 1), batch INTEGER, state BLOB, config TEXT);
-CREATE TABLE IF NOT EXISTS config (id INTEGER PRIMARY KEY CHECK (id = 1), sha TEXT, text TEXT);
-"""
-Kept = tuple[Layout, JudgedFrame, Ints]
-"""A frame with the meaning of its columns and the seq of each row (0: a row that publishes nothing)."""
+AGE_LOOK_EVERY = 60
+"""Commits between two looks for readings that are too old."""
+NEAR_US = 400 * 86_400 * SECOND_US
+DROP_SHARE = 20
+"""A twentieth of the limit goes at once, so that a long outage is a gap now and then and not one a second."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Committed:
     """One message that is on disk. kind: measurements, warnings or gaps. closed_us: UTC µs when its seq was given."""
 
@@ -82,12 +67,12 @@ class Committed:
         if self._kept is None:
             plain = self._bytes
         else:
-            layout, judged, _ = self._kept
-            frame, row = judged.frame, self._row
+            judged, row = self._kept.judged, self._row
+            frame = judged.frame
             plain = messages.measurement(
                 self._epoch,
                 self.seq,
-                layout,
+                self._kept.layout,
                 int(frame.ts[row]),
                 int(judged.state[row]),
                 frame.values[row],
@@ -95,6 +80,11 @@ class Committed:
                 None if frame.at is None else frame.at[row],
             )
         return messages.late(plain) if late else plain
+
+    def row(self) -> tuple[Any, ...]:
+        """A warning or a gap, as its table has it."""
+        plain = (self.seq, self.machine, self.kind, self.closed_us, self._bytes)
+        return (*plain, rows.checksum(*plain))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,57 +100,71 @@ class Recovery:
 
 @dataclass(slots=True)
 class _Batch:
-    """What waits for one commit, in the order in which it came. seq_to: the last number given when it was closed."""
+    """What waits for one commit, in the order in which it came. seq_to, t_us, wall_us: as they stood when it was closed."""
 
     items: list[Kept | Command] = field(default_factory=list)
     notices: list[Committed] = field(default_factory=list)
     snapshot: tuple[bytes, str] | None = None
+    config: tuple[str, str] | None = None
+    number: int = 0
     size: int = 0
     seq_from: int = 0
     seq_to: int = 0
     messages: int = 0
-    t_us: int = 0
-    wall_us: int = 0
+    t_us: int | None = None
+    wall_us: int | None = None
     drop_to: int = 0
+    written: bool = False
 
 
 class Store:
     """The journal of one agent. `put` and all else belong to the loop's thread; commits happen in one of their own."""
 
-    def __init__(self, folder: Path, clock: Clock, db: sqlite3.Connection, gaps: Sequence[Gap]) -> None:
-        self._folder, self._clock, self._db = folder, clock, db
-        # A connection of its own: a look at the backlog neither waits for a commit nor sees half of one.
-        self._reader = sqlite3.connect(folder / FILE, timeout=BUSY_S, isolation_level=None)
+    def __init__(self, folder: Path, clock: Clock, opened: disk.Opened) -> None:
+        self._folder, self._clock, self._db = folder, clock, opened.db
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
-        meta = dict(db.execute("SELECT key, value FROM meta").fetchall())
-        self.epoch: str = meta["epoch"]
-        self._next = int(meta.get("last_seq", 0)) + 1
-        self.last_committed = self._next - 1
-        self._last_t: int | None = meta.get("last_t")
-        self._last_wall: int | None = meta.get("last_wall")
-        self._done = Intervals(orjson.loads(meta.get("delivered", "[]")))
+        self.epoch: str = opened.state.epoch
+        self._next = opened.state.last_seq + 1
+        self.last_committed = opened.state.last_seq
+        self._last_batch = opened.state.last_batch
+        self._t, self._wall = opened.state.last_t, opened.state.last_wall
+        self._found = (self._wall, self._t)
+        self._done = Intervals(opened.state.delivered)
+        self._told_done = opened.state.delivered
         self._done_changed = False
         self._layouts: dict[str, tuple[int, Layout]] = {}
-        self._known = {
-            row[0]: Layout(row[1], tuple(orjson.loads(row[2])), tuple(orjson.loads(row[3])))
-            for row in db.execute("SELECT id, machine, signals, states FROM layouts")
-        }
-        self._bytes = int(db.execute("SELECT total(bytes) FROM batches").fetchone()[0])
-        # Every number up to the last one is either done with or still here.
-        self.pending_count = self.last_committed - self._done.count(1, self.last_committed)
+        self._known = dict(opened.layouts)
+        self._config = opened.config
+        # The commit thread's: numbers of the layouts that the file has.
+        self._written_layouts = set(opened.layouts)
         self._open = _Batch()
         self._sealed: list[_Batch] = []
         self._waiting_bytes = 0
         self._lost_rows, self._lost_from, self._lost_to = 0, 0, 0
         self._wake = asyncio.Event()
         self._stopping = False
+        self._broken: str | None = None
         self.fault: str | None = None
         self.max_size, self.max_age_us, self.commit_every_us = 2_000_000_000, 14 * 86_400 * SECOND_US, SECOND_US
         self.on_committed: list[Callable[[Sequence[Committed]], None]] = []
         self.commits = 0
         self._cache: tuple[int, list[Committed]] | None = None
-        if gaps:
-            self.put((), gaps=gaps)
+        self._begin_reading()
+        if opened.gap is not None:
+            self.put((), gaps=[opened.gap])
+
+    def _begin_reading(self) -> None:
+        # A connection of its own: a look at the backlog neither waits for a commit nor sees half of one.
+        self._reader = disk.connect(self._folder / FILE)
+        self._reader.execute("PRAGMA query_only=ON")
+        self._bytes = 0
+        try:
+            self._bytes = int(self._reader.execute("SELECT total(bytes) FROM batches").fetchone()[0])
+        except sqlite3.Error as error:
+            self._unreadable(error)
+        # Every number up to the last one is either done with or still here.
+        self.pending_count = self.last_committed - self._done.count(1, self.last_committed)
+        self._cache = None
 
     # --- writing: the loop's thread -----------------------------------------------------------------------------------
 
@@ -174,9 +178,8 @@ class Store:
         for layout in layouts:
             number = known.get(layout)
             if number is None:
-                number = max(self._known, default=0) + 1
+                number = known[layout] = max(self._known, default=0) + 1
                 self._known[number] = layout
-                known[layout] = number
             self._layouts[layout.machine] = (number, layout)
 
     def put(
@@ -187,56 +190,58 @@ class Store:
         gaps: Sequence[Gap] = (),
     ) -> None:
         """Take over what was judged; numbers are given here. Events, commands and gaps are committed at once."""
-        batch, wall = self._open, self._clock.wall_us()
+        wall = self._clock.wall_us()
         for judged in frames:
-            self._put_frame(batch, judged, wall)
-        batch.items += commands
+            self._put_frame(judged, wall)
+        self._open.items += commands
         for event in events:
-            seq = self._number(batch)
+            seq = self._number(1)
             payload = messages.warning(self.epoch, seq, event)
-            batch.notices.append(Committed(seq, event.machine, "warnings", wall, _bytes=payload))
+            self._open.notices.append(Committed(seq, event.machine, "warnings", wall, _bytes=payload))
         for gap in gaps:
-            seq = self._number(batch)
-            batch.notices.append(Committed(seq, None, "gaps", wall, _bytes=messages.gap(self.epoch, seq, gap)))
+            seq = self._number(1)
+            payload = messages.gap(self.epoch, seq, gap)
+            self._open.notices.append(Committed(seq, None, "gaps", wall, _bytes=payload))
         if events or commands or gaps:
             self._wake.set()
 
-    def _put_frame(self, batch: _Batch, judged: JudgedFrame, wall: int) -> None:
-        frame = judged.frame
-        rows = len(frame.t)
-        size = frame.values.size * 9 + rows * 26
-        if self._waiting_bytes + size > BATCH_BYTES_MAX:
+    def _put_frame(self, judged: JudgedFrame, wall: int) -> None:
+        frame, batch = judged.frame, self._open
+        count, width = frame.values.shape
+        size = frame.values.size * (9 if frame.at is None else 17) + count * 26 + rows.FRAME_HEAD.size
+        if self._waiting_bytes + size > WAITING_MAX:
             self._yield(judged)
             return
-        seqs = np.zeros(rows, dtype=np.int64)
+        number, layout = self._layouts[frame.machine]
+        if width != len(layout.signals):
+            raise ValueError(f"a frame of {frame.machine} has {width} columns, not {len(layout.signals)}")
+        seqs = np.zeros(count, dtype=np.int64)
         told = int(np.count_nonzero(judged.publish))
         if told:
-            seqs[judged.publish] = np.arange(self._next, self._next + told)
-            if not batch.seq_from:
-                batch.seq_from = self._next
-            self._next += told
+            first = self._number(told)
+            seqs[judged.publish] = np.arange(first, first + told)
             batch.messages += told
-        batch.items.append((self._layouts[frame.machine][1], judged, seqs))
+        batch.items.append(Kept(number, layout, judged, seqs))
         batch.size += size
         self._waiting_bytes += size
-        if rows:
-            batch.t_us = max(batch.t_us, int(frame.t[-1]))
-        batch.wall_us = wall
+        if count:
+            self._t = max(self._t or 0, int(frame.t[-1]))
+        self._wall = wall
 
     def _yield(self, judged: JudgedFrame) -> None:
         """The disk does not keep up: these readings are not kept, and that is told."""
-        rows = int(np.count_nonzero(judged.publish))
-        if rows:
+        count = int(np.count_nonzero(judged.publish))
+        if count:
             ts = judged.frame.ts[judged.publish]
-            self._lost_from = int(ts.min()) if not self._lost_rows else min(self._lost_from, int(ts.min()))
+            self._lost_from = min(self._lost_from, int(ts.min())) if self._lost_rows else int(ts.min())
             self._lost_to = max(self._lost_to, int(ts.max()))
-            self._lost_rows += rows
+            self._lost_rows += count
 
-    def _number(self, batch: _Batch) -> int:
-        seq, self._next = self._next, self._next + 1
-        if not batch.seq_from:
-            batch.seq_from = seq
-        return seq
+    def _number(self, count: int) -> int:
+        """The first of so many numbers, given to what is open."""
+        first, self._next = self._next, self._next + count
+        self._open.seq_from = self._open.seq_from or first
+        return first
 
     def put_snapshot(self, state: bytes, config_json: str) -> None:
         """The judge's state after everything that was put before; goes with the next commit, in its place."""
@@ -244,67 +249,105 @@ class Store:
         self._seal()
 
     def _seal(self) -> None:
-        batch, self._open = self._open, _Batch()
+        batch = self._open
+        if not (batch.items or batch.notices or batch.snapshot or batch.config or batch.drop_to):
+            return
+        self._open = _Batch()
         batch.seq_to = self._next - 1
-        if batch.items or batch.notices or batch.snapshot:
-            self._sealed.append(batch)
+        batch.t_us, batch.wall_us = self._t, self._wall
+        if batch.items:
+            batch.number = self._last_batch = self._last_batch + 1
+        self._sealed.append(batch)
 
     def delivered(self, seqs: Iterable[int]) -> None:
         """The broker has these; remembered with the next commit."""
         for seq in seqs:
-            self.pending_count -= self._done.add(seq)
-        self._done_changed = True
+            if 1 <= seq <= self.last_committed:
+                self.pending_count -= self._done.add(seq)
+                self._done_changed = True
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Commit once per `commit_every`, at once when asked, until `stop`."""
         while not self._stopping:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.commit_every_us / SECOND_US):
                     await self._wake.wait()
-            except TimeoutError:
-                pass
             self._wake.clear()
-            await self._commit()
-        await self._commit()
+            if not await self._commit():
+                await asyncio.sleep(RETRY_S)
+        while await self._commit() and (self._sealed or self._done_changed):
+            pass
 
     async def stop(self) -> None:
         """Let `run` commit what waits and end."""
         self._stopping = True
         self._wake.set()
 
-    async def _commit(self) -> None:
-        if self._lost_rows and self.fault is None:
-            cause = GapCause.OVERLOAD
-            gap = Gap(cause, self._lost_rows, self._lost_from, self._lost_to)
-            self._lost_rows = self._lost_to = 0
-            self.put((), gaps=[gap])
-        await self._drop_over_limit()
-        self._seal()
-        if not self._sealed and not self._done_changed:
-            return
-        batches, delivered = list(self._sealed), self._done.ranges()
-        self._done_changed = False
+    async def _commit(self) -> bool:
+        """Write what waits, in one transaction. False when the disk refused; everything is tried again."""
         loop = asyncio.get_running_loop()
         try:
-            freed = await loop.run_in_executor(self._thread, self._write, batches, delivered, self._done.done_to)
-        except sqlite3.Error as error:
-            self._done_changed = True
+            if self._broken is not None:
+                await self._mend(self._broken)
+            if self._lost_rows and self.fault is None:
+                self._tell_lost(GapCause.OVERLOAD)
+            await self._drop_over_limit()
+            self._seal()
+            if not self._sealed and not self._done_changed:
+                return True
+            batches = self._first_sealed()
+            state = self._state(batches)
+            changed, self._done_changed = self._done_changed, len(batches) < len(self._sealed)
+            try:
+                grown = await loop.run_in_executor(self._thread, self._write, batches, state, dict(self._known))
+            except BaseException:
+                self._done_changed |= changed
+                raise
+        except (sqlite3.Error, OSError) as error:
             self._failed(error)
-            await asyncio.sleep(RETRY_S)
-            return
+            return False
+        self._committed(batches, state, grown)
+        return True
+
+    def _first_sealed(self) -> list[_Batch]:
+        taken, size = 0, 0
+        for batch in self._sealed:
+            if taken and size + batch.size > TRANSACTION_MAX:
+                break
+            taken, size = taken + 1, size + batch.size
+        return self._sealed[:taken]
+
+    def _state(self, batches: Sequence[_Batch]) -> disk.State:
+        """How far the store has come with these. What is done with goes with the gap that tells of it: with the last batch."""
+        whole = len(batches) == len(self._sealed)
+        delivered = self._done.ranges() if whole else self._told_done
+        if not batches:
+            return disk.State(self.epoch, self.last_committed, self._last_batch, self._t, self._wall, delivered)
+        last = batches[-1]
+        number = max((batch.number for batch in batches), default=0)
+        written = number or self._last_batch
+        return disk.State(self.epoch, last.seq_to, written, last.t_us, last.wall_us, delivered)
+
+    def _committed(self, batches: Sequence[_Batch], state: disk.State, grown: int) -> None:
         del self._sealed[: len(batches)]
-        self._recovered()
-        self._bytes += sum(batch.size for batch in batches) - freed
+        self._told_done = state.delivered
+        self._bytes += grown
         self._waiting_bytes -= sum(batch.size for batch in batches)
         self.commits += 1
         told = [each for batch in batches for each in self._messages(batch)]
-        if batches:
-            self.last_committed = batches[-1].seq_to
+        self.last_committed = state.last_seq
+        self.pending_count += len(told)
+        if self.fault is not None:
+            log.info("store_back")
+            self.fault = None
+            if self._lost_rows:
+                self._tell_lost(GapCause.DISK_FULL)
+        if self._sealed:
+            self._wake.set()
         if told:
-            self.pending_count += len(told)
-            for listener in self.on_committed:
+            for listener in list(self.on_committed):
                 listener(told)
 
     def _messages(self, batch: _Batch) -> list[Committed]:
@@ -312,250 +355,294 @@ class Store:
         found = list(batch.notices)
         for item in batch.items:
             if not isinstance(item, Command):
-                found += _rows(self.epoch, item, batch.wall_us)
+                found += _told(self.epoch, item, batch.wall_us or 0)
         return sorted(found, key=lambda each: each.seq)
 
-    def _failed(self, error: sqlite3.Error) -> None:
+    def _failed(self, error: Exception) -> None:
         reason = f"{type(error).__name__}: {error}"
         if self.fault is None:
             log.error("store_failed", fault=reason, waiting_mb=round(self._waiting_bytes / 1e6, 1))
         self.fault = reason
+        if isinstance(error, sqlite3.Error) and disk.is_damage(error):
+            self._broken = reason
 
-    def _recovered(self) -> None:
-        if self.fault is None:
-            return
-        log.info("store_back")
-        self.fault = None
-        if self._lost_rows:
-            gap = Gap(GapCause.DISK_FULL, self._lost_rows, self._lost_from, self._lost_to)
-            self._lost_rows = self._lost_to = 0
-            self.put((), gaps=[gap])
+    def _tell_lost(self, cause: GapCause) -> None:
+        gap = Gap(cause, self._lost_rows, self._lost_from, self._lost_to)
+        self._lost_rows = self._lost_to = 0
+        self.put((), gaps=[gap])
+
+    async def _mend(self, reason: str) -> None:
+        """The file is damaged: go on with a new one that has all of it that can be read. Measuring goes on meanwhile."""
+        self._reader.close()
+        state = disk.State(self.epoch, self.last_committed, self._last_batch, self._t, self._wall, self._done.ranges())
+        loop = asyncio.get_running_loop()
+        opened = await loop.run_in_executor(self._thread, self._rebuild, reason, state)
+        for first, last in opened.lost:
+            self._done.add(first, last)
+        self._done_changed, self._broken = True, None
+        self._begin_reading()
+        if self._config is not None:
+            self._open.config = self._config
+        if opened.gap is not None:
+            self.put((), gaps=[opened.gap])
+
+    def _rebuild(self, reason: str, state: disk.State) -> disk.Opened:
+        self._db.close()
+        opened = disk.rebuilt(self._folder, self._clock.wall_us(), reason, state)
+        self._db = opened.db
+        self._written_layouts = set(opened.layouts)
+        return opened
 
     async def _drop_over_limit(self) -> None:
         """The oldest readings that wait for the broker yield when they are too many or too old."""
-        oldest_allowed = self._clock.wall_us() - self.max_age_us
-        if self._bytes <= self.max_size and self.commits % 60:
+        over = self._bytes > self.max_size
+        if not over and self.commits % AGE_LOOK_EVERY:
             return
+        excess = self._bytes - self.max_size + self.max_size // DROP_SHARE if over else 0
+        oldest = self._clock.wall_us() - self.max_age_us
         loop = asyncio.get_running_loop()
-        try:
-            dropped = await loop.run_in_executor(
-                self._thread, self._over_limit, self._bytes - self.max_size, oldest_allowed, self._done.copy()
-            )
-        except sqlite3.Error as error:
-            self._failed(error)
+        found = await loop.run_in_executor(self._thread, self._over_limit, excess, oldest, self._done.copy())
+        if found is None:
             return
-        if dropped is None:
-            return
-        last, gap = dropped
-        assert gap.from_seq is not None
-        assert gap.to_seq is not None
+        last, seq_to, ts_from, ts_to = found
+        lost = self._forget(1, seq_to)
         self._open.drop_to = last
-        self.pending_count -= self._readings_between(gap.from_seq, gap.to_seq)
-        self.put((), gaps=[gap])
-        log.error("readings_dropped", cause="buffer_limit", rows=gap.count)
+        if lost:
+            count = sum(b - a + 1 for a, b in lost)
+            self.put((), gaps=[Gap(GapCause.BUFFER_LIMIT, count, ts_from, ts_to, lost[0][0], lost[-1][1])])
+            log.error("readings_dropped", cause="buffer_limit", rows=count)
 
-    def _readings_between(self, first: int, last: int) -> int:
-        """Mark dropped readings as done with; warnings between them stay due."""
-        notices = {
-            row[0] for row in self._reader.execute("SELECT seq FROM notices WHERE seq BETWEEN ? AND ?", (first, last))
-        }
-        new, start = 0, first
-        for stop in sorted(notices):
-            new += self._done.add(start, stop - 1)
-            start = stop + 1
-        new += self._done.add(start, last)
-        self._done_changed = True
-        return new
+    def _forget(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Done with every reading of first..last that was still due; returns which. Warnings between them stay due."""
+        notices = self._reader.execute("SELECT seq FROM notices WHERE seq BETWEEN ? AND ?", (first, last))
+        kept = Intervals([*self._done.ranges(), *((seq, seq) for (seq,) in notices)])
+        lost = list(kept.missing(first, last))
+        for start, end in lost:
+            self.pending_count -= self._done.add(start, end)
+            self._done_changed = True
+        return lost
 
     # --- the commit thread ----------------------------------------------------------------------------------------------
 
-    def _over_limit(self, excess: int, oldest_allowed: int, done: Intervals) -> tuple[int, Gap] | None:
-        """The last batch that must go, and what is lost with it: from the front, never beyond the newest snapshot."""
-        newest = self._snapshot_batch()
-        rows = self._db.execute(
-            "SELECT id, seq_from, seq_to, bytes, ts_from, ts_to, closed FROM batches WHERE id <= ? ORDER BY id", (newest,)
+    def _over_limit(self, excess: int, oldest: int, done: Intervals) -> tuple[int, int, int, int] | None:
+        """(batch, seq, ts, ts): up to which batch and number readings must go, and from when to when those due reach.
+
+        From the front. What the judge needs for a restart (newer than the snapshot) yields to the size only.
+        """
+        snapshot = self._snapshot_batch()
+        found = self._db.execute(
+            "SELECT id, seq_from, seq_to, bytes, ts_from, ts_to, closed, messages FROM batches "
+            "WHERE id < (SELECT max(id) FROM batches) ORDER BY id"
         )
-        last, gone, first_seq, last_seq, count, ts_from, ts_to = 0, 0, 0, 0, 0, 0, 0
-        for number, seq_from, seq_to, size, from_ts, to_ts, closed in rows:
-            if gone >= excess and closed >= oldest_allowed:
+        last, gone, seq_to, ts_from, ts_to = 0, 0, 0, 0, 0
+        for number, first, end, size, from_ts, to_ts, closed, told in found:
+            if gone >= excess and (closed >= oldest or number > snapshot):
                 break
             last, gone = number, gone + size
-            if not seq_from:
-                continue
-            lost = seq_to - seq_from + 1 - done.count(seq_from, seq_to) - self._notices(seq_from, seq_to, done)
-            if lost > 0:
-                first_seq = first_seq or seq_from
-                ts_from = ts_from or from_ts
-                last_seq, ts_to, count = seq_to, to_ts, count + lost
-        if not count:
-            return None
-        return last, Gap(GapCause.BUFFER_LIMIT, count, ts_from, ts_to, first_seq, last_seq)
+            if told:
+                seq_to = end
+                if done.count(first, end) <= end - first:
+                    ts_from, ts_to = ts_from or from_ts, to_ts
+        return (last, seq_to, ts_from, ts_to) if last else None
 
-    def _notices(self, first: int, last: int, done: Intervals) -> int:
-        """Undelivered warnings and gaps between these numbers: they stay."""
-        rows = self._db.execute("SELECT seq FROM notices WHERE seq BETWEEN ? AND ?", (first, last))
-        return sum(1 for (seq,) in rows if seq not in done)
-
-    def _write(self, batches: Sequence[_Batch], delivered: list[tuple[int, int]], done_to: int) -> int:
-        """One transaction. Returns the bytes of readings that were freed."""
+    def _write(self, batches: Sequence[_Batch], state: disk.State, layouts: dict[int, Layout]) -> int:
+        """One transaction. Returns by how many bytes the readings on disk have grown."""
         db = self._db
         db.execute("BEGIN IMMEDIATE")
         try:
-            self._write_layouts()
-            for batch in batches:
-                self._write_batch(batch)
-            freed = self._prune(batches, delivered, done_to)
-            self._set("delivered", orjson.dumps(delivered).decode())
+            grown = sum(self._write_batch(batch) for batch in batches)
+            fresh = [number for number in layouts if number not in self._written_layouts]
+            db.executemany("INSERT INTO layouts VALUES (?, ?, ?, ?, ?)", [_layout_row(n, layouts[n]) for n in fresh])
+            freed = self._prune(max((batch.drop_to for batch in batches), default=0), state.delivered)
+            disk.put_state(db, state)
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
-                db.execute("ROLLBACK")
+                with contextlib.suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")
             raise
-        return freed
+        self._written_layouts.update(fresh)
+        for batch in batches:
+            batch.written = True
+        # Before anybody hears of these numbers, so that an older copy of the file is always known.
+        disk.write_marker(self._folder, state)
+        return grown - freed
 
-    def _write_layouts(self) -> None:
-        have = {row[0] for row in self._db.execute("SELECT id FROM layouts")}
-        self._db.executemany(
-            "INSERT INTO layouts VALUES (?, ?, ?, ?)",
-            [
-                (number, layout.machine, orjson.dumps(layout.signals).decode(), orjson.dumps(layout.states).decode())
-                for number, layout in list(self._known.items())
-                if number not in have
-            ],
-        )
-
-    def _write_batch(self, batch: _Batch) -> None:
+    def _write_batch(self, batch: _Batch) -> int:
         db = self._db
+        size = 0
         if batch.items:
-            ids = {layout: number for number, layout in list(self._known.items())}
-            blob = b"".join(_packed(item, ids) for item in batch.items)
-            stamps = [item[1].frame.ts for item in batch.items if not isinstance(item, Command) and len(item[1].frame.ts)]
-            db.execute(
-                "INSERT INTO batches (epoch, seq_from, seq_to, messages, bytes, ts_from, ts_to, closed, crc, frames) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    self.epoch,
-                    batch.seq_from if batch.messages else 0,
-                    batch.seq_to,
-                    batch.messages,
-                    batch.size,
-                    min((int(ts[0]) for ts in stamps), default=0),
-                    max((int(ts[-1]) for ts in stamps), default=0),
-                    batch.wall_us,
-                    zlib.crc32(blob),
-                    blob,
-                ),
+            blob = b"".join([rows.packed(item) for item in batch.items])
+            size = len(blob)
+            stamps = [item.judged.frame.ts for item in batch.items if isinstance(item, Kept) and len(item.seqs)]
+            plain = (
+                batch.number,
+                self.epoch,
+                batch.seq_from,
+                batch.seq_to,
+                batch.messages,
+                size,
+                min((int(ts[0]) for ts in stamps), default=0),
+                max((int(ts[-1]) for ts in stamps), default=0),
+                batch.wall_us or 0,
+                blob,
             )
-            # t never decreases; a batch of commands alone has none.
-            self._set("last_t", max(batch.t_us, self._get("last_t", 0)))
-            self._set("last_wall", batch.wall_us or self._get("last_wall", 0))
-        db.executemany(
-            "INSERT INTO notices VALUES (?, ?, ?, ?, ?)",
-            [(each.seq, each.kind, each.machine, each.closed_us, each._bytes) for each in batch.notices],
-        )
-        self._set("last_seq", batch.seq_to)
+            db.execute("INSERT INTO batches VALUES (?,?,?,?,?,?,?,?,?,?,?)", (*plain, rows.checksum(*plain)))
+        db.executemany("INSERT INTO notices VALUES (?,?,?,?,?,?)", [each.row() for each in batch.notices])
         if batch.snapshot is not None:
-            # The newest batch is never deleted, so its number never comes again.
             newest = db.execute("SELECT ifnull(max(id), 0) FROM batches").fetchone()[0]
-            db.execute("INSERT OR REPLACE INTO snapshot VALUES (1, ?, ?, ?)", (newest, *batch.snapshot))
-            self._mark(batch.seq_to)
-
-    def _set(self, key: str, value: int | str) -> None:
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
-
-    def _get(self, key: str, default: int) -> int:
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return default if row is None else int(row[0])
+            row = (1, newest, *batch.snapshot)
+            db.execute("INSERT OR REPLACE INTO snapshot VALUES (?,?,?,?,?)", (*row, rows.checksum(*row)))
+        if batch.config is not None:
+            text, sha = batch.config
+            db.execute("INSERT OR REPLACE INTO config VALUES (?,?,?,?)", (1, sha, text, rows.checksum(1, sha, text)))
+        return size
 
     def _snapshot_batch(self) -> int:
         row = self._db.execute("SELECT batch FROM snapshot WHERE id = 1").fetchone()
         return int(row[0]) if row else 0
 
-    def _prune(self, batches: Sequence[_Batch], delivered: list[tuple[int, int]], done_to: int) -> int:
-        """Delete what was delivered and is covered by a snapshot, and what had to yield. The newest batch always stays."""
-        db = self._db
-        drop_to = max((batch.drop_to for batch in batches), default=0)
-        newest = min(self._snapshot_batch(), db.execute("SELECT ifnull(max(id), 0) - 1 FROM batches").fetchone()[0])
-        where = "WHERE id <= ? AND (seq_to <= ? OR id <= ?)"
-        freed = db.execute(f"SELECT total(bytes) FROM batches {where}", (newest, done_to, drop_to)).fetchone()[0]  # noqa: S608
-        if freed or drop_to:
-            db.execute(f"DELETE FROM batches {where}", (newest, done_to, drop_to))  # noqa: S608
-        db.executemany("DELETE FROM notices WHERE seq BETWEEN ? AND ?", delivered)
-        return int(freed)
-
-    def _mark(self, seq: int) -> None:
-        """The marker beside the store: an older copy of the store is known by it."""
-        marker = self._folder / MARKER
-        fresh = marker.with_suffix(".new")
-        try:
-            fresh.write_bytes(orjson.dumps({"epoch": self.epoch, "seq": seq}))
-            fresh.replace(marker)
-        except OSError as error:
-            log.warning("marker_not_written", fault=str(error))
+    def _prune(self, drop_to: int, delivered: Sequence[tuple[int, int]]) -> int:
+        """Delete what was delivered and is covered by a snapshot, and what had to yield. Returns the bytes freed."""
+        db, snapshot = self._db, self._snapshot_batch()
+        freed = 0
+        for first, last in delivered:
+            db.execute("DELETE FROM notices WHERE seq BETWEEN ? AND ?", (first, last))
+            freed += _deleted(
+                db,
+                "messages > 0 AND seq_to BETWEEN ? AND ? AND seq_from >= ? AND id <= ?",
+                (first, last, first, snapshot),
+            )
+        freed += _deleted(db, "messages = 0 AND id <= ?", (snapshot,))
+        if drop_to:
+            freed += _deleted(db, "id <= ?", (drop_to,))
+        return freed
 
     # --- reading --------------------------------------------------------------------------------------------------------
 
     def pending(self, after_seq: int, limit: int) -> list[Committed]:
         """Committed messages after this number that were not delivered, in order. Damaged ones become a gap record."""
+        if self._broken is not None or limit < 1:
+            return []
+        try:
+            start = max(after_seq, self._done.done_to)
+            found = self._due_notices(start, limit) + self._due_readings(start, limit)
+        except sqlite3.Error as error:
+            self._unreadable(error)
+            return []
+        if not found and after_seq <= 0 and self.pending_count > 0:
+            self._break(f"{self.pending_count} messages are due and not there")
+        return sorted(found, key=lambda each: each.seq)[:limit]
+
+    def _due_notices(self, after: int, limit: int) -> list[Committed]:
         found: list[Committed] = []
-        notices = self._reader.execute(
-            "SELECT seq, machine, kind, closed, payload FROM notices WHERE seq > ? AND seq <= ? ORDER BY seq",
-            (after_seq, self.last_committed),
+        damaged: list[tuple[Any, ...]] = []
+        told = self._reader.execute(
+            "SELECT * FROM notices WHERE seq > ? AND seq <= ? ORDER BY seq", (after, self.last_committed)
         )
-        for seq, machine, kind, closed, payload in notices:
-            if seq not in self._done:
-                found.append(Committed(seq, machine, kind, closed, _bytes=payload))
+        for row in told:
+            if row[0] in self._done:
+                continue
+            if not rows.sound(row):
+                damaged.append(row)
+                continue
+            seq, machine, kind, closed, payload, _ = row
+            found.append(Committed(seq, machine, kind, closed, _bytes=payload))
+            if len(found) >= limit:
+                break
+        for seq, _, _, closed, *_ in damaged:
+            log.error("notice_damaged", seq=seq)
+            self.delivered((seq,))
+            when = _near(closed, self._clock.wall_us())
+            self.put((), gaps=[Gap(GapCause.DAMAGE, 1, when, when, seq, seq)])
+        return found
+
+    def _due_readings(self, after: int, limit: int) -> list[Committed]:
+        batches = self._reader.execute(
+            "SELECT id, seq_from, seq_to FROM batches INDEXED BY batches_told "
+            "WHERE messages > 0 AND seq_to > ? AND seq_to <= ? ORDER BY seq_to",
+            (after, self.last_committed),
+        )
+        found: list[Committed] = []
+        for number, first, last in batches:
+            if self._done.count(first, last) <= last - first:
+                found += [each for each in self._of_batch(number) if each.seq > after and each.seq not in self._done]
                 if len(found) >= limit:
                     break
-        rows = self._reader.execute(
-            "SELECT id, epoch, seq_from, seq_to, closed FROM batches WHERE seq_to > ? AND messages > 0 ORDER BY id",
-            (after_seq,),
-        )
-        readings: list[Committed] = []
-        for number, epoch, seq_from, seq_to, closed in rows:
-            if self._done.count(seq_from, seq_to) == seq_to - seq_from + 1:
-                continue
-            readings += [
-                each
-                for each in self._batch_messages(number, epoch, closed)
-                if each.seq > after_seq and each.seq not in self._done
-            ]
-            if len(readings) >= limit:
-                break
-        return sorted(found + readings, key=lambda each: each.seq)[:limit]
+        return found
 
-    def _batch_messages(self, number: int, epoch: str, closed: int) -> list[Committed]:
+    def _of_batch(self, number: int) -> list[Committed]:
         if self._cache is not None and self._cache[0] == number:
             return self._cache[1]
-        told: list[Committed] = []
-        for item in self._items(number):
-            if not isinstance(item, Command):
-                told += _rows(epoch, item, closed)
+        epoch, closed, items = self._batch(number)
+        told = [each for item in items if isinstance(item, Kept) for each in _told(epoch, item, closed)]
         self._cache = (number, told)
         return told
 
-    def _items(self, number: int) -> list[Kept | Command]:
-        """The contents of one batch; a damaged one is told as a gap and left out."""
-        try:
-            crc, blob, seq_from, seq_to, count, ts_from, ts_to = self._reader.execute(
-                "SELECT crc, frames, seq_from, seq_to, messages, ts_from, ts_to FROM batches WHERE id = ?", (number,)
-            ).fetchone()
-            if zlib.crc32(blob) == crc:
-                return _unpacked(blob, self._known)
-        except (sqlite3.DatabaseError, struct.error, KeyError, ValueError) as error:
-            log.error("batch_unreadable", batch=number, fault=str(error))
-            return []
-        log.error("batch_damaged", batch=number, rows=count)
-        if count:
-            self.pending_count -= self._readings_between(seq_from, seq_to)
-            self.put((), gaps=[Gap(GapCause.DAMAGE, count, ts_from, ts_to, seq_from, seq_to)])
-        return []
+    def _batch(self, number: int) -> tuple[str, int, list[Kept | Command]]:
+        """(epoch, closed, items) of one batch; a damaged one is told as a gap and left out."""
+        row = self._reader.execute("SELECT * FROM batches WHERE id = ?", (number,)).fetchone()
+        if row is None:
+            return "", 0, []
+        if rows.sound(row):
+            with contextlib.suppress(*rows.UNREADABLE):
+                return row[1], row[8], rows.unpacked(row[9], self._known)
+        self._give_up(row)
+        return "", 0, []
+
+    def _give_up(self, row: tuple[Any, ...]) -> None:
+        """Tell of a damaged batch. Its numbers are believed when the index, which lies elsewhere, has the same."""
+        number, _, first, last, told, _, ts_from, ts_to, closed, *_ = row
+        log.error("batch_damaged", batch=number)
+        where, twin = "INDEXED BY batches_quiet WHERE messages = 0 AND id = ?", [number]
+        if told:
+            where = (
+                "INDEXED BY batches_told WHERE messages > 0 AND seq_to = ? AND seq_from = ? AND closed = ? AND id = ?"
+            )
+            twin = [last, first, closed, number]
+        if self._reader.execute(f"SELECT 1 FROM batches {where}", twin).fetchone() is None:  # noqa: S608 - words of ours
+            self._break(f"batch {number} is damaged")
+            return
+        lost = self._forget(first, last) if told else []
+        if lost:
+            count = sum(b - a + 1 for a, b in lost)
+            begin, end = _near(ts_from, closed), _near(ts_to, closed)
+            self.put((), gaps=[Gap(GapCause.DAMAGE, count, begin, end, lost[0][0], lost[-1][1])])
+
+    def _unreadable(self, error: sqlite3.Error) -> None:
+        if disk.is_damage(error):
+            self._break(str(error))
+        else:
+            log.warning("store_not_read", fault=str(error))
+
+    def _break(self, reason: str) -> None:
+        """Mend at the next commit, which is now."""
+        self._broken = self._broken or reason
+        self._wake.set()
 
     @property
     def oldest_pending_us(self) -> int | None:
-        """UTC µs when the oldest undelivered message was closed."""
-        first = self.pending(0, 1) if self.pending_count > 0 else []
-        return first[0].closed_us if first else None
+        """UTC µs when the oldest undelivered message was closed. Cheap: nothing is decoded."""
+        if self.pending_count <= 0 or self._broken is not None:
+            return None
+        reach = (self._done.done_to, self.last_committed)
+        try:
+            notices = self._reader.execute(
+                "SELECT seq, seq, closed FROM notices WHERE seq > ? AND seq <= ? ORDER BY seq", reach
+            )
+            batches = self._reader.execute(
+                "SELECT seq_from, seq_to, closed FROM batches INDEXED BY batches_told "
+                "WHERE messages > 0 AND seq_to > ? AND seq_to <= ? ORDER BY seq_to",
+                reach,
+            )
+            firsts = (self._first_due(notices), self._first_due(batches))
+        except sqlite3.Error as error:
+            self._unreadable(error)
+            return None
+        return min((closed for closed in firsts if closed is not None), default=None)
+
+    def _first_due(self, found: Iterable[tuple[int, int, int]]) -> int | None:
+        return next((closed for first, last, closed in found if self._done.count(first, last) <= last - first), None)
 
     def status(self) -> dict[str, Any]:
         """For the health topic: messages that wait, the oldest of them, and the state of the disk."""
@@ -572,176 +659,87 @@ class Store:
 
     def recovery(self) -> Recovery:
         """What the last run left; to be used before anything is put."""
-        row = self._reader.execute("SELECT batch, state, config FROM snapshot WHERE id = 1").fetchone()
-        batch, state, config = row or (0, None, None)
-        return Recovery(state, config, self._since(batch), self._last_wall, self._last_t)
+        wall, t = self._found
+        try:
+            row = self._reader.execute("SELECT * FROM snapshot WHERE id = 1").fetchone()
+        except sqlite3.Error as error:
+            self._unreadable(error)
+            row = None
+        if row is None or not rows.sound(row):
+            row = (1, 0, None, None, 0)
+        return Recovery(row[2], row[3], self._since(row[1]), wall, t)
 
     def _since(self, batch: int) -> Iterator[JudgedFrame | Command]:
-        numbers = [row[0] for row in self._reader.execute("SELECT id FROM batches WHERE id > ? ORDER BY id", (batch,))]
-        for number in numbers:
-            for item in self._items(number):
-                yield item if isinstance(item, Command) else item[1]
+        try:
+            found = self._reader.execute("SELECT id FROM batches WHERE id > ? ORDER BY id", (batch,)).fetchall()
+        except sqlite3.Error as error:
+            self._unreadable(error)
+            return
+        for (number,) in found:
+            try:
+                _, _, items = self._batch(number)
+            except sqlite3.Error as error:
+                self._unreadable(error)
+                continue
+            for item in items:
+                yield item if isinstance(item, Command) else item.judged
 
     def save_config(self, text: str, sha: str) -> None:
-        """Keep the configuration that is in force as the last good one."""
-        if self.load_config() != (text, sha):
-            self._reader.execute("INSERT OR REPLACE INTO config VALUES (1, ?, ?)", (sha, text))
+        """Keep the configuration that is in force as the last good one; with the next commit."""
+        if self._config != (text, sha):
+            self._config = self._open.config = (text, sha)
+            self._wake.set()
 
     def load_config(self) -> tuple[str, str] | None:
         """(text, sha) of the last good configuration."""
-        row = self._reader.execute("SELECT text, sha FROM config WHERE id = 1").fetchone()
-        return None if row is None else (row[0], row[1])
+        return self._config
 
     def close(self) -> None:
-        """Keep what was delivered since the last commit, and let go of the file."""
+        """Write what still waits, if the disk will have it, and let go of the file."""
         self._thread.shutdown()
+        self._reader.close()
+        self._seal()
+        # A cancelled commit may have been written all the same.
+        self._sealed = [batch for batch in self._sealed if not batch.written]
         try:
-            self._write([], self._done.ranges(), self._done.done_to)
+            if self._sealed or self._done_changed:
+                self._write(self._sealed, self._state(self._sealed), self._known)
         except sqlite3.Error as error:
             log.error("store_failed", fault=str(error))
-        self._reader.close()
         self._db.close()
 
 
-def _rows(epoch: str, kept: Kept, closed: int) -> Iterator[Committed]:
-    machine = kept[0].machine
-    for row, seq in enumerate(kept[2].tolist()):
+def _told(epoch: str, kept: Kept, closed: int) -> Iterator[Committed]:
+    machine = kept.layout.machine
+    for row, seq in enumerate(kept.seqs.tolist()):
         if seq:
             yield Committed(seq, machine, "measurements", closed, epoch, kept, row)
 
 
-# --- bytes ------------------------------------------------------------------------------------------------------------
+def _near(ts: Any, sane: int) -> int:
+    """A stamp of a damaged row, if it can be true."""
+    return ts if isinstance(ts, int) and abs(ts - sane) < NEAR_US else sane
 
 
-def _packed(item: Kept | Command, ids: dict[Layout, int]) -> bytes:
-    if isinstance(item, Command):
-        plain = orjson.dumps(asdict(item))
-        return COMMAND_HEAD.pack(IS_COMMAND, len(plain)) + plain
-    layout, judged, seqs = item
-    frame = judged.frame
-    flags = (TICK if frame.tick else 0) | (STAMPS if frame.at is not None else 0)
-    head = FRAME_HEAD.pack(IS_FRAME, ids[layout], len(frame.t), frame.values.shape[1], flags)
-    parts = [head, frame.t.tobytes(), frame.ts.tobytes(), seqs.tobytes(), judged.state.tobytes()]
-    parts += [frame.values.tobytes(), frame.quality.tobytes()]
-    if frame.at is not None:
-        parts.append(frame.at.tobytes())
-    return b"".join(parts)
+def _layout_row(number: int, layout: Layout) -> tuple[Any, ...]:
+    signals, states = orjson.dumps(layout.signals).decode(), orjson.dumps(layout.states).decode()
+    return number, layout.machine, signals, states, rows.checksum(number, layout.machine, signals, states)
 
 
-def _unpacked(blob: bytes, layouts: dict[int, Layout]) -> list[Kept | Command]:
-    """The items of a batch. Raises struct.error, KeyError or ValueError when the bytes make no sense."""
-    found: list[Kept | Command] = []
-    place = 0
-    while place < len(blob):
-        if blob[place] == IS_COMMAND:
-            _, length = COMMAND_HEAD.unpack_from(blob, place)
-            place += COMMAND_HEAD.size
-            found.append(Command(**orjson.loads(blob[place : place + length])))
-            place += length
-            continue
-        _, number, rows, width, flags = FRAME_HEAD.unpack_from(blob, place)
-        place += FRAME_HEAD.size
-        layout = layouts[number]
-        if width != len(layout.signals):
-            raise ValueError(f"a frame of {layout.machine} has {width} columns, not {len(layout.signals)}")
-        t, place = _array(blob, place, np.int64, (rows,))
-        ts, place = _array(blob, place, np.int64, (rows,))
-        seqs, place = _array(blob, place, np.int64, (rows,))
-        state, place = _array(blob, place, np.int16, (rows,))
-        values, place = _array(blob, place, np.float64, (rows, width))
-        quality, place = _array(blob, place, np.uint8, (rows, width))
-        at = None
-        if flags & STAMPS:
-            at, place = _array(blob, place, np.int64, (rows, width))
-        frame = Frame(layout.machine, t, ts, values, quality, at, bool(flags & TICK))
-        found.append((layout, JudgedFrame(frame, state, seqs != 0), seqs))
-    return found
-
-
-def _array(blob: bytes, place: int, dtype: Any, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any], int]:
-    count = int(np.prod(shape))
-    array = np.frombuffer(blob, dtype=dtype, count=count, offset=place).reshape(shape)
-    return array, place + count * np.dtype(dtype).itemsize
-
-
-# --- opening ------------------------------------------------------------------------------------------------------------
+def _deleted(db: sqlite3.Connection, where: str, values: tuple[int, ...]) -> int:
+    found = db.execute(f"SELECT total(bytes) FROM batches WHERE {where}", values).fetchone()[0]  # noqa: S608 - ours
+    if found:
+        db.execute(f"DELETE FROM batches WHERE {where}", values)  # noqa: S608
+    return int(found)
 
 
 @contextmanager
 def open_store(folder: Path, clock: Clock) -> Iterator[Store]:
-    """The store in this folder. Never refuses: one that cannot be read is moved aside and a new one begins, which is told."""
+    """The store in this folder. One that cannot be read is moved aside, what can be saved of it is kept, the rest is told.
+
+    Raises OSError only when the disk itself refuses (full, read-only, not ours).
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / FILE
-    gaps: list[Gap] = []
-    try:
-        db = _connect(path, folder)
-    except (sqlite3.DatabaseError, ValueError, TypeError, KeyError) as error:
-        if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error) and "not a database" not in str(error):
-            raise OSError(f"{path}: {error}") from error
-        wall = clock.wall_us()
-        aside = folder / f"{FILE}.damaged-{wall // SECOND_US}"
-        for suffix in ("", "-wal", "-shm"):
-            part = path.with_name(path.name + suffix)
-            if part.exists():
-                part.replace(aside.with_name(aside.name + suffix))
-        log.error("store_damaged", fault=str(error), kept_as=str(aside))
-        (folder / MARKER).unlink(missing_ok=True)
-        db = _connect(path, folder)
-        gaps = [Gap(GapCause.DAMAGE, 0, wall, wall)]
-    store = Store(folder, clock, db, gaps)
+    store = Store(folder, clock, disk.open_file(folder, clock.wall_us()))
     with closing(store):
         yield store
-
-
-def _connect(path: Path, folder: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False, cached_statements=64)
-    try:
-        path.chmod(0o600)
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-        db.execute("PRAGMA busy_timeout=5000")
-        if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-            raise sqlite3.DatabaseError("database disk image is malformed")
-        db.executescript(SCHEMA)
-        _epoch(db, folder)
-        # Read all that Store reads, so that what cannot be read is found here.
-        for table in ("meta", "layouts", "snapshot", "config"):
-            db.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608 - names of our own
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _epoch(db: sqlite3.Connection, folder: Path) -> None:
-    """A store counts under its epoch; one that is new, or older than the marker beside it, begins another."""
-    meta = dict(db.execute("SELECT key, value FROM meta").fetchall())
-    if meta.get("format", FORMAT) != FORMAT:
-        raise ValueError(f"format {meta['format']} is not known to this version")
-    marker = _marker(folder)
-    mine, seq = meta.get("epoch"), int(meta.get("last_seq", 0))
-    if mine is not None and (marker is None or (marker.get("epoch") == mine and int(marker.get("seq", 0)) <= seq)):
-        return
-    fresh = "".join(secrets.choice(EPOCH_LETTERS) for _ in range(6))
-    beyond = int(marker.get("seq", 0)) if marker is not None and mine is not None else 0
-    done = Intervals(orjson.loads(meta.get("delivered", "[]")))
-    if beyond > seq:
-        done.add(seq + 1, beyond)
-        log.error("store_is_older_than_its_marker", seq=seq, marker=beyond, epoch=fresh)
-    db.execute("BEGIN IMMEDIATE")
-    for key, value in (
-        ("format", FORMAT),
-        ("epoch", fresh),
-        ("last_seq", max(seq, beyond)),
-        ("delivered", orjson.dumps(done.ranges()).decode()),
-    ):
-        db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
-    db.execute("COMMIT")
-
-
-def _marker(folder: Path) -> dict[str, Any] | None:
-    try:
-        found = orjson.loads((folder / MARKER).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None

@@ -40,7 +40,9 @@ class Intervals:
     def count(self, first: int, last: int) -> int:
         """How many of first..last are in the set."""
         i, j = bisect_left(self._last, first), bisect_right(self._first, last)
-        return sum(min(self._last[k], last) - max(self._first[k], first) + 1 for k in range(i, j)) if first <= last else 0
+        return (
+            sum(min(self._last[k], last) - max(self._first[k], first) + 1 for k in range(i, j)) if first <= last else 0
+        )
 
     def missing(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         """The ranges of first..last that are not in the set."""

@@ -1,0 +1,385 @@
+"""The journal's file: opening it, knowing an older copy of it, and saving what can be saved of a damaged one.
+
+Rule 1: an open always ends with a store that works; what had to be given up is a gap record.
+Rule 2: beside the file lies a marker, written after each commit and before anybody hears of it: a file that knows of
+fewer numbers than its marker is an older copy, and counts on under another epoch.
+"""
+
+import contextlib
+import os
+import secrets
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import structlog
+
+from edge_agent.contract import SECOND_US
+from edge_agent.records import Command, Gap, GapCause, Layout
+from edge_agent.store import rows
+from edge_agent.store.ranges import Intervals
+
+log = structlog.get_logger(__name__)
+
+FILE = "journal.db"
+MARKER = "journal.marker"
+MARKER_BYTES = 512
+"""One sector: rewritten in its place it is whole or unreadable, and needs no space on a full disk."""
+FORMAT = 1
+BUSY_S = 5.0
+CHECKED_MAX = 32_000_000
+"""bytes: a larger file is not read through at start (the damage of a page is found when it is used, and mended then)."""
+WAL_KEPT = 16_000_000
+EPOCH_LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (id INTEGER PRIMARY KEY, text TEXT, crc INTEGER);
+CREATE TABLE IF NOT EXISTS layouts (id INTEGER PRIMARY KEY, machine TEXT, signals TEXT, states TEXT, crc INTEGER);
+CREATE TABLE IF NOT EXISTS batches (
+    id INTEGER PRIMARY KEY, epoch TEXT, seq_from INTEGER, seq_to INTEGER, messages INTEGER, bytes INTEGER,
+    ts_from INTEGER, ts_to INTEGER, closed INTEGER, frames BLOB, crc INTEGER);
+CREATE INDEX IF NOT EXISTS batches_told ON batches (seq_to, seq_from, closed) WHERE messages > 0;
+CREATE INDEX IF NOT EXISTS batches_quiet ON batches (id) WHERE messages = 0;
+CREATE INDEX IF NOT EXISTS batches_bytes ON batches (bytes);
+CREATE TABLE IF NOT EXISTS notices (
+    seq INTEGER PRIMARY KEY, machine TEXT, kind TEXT, closed INTEGER, payload BLOB, crc INTEGER);
+CREATE TABLE IF NOT EXISTS snapshot (id INTEGER PRIMARY KEY, batch INTEGER, state BLOB, config TEXT, crc INTEGER);
+CREATE TABLE IF NOT EXISTS config (id INTEGER PRIMARY KEY, sha TEXT, text TEXT, crc INTEGER);
+"""
+KEYS = {"meta": "id", "layouts": "id", "batches": "id", "notices": "seq", "snapshot": "id", "config": "id"}
+SMALL = ("meta", "layouts", "snapshot", "config")
+OUTSIDE = {
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+}
+"""Results that say nothing of the file's contents: the disk is full, gone, read-only or busy."""
+
+
+class Damaged(Exception):
+    """A row that must be right is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How far the store has come. last_t, last_wall: µs of the last frame; None before the first."""
+
+    epoch: str
+    last_seq: int = 0
+    last_batch: int = 0
+    last_t: int | None = None
+    last_wall: int | None = None
+    delivered: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A file that works. gap: what had to be given up; lost: its numbers (they stand in state.delivered too)."""
+
+    db: sqlite3.Connection
+    state: State
+    layouts: dict[int, Layout]
+    config: tuple[str, str] | None
+    gap: Gap | None = None
+    lost: list[tuple[int, int]] = field(default_factory=list)
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether the contents of the file are to blame."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return code is None or code & 0xFF not in OUTSIDE
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+
+
+def open_file(folder: Path, wall: int) -> Opened:
+    """Open or create. Raises OSError when the disk does not allow it, whatever the file says."""
+    path = folder / FILE
+    marker = read_marker(folder)
+    try:
+        try:
+            db = connect(path)
+            try:
+                found = _settled(db, *_prepared(db, path), marker, wall)
+            except BaseException:
+                db.close()
+                raise
+        except Damaged as error:
+            found = rebuilt(folder, wall, str(error))
+        except sqlite3.Error as error:
+            if not is_damage(error) and not _reads_badly(error, path):
+                raise
+            found = rebuilt(folder, wall, str(error))
+    except sqlite3.Error as error:
+        raise OSError(f"{path}: {error}") from error
+    write_marker(folder, found.state)
+    return found
+
+
+def _reads_badly(error: sqlite3.Error, path: Path) -> bool:
+    """A flipped byte in the header makes a file read-only, and a bad sector cannot be read: neither is the disk's no."""
+    code: int = error.sqlite_errorcode & 0xFF
+    return code == sqlite3.SQLITE_IOERR or (code == sqlite3.SQLITE_READONLY and os.access(path, os.W_OK))
+
+
+def _prepared(db: sqlite3.Connection, path: Path) -> tuple[State | None, dict[int, Layout], tuple[str, str] | None]:
+    """Schema, and all that is small, read and checked. Raises Damaged or sqlite3.Error."""
+    path.chmod(0o600)
+    _settings(db)
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version not in {0, FORMAT}:
+        raise Damaged(f"format {version} is not known to this version")
+    if path.stat().st_size <= CHECKED_MAX:
+        (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise Damaged(str(verdict))
+    if version == 0:
+        db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
+    small: dict[str, list[tuple[Any, ...]]] = {}
+    for table in SMALL:
+        small[table] = db.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608 - names of our own
+        if not all(rows.sound(row) for row in small[table]):
+            raise Damaged(f"a row of {table} is damaged")
+    try:
+        state = to_state(small["meta"][0][1]) if small["meta"] else None
+        layouts = {row[0]: to_layout(row) for row in small["layouts"]}
+        config = (small["config"][0][2], small["config"][0][1]) if small["config"] else None
+    except rows.UNREADABLE as error:
+        raise Damaged(str(error)) from error
+    if state is None and db.execute(
+        "SELECT EXISTS (SELECT 1 FROM batches), EXISTS (SELECT 1 FROM notices)"
+    ).fetchone() != (
+        0,
+        0,
+    ):
+        raise Damaged("the state is missing")
+    return state, layouts, config
+
+
+def _settings(db: sqlite3.Connection) -> None:
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=FULL")
+    db.execute(f"PRAGMA journal_size_limit={WAL_KEPT}")
+
+
+def to_state(text: str) -> State:
+    plain = orjson.loads(text)
+    return State(**{**plain, "delivered": [(first, last) for first, last in plain["delivered"]]})
+
+
+def put_state(db: sqlite3.Connection, state: State) -> None:
+    text = _state_text(state)
+    db.execute("INSERT OR REPLACE INTO meta VALUES (1, ?, ?)", (text, rows.checksum(1, text)))
+
+
+def _state_text(state: State) -> str:
+    return orjson.dumps(state).decode()
+
+
+def to_layout(row: tuple[Any, ...]) -> Layout:
+    return Layout(row[1], tuple(orjson.loads(row[2])), tuple(orjson.loads(row[3])))
+
+
+def _settled(
+    db: sqlite3.Connection,
+    state: State | None,
+    layouts: dict[int, Layout],
+    config: tuple[str, str] | None,
+    marker: State | None,
+    wall: int,
+) -> Opened:
+    """The epoch under which this file counts on, and what its marker knows that it does not."""
+    if state is not None and marker is not None and marker.epoch == state.epoch and marker.last_seq <= state.last_seq:
+        return Opened(db, state, layouts, config)
+    before = state or State("")
+    known = marker if marker is not None and marker.epoch == before.epoch else before
+    done = Intervals([*before.delivered, *known.delivered])
+    last = max(before.last_seq, known.last_seq)
+    lost = list(done.missing(before.last_seq + 1, last))
+    after = _with(before, fresh_epoch(), last, done, lost)
+    if state is not None:
+        log.error(
+            "store_is_not_as_its_marker", seq=before.last_seq, marker=marker and marker.last_seq, epoch=after.epoch
+        )
+    put_state(db, after)
+    return Opened(db, after, layouts, config, _gap(lost, before.last_wall, wall), lost)
+
+
+def _with(state: State, epoch: str, last: int, done: Intervals, lost: list[tuple[int, int]]) -> State:
+    for first, end in lost:
+        done.add(first, end)
+    return State(epoch, last, state.last_batch, state.last_t, state.last_wall, done.ranges())
+
+
+def _gap(lost: list[tuple[int, int]], since: int | None, wall: int) -> Gap | None:
+    if not lost:
+        return None
+    count = sum(last - first + 1 for first, last in lost)
+    return Gap(GapCause.DAMAGE, count, wall if since is None else since, wall, lost[0][0], lost[-1][1])
+
+
+def fresh_epoch() -> str:
+    return "".join(secrets.choice(EPOCH_LETTERS) for _ in range(6))
+
+
+# --- the marker ---------------------------------------------------------------------------------------------------------
+
+
+def read_marker(folder: Path) -> State | None:
+    """How far the store had come when somebody last heard of it; None when there is none, or none that can be read."""
+    try:
+        crc, text = (folder / MARKER).read_bytes().rstrip(b" \n").split(b" ", 1)
+        return to_state(text.decode()) if int(crc, 16) == zlib.crc32(text) else None
+    except (OSError, *rows.UNREADABLE):
+        return None
+
+
+def write_marker(folder: Path, state: State) -> None:
+    """In its place, never longer. Ranges that do not fit count as not delivered. A disk that refuses is only told."""
+    text = _state_text(state).encode()
+    while len(text) > MARKER_BYTES - 10:
+        kept = state.delivered[: len(state.delivered) // 2]
+        state = State(state.epoch, state.last_seq, delivered=kept)
+        text = _state_text(state).encode()
+    line = b"%08x %s" % (zlib.crc32(text), text)
+    try:
+        descriptor = os.open(folder / MARKER, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.pwrite(descriptor, line.ljust(MARKER_BYTES - 1) + b"\n", 0)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        log.warning("marker_not_written", fault=str(error))
+
+
+# --- damage -------------------------------------------------------------------------------------------------------------
+
+
+def rebuilt(folder: Path, wall: int, fault: str, known: State | None = None) -> Opened:
+    """A new file with every row of the old one that can be read and is sound; the old one is kept beside it.
+
+    known: how far the store has come, when somebody still knows (a store that runs).
+    """
+    path, fresh = folder / FILE, folder / f"{FILE}.new"
+    for suffix in ("", "-wal", "-shm"):
+        fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
+    # One is kept, the latest: its space may be needed now.
+    for earlier in folder.glob(f"{FILE}.damaged-*"):
+        earlier.unlink(missing_ok=True)
+    marker = read_marker(folder)
+    with contextlib.closing(connect(fresh)) as db, contextlib.closing(connect(path)) as old:
+        _settings(db)
+        db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}")
+        found = _saved(db, old)
+        state, lost = _counted(found, marker, known)
+        put_state(db, state)
+        db.execute("COMMIT")
+    aside = _aside(path, folder / f"{FILE}.damaged-{wall // SECOND_US}")
+    fresh.replace(path)
+    count = sum(last - first + 1 for first, last in lost)
+    log.error("store_damaged", fault=fault, kept_as=str(aside), lost=count)
+    db = connect(path)
+    _settings(db)
+    gap = _gap(lost, state.last_wall, wall) or Gap(GapCause.DAMAGE, 0, wall, wall)
+    return Opened(db, state, found.layouts, found.config, gap, lost)
+
+
+@dataclass(slots=True)
+class _Saved:
+    state: State | None = None
+    layouts: dict[int, Layout] = field(default_factory=dict)
+    config: tuple[str, str] | None = None
+    present: Intervals = field(default_factory=Intervals)
+    batch: int = 0
+    seq: int = 0
+
+
+def _saved(db: sqlite3.Connection, old: sqlite3.Connection) -> _Saved:
+    found = _Saved()
+    for table in KEYS:
+        for row in _readable(old, table):
+            try:
+                _note(found, table, row)
+            except rows.UNREADABLE:
+                continue
+            if table != "meta":
+                db.execute(f"INSERT INTO {table} VALUES ({','.join('?' * len(row))})", row)  # noqa: S608
+    return found
+
+
+def _note(found: _Saved, table: str, row: tuple[Any, ...]) -> None:
+    match table:
+        case "meta":
+            found.state = to_state(row[1])
+        case "layouts":
+            found.layouts[row[0]] = to_layout(row)
+        case "config":
+            found.config = (row[2], row[1])
+        case "snapshot":
+            found.batch = max(found.batch, row[1])
+        case "notices":
+            found.present.add(row[0])
+            found.seq = max(found.seq, row[0])
+        case _:
+            for item in rows.unpacked(row[9], found.layouts):
+                if not isinstance(item, Command):
+                    for seq in item.seqs[item.seqs > 0].tolist():
+                        found.present.add(seq)
+            found.batch, found.seq = max(found.batch, row[0]), max(found.seq, row[3])
+
+
+def _readable(db: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
+    """Every sound row that can be reached from either end, each read by itself: a bad page costs only what is on it."""
+    key = KEYS[table]
+    numbers: set[Any] = set()
+    for order in ("ASC", "DESC"):
+        with contextlib.suppress(sqlite3.Error):
+            for (number,) in db.execute(f"SELECT {key} FROM {table} ORDER BY {key} {order}"):  # noqa: S608
+                if order == "DESC" and number in numbers:
+                    break
+                numbers.add(number)
+    for number in sorted(each for each in numbers if isinstance(each, int)):
+        with contextlib.suppress(sqlite3.Error):
+            row = db.execute(f"SELECT * FROM {table} WHERE {key} = ?", (number,)).fetchone()  # noqa: S608
+            if row is not None and rows.sound(row):
+                yield row
+
+
+def _counted(found: _Saved, marker: State | None, known: State | None) -> tuple[State, list[tuple[int, int]]]:
+    """How far the store has come, and the numbers that are neither delivered nor saved."""
+    state = known or found.state
+    if state is None and marker is not None:
+        state = marker
+    if state is None:
+        # Nobody knows what was due: what is here is told, and no more than that it was damaged.
+        done = Intervals(found.present.missing(1, found.seq))
+        return State(fresh_epoch(), found.seq, found.batch, delivered=done.ranges()), []
+    behind = known is None and (marker is None or marker.epoch != state.epoch or marker.last_seq > state.last_seq)
+    same = marker is not None and marker.epoch == state.epoch
+    done = Intervals([*state.delivered, *(marker.delivered if marker is not None and same else ())])
+    last = max(state.last_seq, found.seq, marker.last_seq if marker is not None and same else 0)
+    here = Intervals([*done.ranges(), *found.present.ranges()])
+    lost = list(here.missing(1, last))
+    after = _with(state, fresh_epoch() if behind else state.epoch, last, done, lost)
+    batch = max(state.last_batch, found.batch)
+    return State(after.epoch, last, batch, state.last_t, state.last_wall, after.delivered), lost
+
+
+def _aside(path: Path, aside: Path) -> Path:
+    """Move the damaged file out of the way. First its log, which must never meet a new file."""
+    for suffix in ("-wal", "-shm"):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.replace(aside.with_name(aside.name + suffix))
+    path.replace(aside)
+    return aside

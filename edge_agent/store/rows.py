@@ -1,0 +1,103 @@
+"""What the journal's rows hold, as bytes: frames and commands packed into a batch, and a checksum over every row.
+
+Rule 1: arrays go down and come back bit for bit (little-endian). Rule 2: no row is believed whose checksum is wrong:
+sqlite guards its own pages only against a torn write, not against a disk that forgets.
+"""
+
+import struct
+import zlib
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from edge_agent.contract import Frame, Ints
+from edge_agent.records import Command, JudgedFrame, Layout
+
+FRAME_HEAD = struct.Struct("<BIIIB")
+"""Record type, layout, rows, signals, flags."""
+COMMAND_HEAD = struct.Struct("<BI")
+IS_FRAME, IS_COMMAND = 1, 2
+TICK, STAMPS = 1, 2
+UNREADABLE = (struct.error, KeyError, ValueError, TypeError, IndexError)
+"""What `unpacked` raises where the bytes make no sense."""
+
+
+class Kept(NamedTuple):
+    """A frame with the meaning of its columns (and that meaning's number) and the seq of each row (0: publishes nothing)."""
+
+    number: int
+    layout: Layout
+    judged: JudgedFrame
+    seqs: Ints
+
+
+def checksum(*columns: Any) -> int:
+    """Over all columns of a row; a blob counts by its bytes, all else by how it is written."""
+    crc = 0
+    for column in columns:
+        crc = zlib.crc32(column if isinstance(column, bytes) else repr(column).encode(), crc)
+    return crc
+
+
+def sound(row: tuple[Any, ...]) -> bool:
+    """Whether the last column is the checksum of the others."""
+    return bool(checksum(*row[:-1]) == row[-1])
+
+
+def packed(item: Kept | Command) -> bytes:
+    if isinstance(item, Command):
+        plain = orjson.dumps(asdict(item))
+        return COMMAND_HEAD.pack(IS_COMMAND, len(plain)) + plain
+    frame = item.judged.frame
+    flags = (TICK if frame.tick else 0) | (STAMPS if frame.at is not None else 0)
+    parts = [
+        FRAME_HEAD.pack(IS_FRAME, item.number, len(frame.t), frame.values.shape[1], flags),
+        frame.t.tobytes(),
+        frame.ts.tobytes(),
+        item.seqs.tobytes(),
+        item.judged.state.tobytes(),
+        frame.values.tobytes(),
+        frame.quality.tobytes(),
+    ]
+    if frame.at is not None:
+        parts.append(frame.at.tobytes())
+    return b"".join(parts)
+
+
+def unpacked(blob: bytes, layouts: dict[int, Layout]) -> list[Kept | Command]:
+    """The items of a batch. Raises one of UNREADABLE when the bytes make no sense."""
+    found: list[Kept | Command] = []
+    place = 0
+    while place < len(blob):
+        if blob[place] == IS_COMMAND:
+            _, length = COMMAND_HEAD.unpack_from(blob, place)
+            place += COMMAND_HEAD.size
+            found.append(Command(**orjson.loads(blob[place : place + length])))
+            place += length
+            continue
+        kind, number, rows, width, flags = FRAME_HEAD.unpack_from(blob, place)
+        place += FRAME_HEAD.size
+        layout = layouts[number]
+        if kind != IS_FRAME or width != len(layout.signals):
+            raise ValueError(f"a record {kind} of {layout.machine} with {width} columns, not {len(layout.signals)}")
+        t, place = _array(blob, place, np.int64, (rows,))
+        ts, place = _array(blob, place, np.int64, (rows,))
+        seqs, place = _array(blob, place, np.int64, (rows,))
+        state, place = _array(blob, place, np.int16, (rows,))
+        values, place = _array(blob, place, np.float64, (rows, width))
+        quality, place = _array(blob, place, np.uint8, (rows, width))
+        at = None
+        if flags & STAMPS:
+            at, place = _array(blob, place, np.int64, (rows, width))
+        frame = Frame(layout.machine, t, ts, values, quality, at, bool(flags & TICK))
+        found.append(Kept(number, layout, JudgedFrame(frame, state, seqs != 0), seqs))
+    return found
+
+
+def _array(blob: bytes, place: int, dtype: Any, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any], int]:
+    count = shape[0] if len(shape) == 1 else shape[0] * shape[1]
+    array = np.frombuffer(blob, dtype=dtype, count=count, offset=place).reshape(shape)
+    return array, place + array.nbytes
