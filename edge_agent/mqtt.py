@@ -35,6 +35,8 @@ CONNECT_S = 5.0
 """TCP and TLS to one address."""
 ANSWER_S = 20.0
 """From the beginning of an attempt to the broker's CONNACK."""
+SILENCE_S = 3.0
+"""What a broker that has let us in may take to answer MQTT 5 before 3.1.1 is tried: amqtt 0.12 says nothing at all."""
 ACK_S = 30.0
 """MQTT knows no limit for a PUBACK; a broker that owes one for longer is taken for lost."""
 LOOK_S = 1.0
@@ -267,6 +269,7 @@ class Link:
             client.tls_set_context(_tls(settings))
         attempt, post = _Attempt(client, url, version), self._post
         client.on_connect = lambda _c, _u, _f, reason, given: post(self._on_connack, attempt, reason, given)
+        client.on_socket_open = lambda *_: post(self._on_open, attempt)
         client.on_connect_fail = lambda *_: post(attempt.end, _words(sys.exc_info()[1]))
         client.on_disconnect = lambda _c, _u, flags, reason, _p: post(self._on_end, attempt, flags, reason)
         client.on_publish = lambda _c, _u, mid, reason, _p: post(self._on_puback, attempt, mid, reason)
@@ -279,6 +282,15 @@ class Link:
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(hook, *facts)
+
+    def _on_open(self, attempt: _Attempt) -> None:
+        if self._settings.version == "auto" and attempt.version == "5":
+            asyncio.get_running_loop().call_later(SILENCE_S, self._on_silence, attempt)
+
+    def _on_silence(self, attempt: _Attempt) -> None:
+        if not attempt.answered.is_set():
+            attempt.refused_version = True
+            self._cut(attempt, f"no answer to MQTT 5 within {SILENCE_S:g} s")
 
     def _on_connack(self, attempt: _Attempt, reason: Any, given: Any) -> None:
         if reason.value >= FAILURE:
