@@ -71,7 +71,9 @@ class Mosquitto:
             lines.append("allow_anonymous true")
         conf.write_text("\n".join([*lines, *self.extra]) + "\n", "utf-8")
         with (self.folder / "mosquitto.log").open("ab") as out:
-            self.process = subprocess.Popen([program, "-v", "-c", str(conf)], stdout=out, stderr=out)
+            self.process = subprocess.Popen(  # noqa: ASYNC220 - it is killed from where nothing can be awaited
+                [program, "-v", "-c", str(conf)], stdout=out, stderr=out
+            )
         await eventually(self._accepts)
 
     def _accepts(self) -> bool:
@@ -131,6 +133,9 @@ class Consumer:
     version: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv5
     user: tuple[str, str] | None = None
     tls: ssl.SSLContext | None = None
+    qos: int = 1
+    """0 where the broker will be killed: with unread acknowledgements its socket would be reset, and what is on its way
+    to us lost."""
     heard: list[Heard] = field(default_factory=list)
     ready: threading.Event = field(default_factory=threading.Event)
     subscriptions: int = 0
@@ -147,9 +152,12 @@ class Consumer:
         def on_subscribed(*_: Any) -> None:
             self.subscriptions += 1
 
-        client.on_connect = lambda *_: client.subscribe(self.topics, qos=1) and None
+        def on_connected(*_: Any) -> None:
+            client.subscribe(self.topics, qos=self.qos)
+
+        client.on_connect = on_connected
         client.on_subscribe = on_subscribed
-        client.on_message = lambda _c, _u, m: self.heard.append(Heard(m.topic, m.payload, m.retain))
+        client.on_message = lambda _c, _u, m: self.heard.append(Heard(m.topic, bytes(m.payload), m.retain))
         client.connect_async("localhost" if self.tls else "127.0.0.1", self.port)
         client.loop_start()
         await self.subscribed()
@@ -203,4 +211,35 @@ async def scripted(serve: Serve) -> AsyncIterator[str]:
     async with server:
         yield f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         server.close()
+        for _ in range(5):  # what was accepted a moment ago gets its task first
+            await asyncio.sleep(0)
         await eventually(lambda: open_now == 0)
+
+
+@dataclass(slots=True)
+class Relay:
+    """A port in front of a broker that lets connections through only while it is open."""
+
+    port: int
+    open: bool = True
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self.open:
+            return
+        from_broker, to_broker = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(_pipe(reader, to_broker))
+                both.create_task(_pipe(from_broker, writer))
+        finally:
+            to_broker.close()
+            with suppress(OSError):
+                await to_broker.wait_closed()
+
+
+async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()

@@ -1,0 +1,375 @@
+"""The delivery promise over real brokers: everything once or more, in order, whatever happens in between."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+
+import orjson
+import pytest
+from paho.mqtt.enums import MQTTProtocolVersion
+
+from edge_agent import broker, publisher
+from edge_agent.clock import SystemClock
+from edge_agent.mqtt import LinkSettings
+from edge_agent.publisher import Publisher
+from edge_agent.store.journal import Committed
+from tests import brokers
+from tests.conftest import StandingClock, eventually
+
+TOPIC = "plant/press/measurements"
+
+
+class MemoryStore:
+    """The store's side of the promise, without a disk."""
+
+    def __init__(self, clock: StandingClock | SystemClock) -> None:
+        self.clock = clock
+        self.on_committed: list[Callable[[Sequence[Committed]], None]] = []
+        self.last_committed = 0
+        self.due: dict[int, Committed] = {}
+        self.looks = 0
+
+    @property
+    def pending_count(self) -> int:
+        return len(self.due)
+
+    @pending_count.setter
+    def pending_count(self, _count: int) -> None:
+        raise AssertionError("the publisher does not count for the store")
+
+    def pending(self, after_seq: int, limit: int) -> list[Committed]:
+        self.looks += 1
+        return [self.due[seq] for seq in sorted(self.due) if seq > after_seq][:limit]
+
+    def delivered(self, seqs: Iterable[int]) -> None:
+        for seq in seqs:
+            del self.due[seq]
+
+    def commit(self, count: int = 1, machine: str = "press", kind: str = "measurements", size: int = 0) -> None:
+        fresh = []
+        for _ in range(count):
+            self.last_committed += 1
+            payload = orjson.dumps({"seq": self.last_committed, "fill": "x" * size})
+            fresh.append(Committed(self.last_committed, machine, kind, self.clock.wall_us(), _bytes=payload))
+        self.due.update((each.seq, each) for each in fresh)
+        for listener in self.on_committed:
+            listener(fresh)
+
+
+def link(url: str, version: str = "auto", **more: str) -> LinkSettings:
+    return LinkSettings((url,), "press-hall", version, **more)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def publishing(
+    store: MemoryStore, settings: LinkSettings, connected: bool = True, within_s: float = 10.0
+) -> AsyncIterator[Publisher]:
+    """A publisher that runs, and that is cut off at the end unless it was stopped."""
+    one = Publisher(store, settings, "plant", store.clock)
+    running = asyncio.create_task(one.run())
+    try:
+        if connected:
+            await eventually(lambda: one.status()["state"] == "connected", within_s)
+        yield one
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+        assert running.cancelled() or running.exception() is None, running
+        assert store.on_committed == []
+
+
+def seqs(payloads: Iterable[bytes]) -> list[int]:
+    return [orjson.loads(each)["seq"] for each in payloads]
+
+
+def is_late(payload: bytes) -> bool:
+    return bool(orjson.loads(payload).get("late", False))
+
+
+def test_what_is_committed_arrives_in_order_and_is_done_with() -> None:
+    async def main() -> None:
+        store = MemoryStore(SystemClock())
+        async with brokers.mosquitto() as running, brokers.Consumer(running.port) as consumer:
+            store.commit(30)
+            async with publishing(store, link(running.url)) as one:
+                for _ in range(50):
+                    store.commit()
+                    await asyncio.sleep(0)
+                await eventually(lambda: not store.due)
+                await eventually(lambda: len(consumer.payloads(TOPIC)) == 80)
+                live = [seq for seq in seqs(consumer.payloads(TOPIC)) if seq > 30]
+                waited = [seq for seq in seqs(consumer.payloads(TOPIC)) if seq <= 30]
+                assert live == list(range(31, 81))
+                assert waited == list(range(1, 31))
+                assert one.status()["published"] == 80
+                assert one.status()["in_flight"] == 0
+                assert one.status()["delivery"] == "verified"
+
+    asyncio.run(main())
+
+
+def test_a_broker_killed_again_and_again_costs_nothing_and_repeats_are_equal_but_for_late() -> None:
+    async def main() -> None:
+        store = MemoryStore(SystemClock())
+        async with brokers.mosquitto() as running, brokers.Consumer(running.port, qos=0) as consumer:
+            relay = brokers.Relay(running.port)
+            async with brokers.scripted(relay.serve) as url, publishing(store, link(url)) as one:
+                for turn in range(3):
+                    for _ in range(150):
+                        store.commit()
+                        await asyncio.sleep(0.001)
+                    relay.open = False
+                    running.kill()
+                    store.commit(40)
+                    await eventually(lambda: one.status()["state"] != "connected")
+                    store.commit(40)
+                    await running.start()
+                    # What is published while the consumer is away, a broker without its session rightly drops.
+                    await consumer.subscribed(turn + 2)
+                    relay.open = True
+                    await eventually(lambda: one.status()["state"] == "connected", 15)
+                await eventually(lambda: not store.due, 15)
+                await eventually(lambda: store.last_committed in seqs(consumer.payloads(TOPIC)))
+                by_seq: dict[int, set[bytes]] = {}
+                for payload in consumer.payloads(TOPIC):
+                    plain = payload.replace(b',"late":true', b"")
+                    by_seq.setdefault(orjson.loads(payload)["seq"], set()).add(plain)
+                assert all(len(each) == 1 for each in by_seq.values())
+                assert sorted(by_seq) == list(range(1, store.last_committed + 1)), "every one has arrived"
+                assert (one.status()["version"], one.status()["delivery"]) == ("5", "verified")
+
+    asyncio.run(main())
+
+
+def test_without_a_good_puback_nothing_is_delivered() -> None:
+    """A broker that takes everything and acknowledges nothing, then one that acknowledges."""
+    got: list[list[bytes]] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        mine: list[bytes] = []
+        got.append(mine)
+        await _packet(reader)
+        writer.write(b"\x20\x06\x00\x00\x03\x21\x00\x05")  # Receive Maximum 5
+        while (packet := await _packet(reader)) is not None:
+            kind, body = packet
+            if kind >> 4 == 3:
+                size = int.from_bytes(body[:2], "big")
+                mine.append(body[2 + size + 3 :])
+                if len(got) > 1:
+                    writer.write(b"\x40\x02" + body[2 + size : 4 + size])
+                elif len(mine) == 5:
+                    await asyncio.sleep(0.2)  # time for a sixth, which must not come
+                    break
+
+    async def main() -> None:
+        store = MemoryStore(SystemClock())
+        store.commit(12)
+        async with brokers.scripted(serve) as url, publishing(store, link(url)):
+            await eventually(lambda: not store.due)
+        assert seqs(got[0]) == [1, 2, 3, 4, 5], "the window is the broker's Receive Maximum"
+        assert seqs(got[1]) == list(range(1, 13)), "what was not acknowledged is sent again, first and in order"
+
+    asyncio.run(main())
+
+
+async def _packet(reader: asyncio.StreamReader) -> tuple[int, bytes] | None:
+    try:
+        kind = (await reader.readexactly(1))[0]
+        size = shift = 0
+        while True:
+            byte = (await reader.readexactly(1))[0]
+            size |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return kind, await reader.readexactly(size)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+
+
+def test_live_messages_do_not_wait_for_the_backlog_and_the_backlog_does_not_starve() -> None:
+    async def main() -> None:
+        store = MemoryStore(SystemClock())
+        async with brokers.mosquitto() as running, brokers.Consumer(running.port) as consumer:
+            store.commit(3000)
+            async with publishing(store, link(running.url)):
+                store.commit(500)
+                await eventually(lambda: not store.due, 30)
+                await eventually(lambda: len(consumer.payloads(TOPIC)) == 3500)
+                order = seqs(consumer.payloads(TOPIC))
+                assert order.index(3500) < 1500, "live overtakes"
+                assert sum(seq <= 3000 for seq in order[: order.index(3500)]) > 100, "and the backlog has its share"
+                for lane in ([s for s in order if s > 3000], [s for s in order if s <= 3000]):
+                    assert lane == sorted(lane)
+
+    asyncio.run(main())
+
+
+def test_what_overflows_the_live_lane_is_found_again_in_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "LIVE_MAX", 10)
+
+    async def main() -> None:
+        store = MemoryStore(SystemClock())
+        async with (
+            brokers.mosquitto() as running,
+            brokers.Consumer(running.port) as consumer,
+            publishing(store, link(running.url)),
+        ):
+            for _ in range(5):
+                store.commit(300)
+                await asyncio.sleep(0.01)
+            await eventually(lambda: not store.due)
+            await eventually(lambda: len(consumer.payloads(TOPIC)) >= 1500)
+            assert sorted(seqs(consumer.payloads(TOPIC))) == list(range(1, 1501)), "each of them once"
+
+    asyncio.run(main())
+
+
+def test_late_is_what_waited_thirty_seconds_or_was_overtaken(clock: StandingClock) -> None:
+    async def main() -> None:
+        store = MemoryStore(clock)
+        async with brokers.mosquitto() as running, brokers.Consumer(running.port) as consumer:
+            store.commit(2)
+            clock.move(29_000_000)
+            store.commit(1, kind="warnings")
+            clock.move(1_500_000)
+            async with publishing(store, link(running.url)):
+                await eventually(lambda: not store.due)
+                store.commit()
+                await eventually(lambda: not store.due)
+                await eventually(lambda: len(consumer.heard) == 4)
+                assert [is_late(each) for each in consumer.payloads(TOPIC)] == [True, True, False]
+                assert [is_late(each) for each in consumer.payloads("plant/press/warnings")] == [False]
+
+    asyncio.run(main())
+
+
+def test_status_tells_online_then_stopped_and_a_sudden_death_tells_offline() -> None:
+    async def main() -> None:
+        store = MemoryStore(SystemClock())
+        async with brokers.mosquitto() as running, brokers.Consumer(running.port, "plant/status") as consumer:
+            async with publishing(store, link(running.url), connected=False) as one:
+                one.set_status({"state": "online", "signals": 1})
+                await consumer.hears("plant/status", b'{"state":"online","signals":1}')
+                one.set_status({"state": "online", "signals": 2})
+                await consumer.hears("plant/status", b'{"state":"online","signals":2}')
+            await consumer.hears("plant/status", b'{"state":"offline"}')
+            async with publishing(store, link(running.url), connected=False) as two:
+                two.set_status({"state": "online", "signals": 3})
+                await consumer.hears("plant/status", b'{"state":"online","signals":3}')
+                store.commit(200)
+                await two.stop(5.0)
+                assert not store.due, "what was committed went out before the good-bye"
+            async with brokers.Consumer(running.port, "plant/status") as newcomer:
+                await newcomer.hears("plant/status", b'{"state":"stopped"}')
+                assert newcomer.heard[0].retained
+
+    asyncio.run(main())
+
+
+def test_stop_ends_in_time_when_there_is_no_broker_and_run_ends_by_itself() -> None:
+    async def main() -> None:
+        store = MemoryStore(SystemClock())
+        store.commit(5)
+        one = Publisher(store, link("mqtt://127.0.0.1:1"), "plant", store.clock)
+        running = asyncio.create_task(one.run())
+        await eventually(lambda: one.status()["state"] == "backing_off")
+        assert one.status()["reason"] == "Connection refused"
+        async with asyncio.timeout(2):
+            await one.stop(5.0)
+            await running
+        assert len(store.due) == 5
+
+    asyncio.run(main())
+
+
+def test_retained_topics_are_sent_on_each_connect_and_a_cleared_one_is_forgotten() -> None:
+    async def main() -> None:
+        store = MemoryStore(SystemClock())
+        async with brokers.mosquitto() as running, publishing(store, link(running.url), connected=False) as one:
+            one.set_status({"state": "online"})
+            one.set_retained("press/active", b'{"active":[1]}')
+            one.set_retained("press/norms", b"{}")
+            async with brokers.Consumer(running.port) as consumer:
+                await consumer.hears("plant/press/active", b'{"active":[1]}')
+                await consumer.hears("plant/press/norms", b"{}")
+                one.set_retained("press/norms", b"")
+                await consumer.hears("plant/press/norms", b"")
+            running.kill()
+            await running.start()
+            async with brokers.Consumer(running.port) as consumer:
+                await consumer.hears("plant/press/active", b'{"active":[1]}', 15)
+                assert consumer.payloads("plant/press/norms") == []
+                assert one._retained.keys() == {"status", "press/active"}
+
+    asyncio.run(main())
+
+
+ACL = "user press\ntopic write plant/status\ntopic write plant/press/#\n\nuser admin\ntopic readwrite #\n"
+
+
+def test_a_refused_topic_keeps_its_messages_and_the_others_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "REFUSED_MIN_S", 0.2)
+    monkeypatch.setattr(publisher, "REFUSED_MAX_S", 0.5)
+
+    async def main() -> None:
+        store = MemoryStore(SystemClock())
+        files = {"users": brokers.password_file({"press": "p", "admin": "a"}), "acl": ACL}
+        lines = ("allow_anonymous false", "password_file {folder}/users", "acl_file {folder}/acl")
+        async with brokers.mosquitto(*lines, files=files) as running:
+            settings = link(running.url, username="press", password="p")
+            async with (
+                brokers.Consumer(running.port, "plant/#", user=("admin", "a")) as consumer,
+                publishing(store, settings) as one,
+            ):
+                for _ in range(30):
+                    store.commit(1, machine="secret")
+                    store.commit(1)
+                await eventually(lambda: len(consumer.payloads(TOPIC)) == 30)
+                await eventually(lambda: len(store.due) == 30)
+                await eventually(lambda: one.status()["refused"] > 12)
+                seen = one.status()["refused"]
+                await asyncio.sleep(0.5)
+                assert one.status()["refused"] - seen <= 3, "no tight loop"
+                (running.folder / "acl").write_text(ACL.replace("plant/press/#", "plant/+/measurements"))
+                assert running.process is not None
+                running.process.send_signal(1)
+                await eventually(lambda: not store.due, 20)
+                refused = seqs(consumer.payloads("plant/secret/measurements"))
+                assert refused == list(range(1, 61, 2)), "in order, and none twice"
+
+    asyncio.run(main())
+
+
+def test_a_message_beyond_the_limit_of_the_broker_is_set_aside_and_holds_up_nothing() -> None:
+    async def main() -> None:
+        store = MemoryStore(SystemClock())
+        store.commit(1, size=3000)
+        async with (
+            brokers.mosquitto("max_packet_size 2000") as running,
+            brokers.Consumer(running.port) as consumer,
+            publishing(store, link(running.url)) as one,
+        ):
+            store.commit(1, size=3000)
+            store.commit(40, size=10)
+            await eventually(lambda: len(store.due) == 2)
+            assert one.status()["quarantined"] == 2
+            assert one.status()["state"] == "connected"
+            assert seqs(consumer.payloads(TOPIC))[:1] == [3]
+
+    asyncio.run(main())
+
+
+def test_mqtt_3_1_1_delivers_too_and_says_that_it_cannot_be_sure() -> None:
+    async def main() -> None:
+        store = MemoryStore(SystemClock())
+        async with (
+            broker.open_broker(0, kind="amqtt") as running,
+            brokers.Consumer(running.port, version=MQTTProtocolVersion.MQTTv311) as consumer,
+        ):
+            store.commit(20)
+            async with publishing(store, link(running.url), within_s=20) as one:
+                await eventually(lambda: not store.due)
+                await eventually(lambda: len(consumer.payloads(TOPIC)) == 20)
+                assert (one.status()["version"], one.status()["delivery"]) == ("3.1.1", "unverified")
+
+    asyncio.run(main())
