@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -58,13 +58,14 @@ def read_csv(path: Path, *, time: str | None = None, sep: str = ",", zone: tzinf
         with path.open("rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"
         with gzip.open(path, "rb") if packed else path.open("rb") as data:
-            return _table(path, data, time, sep, zone)
+            with io.TextIOWrapper(data, encoding="utf-8-sig", newline="") as text:
+                return _table(path, text, time, sep, zone)
     except (OSError, EOFError, UnicodeDecodeError, csv.Error, gzip.BadGzipFile) as error:
         raise RecordingError(f"{path}: cannot be read: {error}") from error
 
 
-def _table(path: Path, data: IO[bytes] | gzip.GzipFile, time: str | None, sep: str, zone: tzinfo) -> Recording:
-    reader = csv.reader(io.TextIOWrapper(data, encoding="utf-8-sig", newline=""), delimiter=sep)
+def _table(path: Path, text: TextIO, time: str | None, sep: str, zone: tzinfo) -> Recording:
+    reader = csv.reader(text, delimiter=sep)
     try:
         header = [name.strip() for name in next(reader)]
     except StopIteration:
@@ -78,7 +79,9 @@ def _table(path: Path, data: IO[bytes] | gzip.GzipFile, time: str | None, sep: s
         if not row:  # an empty line
             continue
         if len(row) != len(header):
-            raise RecordingError(f"{path}:{reader.line_num}: has {len(row)} cells, the header {len(header)} (separator {sep!r})")
+            raise RecordingError(
+                f"{path}:{reader.line_num}: has {len(row)} cells, the header {len(header)} (separator {sep!r})"
+            )
         rows.append(row)
         lines.append(reader.line_num)
     cells = list(zip(*rows, strict=True)) if rows else [()] * len(header)
@@ -104,6 +107,9 @@ def _times(path: Path, cells: Sequence[str], lines: Sequence[int], zone: tzinfo)
     try:
         numbers = np.array(cells, dtype=np.float64)
     except ValueError:
+        if _is_number(cells[0]):
+            guilty = next(i for i, cell in enumerate(cells) if not _is_number(cell))
+            raise _no_time(path, lines[guilty], cells[guilty]) from None
         return _stamps(path, cells, lines, zone)
     if not numbers.size:
         return np.empty(0, dtype=np.int64)
@@ -122,11 +128,22 @@ def _stamps(path: Path, cells: Sequence[str], lines: Sequence[int], zone: tzinfo
         try:
             stamp = datetime.fromisoformat(cell.strip())
         except ValueError:
-            wanted = "2026-11-23T15:53:39Z, or seconds since 1970"
-            raise RecordingError(f"{path}:{lines[i]}: {cell!r} is not a time ({wanted})") from None
+            raise _no_time(path, lines[i], cell) from None
         since = (stamp if stamp.tzinfo else stamp.replace(tzinfo=zone)) - epoch
         stamps[i] = since.days * 86_400 * SECOND_US + since.seconds * SECOND_US + since.microseconds
     return stamps
+
+
+def _no_time(path: Path, line: int, cell: str) -> RecordingError:
+    return RecordingError(f"{path}:{line}: {cell!r} is not a time (2026-11-23T15:53:39Z, or seconds since 1970)")
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _numbers(cells: Sequence[str]) -> tuple[Floats, Codes]:
@@ -204,7 +221,9 @@ def _needed(machine: Any, signal: str) -> bool:
 # --- frames -----------------------------------------------------------------------------------------------------------
 
 
-def frames(plant: Plant, recording: Recording, columns: dict[tuple[str, str], str], rows: int = ROWS) -> Iterator[list[Frame]]:
+def frames(
+    plant: Plant, recording: Recording, columns: dict[tuple[str, str], str], rows: int = ROWS
+) -> Iterator[list[Frame]]:
     """The recording as frames of at most `rows` rows, ticks included; one list is what is judged at once."""
     whole = [_whole(machine, recording, columns) for machine in plant.machines]
     longest = max((len(frame.t) for frame in whole), default=0)
