@@ -378,7 +378,8 @@ async def connect(place: Place, clock: Clock, timeout_us: int, pipeline: int, co
     except OSError as error:
         await line.close()
         # asyncio puts the address into strerror; the system's own words for the number are the reason.
-        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or str(error)
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror or str(error)
         raise DeviceSilent(f"{place}: {reason}") from error
     except asyncio.CancelledError:
         await line.close()

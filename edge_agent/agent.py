@@ -177,7 +177,9 @@ class _Agent:
             return True
         kept = self.store.load_config()
         if kept is None:
-            _complain([f"edge-agent: {self.path} is not valid and no earlier configuration is kept: nothing to run with"])
+            _complain(
+                [f"edge-agent: {self.path} is not valid and no earlier configuration is kept: nothing to run with"]
+            )
             return False
         text, self.sha = kept
         try:
@@ -550,15 +552,26 @@ def differences(old: Config, new: Config) -> list[str]:
             later = part in ("agent", "store", "web")
             lines.append(f"{part}: changed" + (" (takes effect at the next start)" if later else ""))
     lines += _added_and_removed("connection", old.connections, new.connections)
-    lines += [f"connection {n}: changed" for n in old.connections if n in new.connections and old.connections[n] != new.connections[n]]
+    lines += [
+        f"connection {n}: changed"
+        for n in old.connections
+        if n in new.connections and old.connections[n] != new.connections[n]
+    ]
     lines += _added_and_removed("machine", old.machines, new.machines)
     for name, machine in new.machines.items():
         was = old.machines.get(name)
         if was is None or was == machine:
             continue
         lines += _added_and_removed(f"{name}: signal", was.signals, machine.signals)
-        lines += [f"{name}.{s}: changed" for s in machine.signals if s in was.signals and was.signals[s] != machine.signals[s]]
-        if (was.states, was.settle_us, was.title, was.area) != (machine.states, machine.settle_us, machine.title, machine.area):
+        lines += [
+            f"{name}.{s}: changed" for s in machine.signals if s in was.signals and was.signals[s] != machine.signals[s]
+        ]
+        if (was.states, was.settle_us, was.title, was.area) != (
+            machine.states,
+            machine.settle_us,
+            machine.title,
+            machine.area,
+        ):
             lines.append(f"{name}: states or titles changed")
     return lines
 

@@ -110,9 +110,12 @@ def start(plant: Plant) -> JudgeState:
 def norms_in_force(plant: Plant, modes: npt.NDArray[np.int16]) -> Norms:
     """The norms of every column when each machine is in this operating state."""
     chosen = [machine.norms[max(int(modes[machine.index]), UNKNOWN) + 1] for machine in plant.machines]
-    return Norms(**{
-        part.name: np.concatenate([getattr(norms, part.name) for norms in chosen], axis=-1) for part in fields(Norms)
-    })
+    return Norms(
+        **{
+            part.name: np.concatenate([getattr(norms, part.name) for norms in chosen], axis=-1)
+            for part in fields(Norms)
+        }
+    )
 
 
 def step(plant: Plant, state: JudgeState, frames: Sequence[Frame], epoch: str) -> tuple[JudgeState, Judged]:
@@ -295,7 +298,10 @@ def _side_by_side(state: JudgeState, stack: _Stack) -> _Work:
         ts = row_ts
         if any(frame.at is not None for frame in stack.frames):
             ts = np.concatenate(
-                [np.broadcast_to(frame.ts[:, None], frame.values.shape) if frame.at is None else frame.at for frame in stack.frames],
+                [
+                    np.broadcast_to(frame.ts[:, None], frame.values.shape) if frame.at is None else frame.at
+                    for frame in stack.frames
+                ],
                 axis=1,
             )
         previous = np.repeat(state.last_t[stack.indices], stack.sizes)[None, :]
@@ -303,7 +309,18 @@ def _side_by_side(state: JudgeState, stack: _Stack) -> _Work:
     step_us = np.maximum(t - previous, 0)
     nothing = np.empty((0, 0))
     return _Work(
-        values, quality, nothing, quality, t, ts, row_ts, step_us, step_us, step_us, nothing.astype(np.bool_), nothing.astype(np.bool_)
+        values,
+        quality,
+        nothing,
+        quality,
+        t,
+        ts,
+        row_ts,
+        step_us,
+        step_us,
+        step_us,
+        nothing.astype(np.bool_),
+        nothing.astype(np.bool_),
     )
 
 
@@ -615,7 +632,15 @@ def _judged(stack: _Stack, work: _Work, modes: list[npt.NDArray[np.int16]]) -> l
         columns = slice(edge, edge + size)
         judged.append(
             JudgedFrame(
-                Frame(frame.machine, frame.t, frame.ts, work.values[:, columns], work.quality[:, columns], frame.at, frame.tick),
+                Frame(
+                    frame.machine,
+                    frame.t,
+                    frame.ts,
+                    work.values[:, columns],
+                    work.quality[:, columns],
+                    frame.at,
+                    frame.tick,
+                ),
                 np.maximum(modes[i], UNKNOWN),
                 publish[:, i],
             )

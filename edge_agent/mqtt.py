@@ -351,6 +351,9 @@ def _start(attempt: _Attempt) -> None:
 
 def _stop(client: Client, post: Callable[..., None], gone: asyncio.Event) -> None:
     client.loop_stop()
+    line = client.socket()
+    if line is not None:  # it came up while it was being stopped: paho leaves it open
+        line.close()
     post(gone.set)
 
 

@@ -1,5 +1,7 @@
 """Ranges of numbers beside a plain set."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,7 +35,7 @@ def test_ranges_are_sorted_separate_and_as_few_as_can_be(pairs: list[tuple[int, 
     ranges, plain = built(pairs)
     found = ranges.ranges()
     assert all(a <= b for a, b in found)
-    assert all(before[1] + 1 < after[0] for before, after in zip(found, found[1:], strict=False))
+    assert all(before[1] + 1 < after[0] for before, after in pairwise(found))
     assert sum(b - a + 1 for a, b in found) == len(plain)
 
 

@@ -31,6 +31,7 @@ async def linked(settings: LinkSettings, clock: StandingClock | None = None) -> 
         running.cancel()
         await asyncio.wait([running])
         assert running.cancelled() or running.exception() is None
+        await eventually(no_threads_left)
 
 
 def me(*urls: str, version: str = "auto", **more: object) -> LinkSettings:
@@ -44,15 +45,13 @@ def no_threads_left() -> bool:
 def test_a_message_is_acknowledged_with_its_token_and_the_limits_of_the_broker_are_known() -> None:
     async def main() -> None:
         acks: list[tuple[int, int]] = []
-        async with brokers.mosquitto("max_packet_size 5000") as running:
-            async with linked(me(running.url)) as link:
-                link.on_ack = lambda token, reason: acks.append((token, reason))
-                await eventually(lambda: link.connected)
-                assert (link.version, link.packet_max) == ("5", 5000)
-                assert link.publish("plant/x", b"1", False, 77)
-                await eventually(lambda: acks)
-                assert acks == [(77, 0x10)], "nobody listens, which is a success all the same"
-            await eventually(no_threads_left)
+        async with brokers.mosquitto("max_packet_size 5000") as running, linked(me(running.url)) as link:
+            link.on_ack = lambda token, reason: acks.append((token, reason))
+            await eventually(lambda: link.connected)
+            assert (link.version, link.packet_max) == ("5", 5000)
+            assert link.publish("plant/x", b"1", False, 77)
+            await eventually(lambda: acks)
+            assert acks == [(77, 0x10)], "nobody listens, which is a success all the same"
 
     asyncio.run(main())
 

@@ -435,8 +435,7 @@ def test_a_commit_that_failed_before_a_crash_begins_no_new_epoch(tmp_path: Path,
         store.put_snapshot(b"s", "{}")
         # The disk is full once the batch is written, before it is committed.
         store._db.execute(
-            "CREATE TEMP TRIGGER full BEFORE INSERT ON main.meta "
-            "BEGIN SELECT raise(ABORT, 'disk full'); END"
+            "CREATE TEMP TRIGGER full BEFORE INSERT ON main.meta BEGIN SELECT raise(ABORT, 'disk full'); END"
         )
         with pytest.raises(sqlite3.Error):
             store._write(store._sealed, store._state(store._sealed), {1: LAYOUT})
