@@ -6,9 +6,10 @@ Rule 3: this is the bulkhead: a fault of a driver stays in its connection.
 """
 
 import asyncio
+import itertools
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -41,6 +42,7 @@ from edge_agent.plant import Plant
 log = structlog.get_logger(__name__)
 
 OPEN_LIMIT_S = 30.0
+CLOSE_LIMIT_S = 5.0
 READ_LIMIT_S = 30.0
 """The most that one read may take beyond its period; drivers bound their own requests far below."""
 PAUSE_MIN_S, PAUSE_MAX_S = 1.0, 60.0
@@ -217,6 +219,7 @@ class Poller:
         self._session: Session | None = None
         self._broken = asyncio.Event()
         self._why = Quality.DISCONNECTED
+        self._lost_at: int | None = None
 
     async def run(self) -> None:
         """Runs until cancelled; leaves no connection open."""
@@ -267,6 +270,8 @@ class Poller:
                 await self._broken.wait()
             finally:
                 self._session = None
+                # A line that hangs while it is closed must not keep it from being opened again.
+                limit.reschedule(asyncio.get_running_loop().time() + CLOSE_LIMIT_S)
             return self.health.beats > before
 
     def _pause_s(self, failures: int) -> float:
@@ -275,19 +280,26 @@ class Poller:
         return pause_s * self._rng.uniform(0.5, 1.0)
 
     def _lost(self, error: BaseException) -> None:
-        reason = str(error) or type(error).__name__
+        reason = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
         refused = isinstance(error, DeviceRefused)
         self._why = Quality.REFUSED if refused else Quality.DISCONNECTED
-        if self.health.state is not ConnectionState.DISCONNECTED and reason != self.health.reason:
-            log.warning("device_lost", connection=self.line.name, fault=reason)
-        self._enter(ConnectionState.DISCONNECTED, reason)
+        self._away(ConnectionState.DISCONNECTED, reason)
         self._broken.set()
+
+    def _away(self, state: ConnectionState, reason: str) -> None:
+        """Nothing comes any more: told once for each reason."""
+        if reason != self.health.reason:
+            log.warning("device_lost", connection=self.line.name, fault=reason)
+        if self._lost_at is None:
+            self._lost_at = self._clock.monotonic_us()
+        self._enter(state, reason)
 
     def _enter(self, state: ConnectionState, reason: str = "") -> None:
         if state is not self.health.state:
-            if state is ConnectionState.CONNECTED and self.health.reason:
-                away_s = (self._clock.wall_us() - self.health.since_us) / SECOND_US
+            if state is ConnectionState.CONNECTED and self._lost_at is not None:
+                away_s = (self._clock.monotonic_us() - self._lost_at) / SECOND_US
                 log.info("device_back", connection=self.line.name, away_s=round(away_s, 1))
+                self._lost_at = None
             self.health.state, self.health.since_us = state, self._clock.wall_us()
         self.health.reason = reason
 
@@ -312,15 +324,17 @@ class Poller:
         return first, tuple(period for period, beat in beats.items() if beat == first)
 
     def _count_missed(self, beat_us: int, now_us: int) -> None:
-        rows = 0
-        for period in self._periods:
-            passed = now_us // period - beat_us // period
-            if passed > 0:
-                rows += passed * len(self._due((period,)).targets)
-                self.health.missed += passed
-        if rows:
-            wall = self._clock.wall_us()
-            self._missed(self.line.name, rows, wall - (now_us - beat_us), wall)
+        if now_us < min(next_beat(beat_us, period) for period in self._periods):
+            return
+        self.health.missed += beats_between(beat_us, now_us, self._periods)
+        periods: dict[str, set[int]] = {}
+        for signal in self.line.signals:
+            periods.setdefault(signal.machine, set()).add(signal.every_us)
+        rows = sum(beats_between(beat_us, now_us, its) for its in periods.values())
+        first = min(next_beat(beat_us, period) for period in self._periods)
+        last = max(now_us // period * period for period in self._periods)
+        wall = self._clock.wall_us()
+        self._missed(self.line.name, rows, wall - (now_us - first), wall - (now_us - last))
 
     async def _take(self, periods: tuple[int, ...]) -> None:
         """One beat: read, or say why not. Hands the frames on in the same turn of the loop."""
@@ -335,7 +349,8 @@ class Poller:
             return self.nothing(beat, self._why)
         try:
             async with asyncio.timeout(READ_LIMIT_S + self._periods[0] / SECOND_US):
-                readings = await session.read(beat.due)
+                readings = checked(await session.read(beat.due), len(beat.due))
+            counters = session.counters()
         except TimeoutError as error:
             self._lost(error)
             return self.nothing(beat, Quality.TIMEOUT)
@@ -347,9 +362,9 @@ class Poller:
             self._lost(error)
             return self.nothing(beat, Quality.OTHER)
         self.health.beats += 1
-        self.health.counters = session.counters()
+        self.health.counters = counters
         if ((readings.quality == Quality.TIMEOUT) | (readings.quality == Quality.DISCONNECTED)).all():
-            self._enter(ConnectionState.SILENT, "no answer to any request")
+            self._away(ConnectionState.SILENT, "no answer to any request")
         else:
             self._enter(ConnectionState.CONNECTED)
         return readings
@@ -373,6 +388,26 @@ class Poller:
         values, quality = engineering(beat, readings)
         t, wall = np.array([self._time.now_us()], dtype=np.int64), self._clock.wall_us()
         return [_frame(target, values, quality, readings.ts, t, wall) for target in beat.targets]
+
+
+def beats_between(after_us: int, until_us: int, periods: Collection[int]) -> int:
+    """How many beats lie in (after, until], one that several periods share counted once. Exact however long it is."""
+    # A multiple of another period has no beat of its own; of what is left, what k periods share is counted back and forth.
+    own = [p for p in periods if not any(p > other and p % other == 0 for other in periods)]
+    total = 0
+    for size in range(1, len(own) + 1):
+        for chosen in itertools.combinations(own, size):
+            shared = math.lcm(*chosen)
+            total += (-1) ** (size - 1) * (until_us // shared - after_us // shared)
+    return total
+
+
+def checked(readings: Readings, count: int) -> Readings:
+    """What a driver gave, as the frames need it: `count` values, qualities and stamps. Raises ValueError else."""
+    shapes = {array.shape for array in (readings.values, readings.quality, readings.ts)}
+    if shapes != {(count,)}:
+        raise ValueError(f"the driver gave readings of the shapes {sorted(shapes)} for {count} points")
+    return readings
 
 
 def same_line(old: Line, new: Line) -> bool:
