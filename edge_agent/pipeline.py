@@ -58,7 +58,7 @@ class Pipeline:
         self._last_us: dict[str, int] = dict.fromkeys(plant.by_name, time.now_us())
         self._mode: dict[str, int] = {}
         self._missed = 0
-        self._missed_from = self._missed_to = 0
+        self._missed_from = self._missed_to = self._missed_due = 0
         self._snapshot_due = time.now_us() + SNAPSHOT_EVERY_US
         self.judged_rows = 0
 
@@ -168,7 +168,7 @@ class Pipeline:
             self.take([_tick(machine, now, self._clock.wall_us()) for machine in silent])
         if now >= self._snapshot_due:
             self.snapshot()
-        if self._missed and self._missed_to - self._missed_from >= MISSED_TOLD_EVERY_US:
+        if self._missed and now >= self._missed_due:
             self._tell_missed()
 
     def _tick_due(self, machine: Machine) -> int:
@@ -184,9 +184,10 @@ class Pipeline:
         """Beats that were not taken: told as a gap, gathered for some seconds."""
         log.debug("beats_missed", connection=connection, rows=rows)
         if not self._missed:
-            self._missed_from = from_ts
+            self._missed_from, self._missed_to = from_ts, to_ts
+            self._missed_due = self._time.now_us() + MISSED_TOLD_EVERY_US
         self._missed += rows
-        self._missed_to = max(to_ts, self._missed_from)
+        self._missed_from, self._missed_to = min(self._missed_from, from_ts), max(self._missed_to, to_ts)
 
     def _tell_missed(self) -> None:
         self._store.put((), gaps=[Gap(GapCause.OVERLOAD, self._missed, self._missed_from, self._missed_to)])
