@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -264,9 +264,9 @@ class _Agent:
             await self._end([*(each.task for each in self.pollers.values()), *helpers])
             self.pipeline.close()
             await self.store.stop()
+            await store_task  # the last commit comes before the publisher's last look
             await self.publisher.stop(STOP_S)
             await self._end([self.publisher_task])
-            await store_task
             log.info("agent_stopped")
 
     @staticmethod
@@ -381,11 +381,7 @@ class _Agent:
     async def _on_reload(self, _request: dict[str, Any]) -> control.Answer:
         changed = await self.reload()
         if self.errors:
-            errors = [
-                {"file": e.file, "line": e.line, "column": e.column, "path": e.path, "found": e.found,
-                 "allowed": e.allowed, "text": e.text}
-                for e in self.errors
-            ]  # fmt: skip
+            errors = [{**asdict(error), "text": error.words} for error in self.errors]
             return {"ok": False, "errors": errors}
         return {"ok": True, "config": self.sha, "changed": changed}
 

@@ -71,12 +71,17 @@ class ConfigError:
     text: str
     suggestion: str | None = None
 
-    def __str__(self) -> str:
+    @property
+    def words(self) -> str:
+        """What is wrong, what was found, what is allowed: all but the place."""
         parts = [f"{word} {value}" for word, value in (("found", self.found), ("allowed", self.allowed)) if value]
         hint = f'; did you mean "{self.suggestion}"?' if self.suggestion else ""
         extra = f" ({', '.join(parts)}{hint})" if parts else ""
+        return f"{self.text}{extra}"
+
+    def __str__(self) -> str:
         where = f"{self.path}: " if self.path else ""
-        return f"{self.file}:{self.line}:{self.column}: {where}{self.text}{extra}"
+        return f"{self.file}:{self.line}:{self.column}: {where}{self.words}"
 
 
 class ConfigErrors(Exception):
