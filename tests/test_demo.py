@@ -18,6 +18,11 @@ from tests.conftest import ROOT, eventually
 pytestmark = pytest.mark.timeout(150)
 
 
+def fetched(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=5) as page:
+        return bytes(page.read())
+
+
 def family(pid: int) -> list[int]:
     """This process and everything that it started."""
     found = [pid]
@@ -38,8 +43,7 @@ def test_the_demo_warns_within_a_minute_and_ends_cleanly(tmp_path: Path) -> None
             async with asyncio.timeout(30):
                 where = json.loads(await process.stdout.readline())
             assert {"web", "mqtt", "config", "faults"} <= where.keys()
-            with urllib.request.urlopen(where["web"], timeout=5) as page:
-                assert b"<html" in page.read()
+            assert b"<html" in await asyncio.to_thread(fetched, where["web"])
             async with Consumer(urlsplit(where["mqtt"]).port or 0) as consumer:
                 await eventually(lambda: [h for h in consumer.heard if h.topic.endswith("/warnings")], 60)
                 event = json.loads(next(h.payload for h in consumer.heard if h.topic.endswith("/warnings")))

@@ -64,6 +64,10 @@ OUTSIDE = {
 """Results that say nothing of the file's contents: the disk is full, gone, read-only or busy."""
 
 
+FAULTS = (sqlite3.Error, UnicodeDecodeError)
+"""What a query may raise: where names in the schema are damaged, the text of sqlite's own error cannot be decoded."""
+
+
 class Damaged(Exception):
     """A row that must be right is not."""
 
@@ -92,7 +96,7 @@ class Opened:
     lost: list[tuple[int, int]] = field(default_factory=list)
 
 
-def is_damage(error: sqlite3.Error) -> bool:
+def is_damage(error: Exception) -> bool:
     """Whether the contents of the file are to blame."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
     return code is None or code & 0xFF not in OUTSIDE
@@ -114,7 +118,7 @@ def open_file(folder: Path, wall: int) -> Opened:
             except BaseException:
                 db.close()
                 raise
-        except Damaged as error:
+        except (Damaged, UnicodeDecodeError) as error:
             found = rebuilt(folder, wall, str(error))
         except sqlite3.Error as error:
             if not is_damage(error) and not _reads_badly(error, path):
@@ -278,6 +282,8 @@ def rebuilt(folder: Path, wall: int, fault: str, known: State | None = None) -> 
         earlier.unlink(missing_ok=True)
     marker = read_marker(folder)
     with contextlib.closing(connect(fresh)) as db, contextlib.closing(connect(path)) as old:
+        # Without it sqlite refuses a file that was cut off as a whole.
+        old.execute("PRAGMA writable_schema=ON")
         _settings(db)
         db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}")
         found = _saved(db, old)
@@ -343,13 +349,13 @@ def _readable(db: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
     key = KEYS[table]
     numbers: set[Any] = set()
     for order in ("ASC", "DESC"):
-        with contextlib.suppress(sqlite3.Error):
+        with contextlib.suppress(*FAULTS):
             for (number,) in db.execute(f"SELECT {key} FROM {table} ORDER BY {key} {order}"):  # noqa: S608
                 if order == "DESC" and number in numbers:
                     break
                 numbers.add(number)
     for number in sorted(each for each in numbers if isinstance(each, int)):
-        with contextlib.suppress(sqlite3.Error):
+        with contextlib.suppress(*FAULTS):
             row = db.execute(f"SELECT * FROM {table} WHERE {key} = ?", (number,)).fetchone()  # noqa: S608
             if row is not None and rows.sound(row):
                 yield row

@@ -160,7 +160,7 @@ class Store:
         self._bytes = 0
         try:
             self._bytes = int(self._reader.execute("SELECT total(bytes) FROM batches").fetchone()[0])
-        except sqlite3.Error as error:
+        except disk.FAULTS as error:
             self._unreadable(error)
         # Every number up to the last one is either done with or still here.
         self.pending_count = self.last_committed - self._done.count(1, self.last_committed)
@@ -305,7 +305,7 @@ class Store:
             except BaseException:
                 self._done_changed |= changed
                 raise
-        except (sqlite3.Error, OSError) as error:
+        except (*disk.FAULTS, OSError) as error:
             self._failed(error)
             return False
         self._committed(batches, state, grown)
@@ -363,7 +363,7 @@ class Store:
         if self.fault is None:
             log.error("store_failed", fault=reason, waiting_mb=round(self._waiting_bytes / 1e6, 1))
         self.fault = reason
-        if isinstance(error, sqlite3.Error) and disk.is_damage(error):
+        if not isinstance(error, OSError) and disk.is_damage(error):
             self._broken = reason
 
     def _tell_lost(self, cause: GapCause) -> None:
@@ -527,7 +527,7 @@ class Store:
         try:
             start = max(after_seq, self._done.done_to)
             found = self._due_notices(start, limit) + self._due_readings(start, limit)
-        except sqlite3.Error as error:
+        except disk.FAULTS as error:
             self._unreadable(error)
             return []
         if not found and after_seq <= 0 and self.pending_count > 0:
@@ -609,7 +609,7 @@ class Store:
             begin, end = _near(ts_from, closed), _near(ts_to, closed)
             self.put((), gaps=[Gap(GapCause.DAMAGE, count, begin, end, lost[0][0], lost[-1][1])])
 
-    def _unreadable(self, error: sqlite3.Error) -> None:
+    def _unreadable(self, error: Exception) -> None:
         if disk.is_damage(error):
             self._break(str(error))
         else:
@@ -636,7 +636,7 @@ class Store:
                 reach,
             )
             firsts = (self._first_due(notices), self._first_due(batches))
-        except sqlite3.Error as error:
+        except disk.FAULTS as error:
             self._unreadable(error)
             return None
         return min((closed for closed in firsts if closed is not None), default=None)
@@ -662,7 +662,7 @@ class Store:
         wall, t = self._found
         try:
             row = self._reader.execute("SELECT * FROM snapshot WHERE id = 1").fetchone()
-        except sqlite3.Error as error:
+        except disk.FAULTS as error:
             self._unreadable(error)
             row = None
         if row is None or not rows.sound(row):
@@ -672,13 +672,13 @@ class Store:
     def _since(self, batch: int) -> Iterator[JudgedFrame | Command]:
         try:
             found = self._reader.execute("SELECT id FROM batches WHERE id > ? ORDER BY id", (batch,)).fetchall()
-        except sqlite3.Error as error:
+        except disk.FAULTS as error:
             self._unreadable(error)
             return
         for (number,) in found:
             try:
                 _, _, items = self._batch(number)
-            except sqlite3.Error as error:
+            except disk.FAULTS as error:
                 self._unreadable(error)
                 continue
             for item in items:
@@ -704,7 +704,7 @@ class Store:
         try:
             if self._sealed or self._done_changed:
                 self._write(self._sealed, self._state(self._sealed), self._known)
-        except sqlite3.Error as error:
+        except disk.FAULTS as error:
             log.error("store_failed", fault=str(error))
         self._db.close()
 
