@@ -114,6 +114,15 @@ def test_a_bad_row_raises_nothing_though_time_passes() -> None:
     assert machine.play(61, TIMEOUT, TIMEOUT, TIMEOUT, TIMEOUT) == []
 
 
+def test_a_bad_row_raises_nothing_though_another_state_has_a_shorter_delay() -> None:
+    its = norm(band(high=60, on=9), by_state={"stopped": norm(band(high=60, on=1))}, stale=1000)
+    machine = Machine(signal("speed"), signal("t", its), states={"running": "speed > 0", "stopped": "speed <= 0"})
+    machine.row(5.0, 61.0)
+    machine.row(5.0, 61.0)
+    assert machine.says(0.0, TIMEOUT) == []
+    assert machine.says(0.0, 61.0) == ["raised high"]
+
+
 def test_delays_mature_on_the_held_value() -> None:
     machine = high(on=3, off=3)
     assert machine.play(61, HOLD, HOLD, HOLD) == [("raised", 3)]
