@@ -1,0 +1,319 @@
+"""A disk that forgets, is full or is read-only: the store opens, tells nothing wrong, and counts what is lost."""
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import structlog
+
+from edge_agent.records import Gap, GapCause
+from edge_agent.store import disk
+from edge_agent.store.disk import FILE
+from edge_agent.store.journal import Committed, Store, open_store
+from tests.conftest import ROOT, StandingClock
+from tests.test_store import LAYOUT, WALL, commit, crashed, event, frame, payloads
+
+DAMAGES = 300
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""])
+
+
+def filled(folder: Path, batches: int = 25) -> dict[int, bytes]:
+    """A store of readings, warnings and gaps, a snapshot in its middle, some delivered. What is due, by seq."""
+    with open_store(folder, StandingClock()) as store:
+        told: list[Committed] = []
+        store.on_committed.append(told.extend)
+        store.use_layouts([LAYOUT])
+        store.save_config("{}", "abc")
+        for n in range(batches):
+            store.put([frame(2 * n, (True, n % 3 > 0))], [event(n)] if n % 4 == 0 else [])
+            if n % 7 == 0:
+                store.put([], gaps=[Gap(GapCause.RESTART, 1, WALL, WALL)])
+            if n == batches // 2:
+                store.put_snapshot(b"judge", "{}")
+            commit(store)
+        gone = [1, 2, 3, 5]
+        store.delivered(gone)
+        commit(store)
+        return payloads([each for each in told if each.seq not in gone])
+
+
+def damage(folder: Path, chance: random.Random) -> None:
+    """Flip or blank bytes of the file, of its log (where one is left) or of the marker; now and then cut it off."""
+    files = [each for each in sorted(folder.iterdir()) if each.suffix != ".db-shm" and each.stat().st_size]
+    victim = chance.choices(files, [each.stat().st_size for each in files])[0]
+    body = bytearray(victim.read_bytes())
+    for _ in range(chance.choice([1, 1, 3, 20])):
+        place = chance.randrange(len(body))
+        match chance.randrange(12):
+            case 0:
+                del body[max(1, place) :]
+            case 1:
+                end = min(len(body), place + 600)
+                body[place:end] = bytes(end - place)
+            case _:
+                body[place] ^= chance.randrange(1, 256)
+    victim.write_bytes(body)
+
+
+def drained(store: Store) -> list[Committed]:
+    """Deliver page by page until nothing is due."""
+    found: list[Committed] = []
+    for _ in range(100):
+        page = store.pending(0, 7)
+        found += page
+        store.delivered([each.seq for each in page])
+        commit(store)
+        if not page and not store.pending_count:
+            return found
+    raise AssertionError(f"{store.pending_count} messages are due for ever")
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("with_log", [False, True], ids=["closed", "crashed"])
+def test_whatever_is_damaged_the_store_opens_and_tells_nothing_wrong(tmp_path: Path, with_log: bool) -> None:
+    due = filled(tmp_path / "good")
+    good = tmp_path / "good"
+    if with_log:  # as a power cut leaves it: the last commits stand in the log only
+        with open_store(tmp_path / "good", StandingClock()) as store:
+            store.use_layouts([LAYOUT])
+            told: list[Committed] = []
+            store.on_committed.append(told.extend)
+            store.put([frame(900)], [event(900)])
+            commit(store)
+            due |= payloads(told)
+            good = crashed(tmp_path / "good", tmp_path / "cut")
+    untold = saved = 0
+    for seed in range(DAMAGES // 2):
+        copy = crashed(good, tmp_path / "copy")
+        damage(copy, random.Random(seed))
+        clock = StandingClock()
+        with open_store(copy, clock) as store:
+            list(store.recovery().items)
+            store.use_layouts([LAYOUT])
+            found = drained(store)
+        old = {each.seq: each.payload(late=False) for each in found if each.seq in due}
+        wrong = {seq for seq, payload in old.items() if payload != due[seq]}
+        # A number that is told twice would be a gap of the new store under the number of an old message.
+        assert not {seq for seq in wrong if json.loads(old[seq])["epoch"] == json.loads(due[seq])["epoch"]}, seed
+        gaps = [json.loads(each.payload(late=False)) for each in found if each.kind == "gaps" and each.seq not in due]
+        counted = sum(each["count"] for each in gaps if each["cause"] == "damage")
+        right = len(old) - len(wrong)
+        saved += right
+        assert counted + right <= len(due) + 4, seed
+        untold += counted + right < len(due)
+    # Only where the file and its marker both forget how far the store had come is a loss not counted.
+    assert untold <= DAMAGES // 2 // 20
+    assert saved > DAMAGES // 2 * len(due) * 0.6
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_of_a_file_that_was_cut_off_all_that_is_left_is_kept(
+    tmp_path: Path, clock: StandingClock, share: float
+) -> None:
+    due = filled(tmp_path, batches=200)
+    size = (tmp_path / FILE).stat().st_size
+    os.truncate(tmp_path / FILE, int(size * share))
+    with open_store(tmp_path, clock) as store:
+        left = payloads(store.pending(0, 10_000))
+        commit(store)
+        (gap,) = [json.loads(each.payload(late=False)) for each in store.pending(0, 10_000) if each.seq not in due]
+    assert left.items() <= due.items()
+    assert len(left) + gap["count"] == len(due)
+    assert len(left) > len(due) * (share - 0.35)
+
+
+def test_damage_that_comes_while_the_store_runs_is_mended_and_counted(tmp_path: Path, clock: StandingClock) -> None:
+    due = filled(tmp_path / "s")
+    with open_store(tmp_path / "s", clock) as store:
+        store.use_layouts([LAYOUT])
+        told: list[Committed] = []
+        store.on_committed.append(told.extend)
+        body = bytearray((tmp_path / "s" / FILE).read_bytes())
+        for page in range(2, len(body) // 4096, 3):
+            body[page * 4096 : page * 4096 + 200] = bytes(200)
+        (tmp_path / "s" / FILE).write_bytes(body)
+        store._db.execute("PRAGMA shrink_memory")
+        epoch = store.epoch
+        store.put([frame(500)])
+        found = drained(store)
+        assert store.epoch == epoch
+        old = {seq: payload for seq, payload in payloads(found).items() if seq in due}
+        assert old.items() <= due.items()
+        gaps = [json.loads(each.payload(late=False)) for each in found if each.kind == "gaps" and each.seq not in due]
+        assert sum(each["count"] for each in gaps) + len(old) == len(due)
+        assert any(each.kind == "measurements" and each.seq not in due for each in found)
+
+
+def test_rows_that_vanished_without_a_trace_are_found_and_counted(tmp_path: Path, clock: StandingClock) -> None:
+    due = filled(tmp_path)
+    with sqlite3.connect(tmp_path / FILE) as db:
+        db.execute("DELETE FROM batches WHERE id IN (5, 9)")
+        db.execute("DELETE FROM notices WHERE seq = (SELECT max(seq) FROM notices)")
+    with open_store(tmp_path, clock) as store:
+        found = drained(store)
+    (gap,) = [json.loads(each.payload(late=False)) for each in found if each.seq not in due]
+    assert gap["cause"] == "damage"
+    assert gap["count"] == len(due) - (len(found) - 1)
+    assert gap["count"] >= 3
+
+
+@pytest.mark.parametrize("flips", [1, 2, 3])
+def test_an_older_copy_counts_on_under_an_epoch_of_its_own(tmp_path: Path, clock: StandingClock, flips: int) -> None:
+    folder, said = tmp_path / "s", dict[tuple[str, int], bytes]()
+
+    def note(store: Store, told: list[Committed]) -> None:
+        for each in told:
+            payload = each.payload(late=False)
+            assert said.setdefault((json.loads(payload)["epoch"], each.seq), payload) == payload
+
+    for turn in range(flips + 1):
+        with open_store(folder, clock) as store:
+            store.use_layouts([LAYOUT])
+            store.on_committed.append(lambda told, store=store: note(store, list(told)))  # type: ignore[misc]
+            store.put([frame(turn * 10)], [event(turn)])
+            commit(store)
+            copy = crashed(folder, tmp_path / "copy")
+            before = store.epoch
+            for more in range(3):
+                store.put([frame(turn * 10 + more)])
+                commit(store)
+        for name in (FILE, FILE + "-wal"):
+            (folder / name).unlink(missing_ok=True)
+            if (copy / name).exists():
+                shutil.copy(copy / name, folder / name)
+        with open_store(folder, clock) as store:
+            assert store.epoch != before
+            lost = drained(store)
+            assert [json.loads(e.payload(late=False))["count"] for e in lost if e.kind == "gaps"] == [3]
+
+
+def test_a_lost_marker_begins_an_epoch_and_loses_nothing(tmp_path: Path, clock: StandingClock) -> None:
+    due = filled(tmp_path)
+    (tmp_path / disk.MARKER).unlink()
+    with open_store(tmp_path, clock) as store:
+        assert payloads(store.pending(0, 1000)) == due
+
+
+def test_a_long_list_of_ranges_fits_the_marker_by_forgetting_deliveries(tmp_path: Path) -> None:
+    state = disk.State("abc123", 10_000, delivered=[(n, n) for n in range(1, 10_000, 2)])
+    disk.write_marker(tmp_path, state)
+    found = disk.read_marker(tmp_path)
+    assert found is not None
+    assert (found.epoch, found.last_seq) == ("abc123", 10_000)
+    assert set(found.delivered) < set(state.delivered)
+    assert (tmp_path / disk.MARKER).stat().st_size == disk.MARKER_BYTES
+
+
+def test_a_disk_that_says_no_at_the_start_is_an_os_error_with_its_path(tmp_path: Path, clock: StandingClock) -> None:
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(OSError, match=FILE), open_store(tmp_path, clock):
+        pass
+
+
+# --- a disk that is full or read-only ---------------------------------------------------------------------------------
+
+FULL_DISK = """
+import asyncio, json, os, subprocess, sys
+from pathlib import Path
+import numpy as np
+from edge_agent.records import Layout
+from edge_agent.store import journal
+from tests.conftest import StandingClock
+from tests.test_store import LAYOUT, event, frame
+
+place, how = Path(sys.argv[1]), sys.argv[2]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], check=True)
+journal.WAITING_MAX = 30_000  # what memory may hold is soon reached
+journal.RETRY_S = 0.0
+
+async def main():
+    with journal.open_store(place, StandingClock()) as store:
+        told = []
+        store.on_committed.append(told.extend)
+        store.use_layouts([LAYOUT])
+        store.put([frame(1)])
+        assert await store._commit()
+        if how == "full":
+            with (place / "ballast").open("wb", buffering=0) as ballast:
+                try:
+                    while True:
+                        ballast.write(bytes(4096))
+                except OSError:
+                    pass
+        else:
+            store._db.execute("PRAGMA query_only=ON")
+        due, failed = 1, 0
+        for n in range(2, 3000):
+            store.put([frame(n)])
+            due += 1
+            if n % 10 == 0:
+                failed += not await store._commit()
+            if n == 1500:
+                states = store.status()
+        assert failed, "the disk never was full"
+        assert states["state"] == "failing", states
+        assert store._waiting_bytes <= 30_000
+        if how == "full":
+            (place / "ballast").unlink()
+        else:
+            store._db.execute("PRAGMA query_only=OFF")
+        store.put([], [event(1)])
+        for _ in range(50):
+            await store._commit()
+        assert store.status()["state"] == "ok", store.status()
+        found = [json.loads(each.payload(late=False)) for each in told]
+        readings = sum("values" in each for each in found)
+        gaps = [each for each in found if "cause" in each]
+        assert {each["cause"] for each in gaps} == {"disk_full"}, gaps
+        assert readings + sum(each["count"] for each in gaps) == due, (readings, gaps, due)
+        assert sorted(each["seq"] for each in found) == [each["seq"] for each in found]
+        assert any("id" in each for each in found)
+        print(json.dumps({"readings": readings, "lost": due - readings}))
+    with journal.open_store(place, StandingClock()) as store:
+        assert len(store.pending(0, 10_000)) == len(told)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("how", ["full", "readonly"])
+def test_a_disk_that_refuses_stops_no_measuring_and_the_loss_is_told(tmp_path: Path, how: str) -> None:
+    done = subprocess.run(
+        ["unshare", "-m", sys.executable, "-c", FULL_DISK, str(tmp_path), how],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1])["lost"] > 0
+
+
+def test_a_commit_that_is_cancelled_is_written_once(tmp_path: Path, clock: StandingClock) -> None:
+    async def main(store: Store) -> None:
+        running = asyncio.get_running_loop().create_task(store._commit())
+        await asyncio.sleep(0)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    with open_store(tmp_path, clock) as store:
+        store.use_layouts([LAYOUT])
+        store.put([frame(1)], [event(1)])
+        asyncio.run(main(store))
+    with open_store(tmp_path, clock) as store:
+        assert [each.seq for each in store.pending(0, 9)] == [1, 2]
