@@ -37,13 +37,15 @@ NE107 = {
 
 
 class Meter:
-    """CPU, memory and loop lag of this process between two looks."""
+    """CPU, memory and loop lag of this process, and the share of time that each line is busy, between two looks."""
 
     def __init__(self, clock: SystemClock) -> None:
         self._clock = clock
         self._cpu_s, self._at_us = clock.cpu_s(), clock.monotonic_us()
         self._cpu_percent = 0.0
         self._lag_us = 0
+        self._lines: dict[str, tuple[int, int, float]] = {}
+        """Of each line: when it was looked at (monotonic µs), how long it had been busy by then (µs), its utilisation."""
 
     def lag(self, late_us: int) -> None:
         """How late the loop woke; the worst since the last health message is shown."""
@@ -63,8 +65,9 @@ class Meter:
             self._cpu_percent = 100e6 * (cpu - self._cpu_s) / (now - self._at_us)
             self._cpu_s, self._at_us = cpu, now
         lag, self._lag_us = self._lag_us, 0
+        self._lines = {name: self._looked(name, line, now) for name, line in lines.items()}
         return {
-            "connections": {name: _line(line) for name, line in lines.items()},
+            "connections": {name: _line(line, self._lines[name][2]) for name, line in lines.items()},
             "broker": dict(broker),
             "buffer": {"messages": store["messages"], "oldest": store["oldest"]},
             "store": dict(store),
@@ -74,12 +77,20 @@ class Meter:
             **_signals(plant, state),
         }
 
+    def _looked(self, name: str, line: LineHealth, now_us: int) -> tuple[int, int, float]:
+        at_us, busy_us, share = self._lines.get(name, (now_us, line.busy_us, 0.0))
+        if now_us - at_us < SECOND_US:
+            return at_us, busy_us, share
+        # A poller that was replaced counts from 0 again, and a long read may have begun before the last look.
+        return now_us, line.busy_us, min(1.0, max(0.0, (line.busy_us - busy_us) / (now_us - at_us)))
 
-def _line(line: LineHealth) -> dict[str, Any]:
+
+def _line(line: LineHealth, utilisation: float) -> dict[str, Any]:
     shown: dict[str, Any] = {"state": str(line.state), "since": messages.to_utc(line.since_us)}
     if line.reason:
         shown["reason"] = line.reason
-    return {**shown, "beats": line.beats, "missed": line.missed, **line.counters}
+    counted = {"requests": 0, "timeouts": 0, **line.counters}
+    return {**shown, "beats": line.beats, "missed": line.missed, **counted, "utilisation": round(utilisation, 4)}
 
 
 def _signals(plant: Plant, state: JudgeState) -> dict[str, Any]:

@@ -101,6 +101,8 @@ class LineHealth:
     reason: str = ""
     beats: int = 0
     missed: int = 0
+    busy_us: int = 0
+    """How long reads have taken, all together."""
     counters: dict[str, int | float] = field(default_factory=dict)
 
 
@@ -189,6 +191,10 @@ async def read_once(lines_: Sequence[Line], clock: Clock, time: AgentTime) -> Re
             faults[line.name] = str(error) or f"no answer within {OPEN_LIMIT_S:g} s"
             why = Quality.REFUSED if isinstance(error, DeviceRefused) else why
             readings = poller.nothing(beat, why)
+        except Exception as error:  # the bulkhead here too: a bug of one driver is a fault of its connection
+            log.exception("driver_failed", connection=line.name)
+            faults[line.name] = f"the driver failed: {type(error).__name__}: {error}"
+            readings = poller.nothing(beat, Quality.OTHER)
         frames.extend(poller.frames(beat, readings))
 
     async with asyncio.TaskGroup() as tasks:
@@ -347,6 +353,7 @@ class Poller:
         session = self._session
         if session is None:
             return self.nothing(beat, self._why)
+        begun = self._clock.monotonic_us()
         try:
             async with asyncio.timeout(READ_LIMIT_S + self._periods[0] / SECOND_US):
                 readings = checked(await session.read(beat.due), len(beat.due))
@@ -361,6 +368,8 @@ class Poller:
             log.exception("driver_failed", connection=self.line.name)
             self._lost(error)
             return self.nothing(beat, Quality.OTHER)
+        finally:
+            self.health.busy_us += self._clock.monotonic_us() - begun
         self.health.beats += 1
         self.health.counters = counters
         if ((readings.quality == Quality.TIMEOUT) | (readings.quality == Quality.DISCONNECTED)).all():
