@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import structlog
 
-from edge_agent import judge, snapshot
+from edge_agent import judge, snapshot, texts
 from edge_agent.board import Board
 from edge_agent.clock import AgentTime
 from edge_agent.contract import SECOND_US, Clock, Frame, Quality
@@ -149,7 +149,7 @@ class Pipeline:
         """End the warnings of signals that are no longer in the configuration."""
         if orphans:
             wall = self._clock.wall_us()
-            self._store.put((), [_removed(event, wall) for event in orphans])
+            self._store.put((), [_removed(event, wall, self.plant.language) for event in orphans])
 
     def resume(self, down: Gap | None) -> None:
         """After a restart: a row BAD `restart` for the time in which nobody looked, and the gap that says so."""
@@ -235,7 +235,7 @@ class Pipeline:
         return orphans
 
 
-def _removed(event: Event, ts: int) -> Event:
+def _removed(event: Event, ts: int, language: str) -> Event:
     """The end of a warning whose signal is no longer in the configuration."""
     return replace(
         event,
@@ -243,7 +243,7 @@ def _removed(event: Event, ts: int) -> Event:
         state=WarningState.NORMAL,
         ts=ts,
         value=None,
-        message=f"{event.signal} is no longer in the configuration",
+        message=texts.removed(language, event.signal),
     )
 
 

@@ -48,6 +48,11 @@ _ACKNOWLEDGED = {
     "nl": "{title}: gezien door {by}",
     "de": "{title}: gesehen von {by}",
 }
+_REMOVED = {
+    "en": "{title} is no longer in the configuration",
+    "nl": "{title} staat niet meer in de configuratie",
+    "de": "{title} steht nicht mehr in der Konfiguration",
+}
 _REASONS = {
     "en": {
         "timeout": "no answer",
@@ -133,6 +138,11 @@ def message(
         .replace("  ", " ")
         .strip()
     )
+
+
+def removed(language: str, title: str) -> str:
+    """Why a warning ends whose signal has gone from the configuration."""
+    return _REMOVED[language].format(title=title)
 
 
 def quantity(value: float | None, unit: str, language: str = "en", digits: int = DIGITS) -> str:
