@@ -177,6 +177,26 @@ def test_recovery_gives_back_what_came_after_the_snapshot_bit_for_bit(tmp_path: 
         assert equal(got, put)
 
 
+def test_what_was_delivered_is_kept_until_a_snapshot_covers_it(tmp_path: Path, clock: StandingClock) -> None:
+    with open_store(tmp_path, clock) as store:
+        store.use_layouts([LAYOUT])
+        for number in (1, 2, 3):
+            store.put([frame(number)])
+            if number == 1:
+                store.put_snapshot(b"judge", "{}")
+            commit(store)
+        store.delivered([1, 2, 3])
+        commit(store)
+    with open_store(tmp_path, clock) as store:
+        assert store.pending(0, 9) == []
+        assert [item.frame.t[0] for item in store.recovery().items if isinstance(item, JudgedFrame)] == [2e6, 3e6]
+        store.put_snapshot(b"later", "{}")
+        commit(store)
+    with open_store(tmp_path, clock) as store:
+        assert list(store.recovery().items) == []
+        assert store.status()["mb"] == 0
+
+
 def test_the_configuration_that_was_in_force_comes_back(tmp_path: Path, clock: StandingClock) -> None:
     with open_store(tmp_path, clock) as store:
         assert store.load_config() is None
@@ -453,3 +473,5 @@ def test_the_limit_holds_also_where_no_snapshot_was_made(tmp_path: Path, clock: 
             store.put([frame(number)])
             commit(store)
         assert store.pending_count < 100
+        assert store.status()["mb"] <= 0.0021
+        assert (tmp_path / journal.FILE).stat().st_size < 100_000

@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from edge_agent.records import Gap, GapCause
-from edge_agent.store import disk
+from edge_agent.store import disk, journal
 from edge_agent.store.disk import FILE
 from edge_agent.store.journal import Committed, Store, open_store
 from tests.conftest import ROOT, StandingClock
@@ -301,6 +301,29 @@ def test_a_disk_that_refuses_stops_no_measuring_and_the_loss_is_told(tmp_path: P
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1])["lost"] > 0
+
+
+def test_after_a_full_disk_the_journal_comes_back_in_steps(
+    tmp_path: Path, clock: StandingClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "TRANSACTION_MAX", 1)
+    with open_store(tmp_path / "s", clock) as store:
+        store.use_layouts([LAYOUT])
+        store.put([frame(1)])
+        commit(store)
+        store.delivered([1])
+        commit(store)
+        for number in (2, 3):
+            store.put([frame(number)])
+            store.put_snapshot(b"%d" % number, "{}")
+        assert asyncio.run(store._commit())
+        assert [each.seq for each in store.pending(0, 9)] == [2]
+        copy = crashed(tmp_path / "s", tmp_path / "copy")
+        assert asyncio.run(store._commit())
+        assert [each.seq for each in store.pending(0, 9)] == [2, 3]
+    with open_store(copy, clock) as store:
+        assert [each.seq for each in store.pending(0, 9)] == [2]
+        assert store.recovery().snapshot == b"2"
 
 
 def test_a_commit_that_is_cancelled_is_written_once(tmp_path: Path, clock: StandingClock) -> None:

@@ -173,6 +173,7 @@ class Twin(RuleBasedStateMachine):
         assert [each.seq for each in found] == sorted(self.due)
         assert {each.seq: each.payload(late=False) for each in found} == self.due
         assert self.store.pending_count == len(self.due)
+        assert self.store.last_committed == self.store.status()["seq"] == max(self.ever, default=0)
         assert (self.store.oldest_pending_us is None) == (not self.due)
 
     @precondition(lambda self: self.due)
@@ -235,7 +236,7 @@ class LimitedTwin(Twin):
 
 
 many = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
 )
 TestTwin = pytest.mark.timeout(240)(Twin.TestCase)
 TestTwin.settings = many
