@@ -26,11 +26,12 @@ from edge_agent.contract import SECOND_US
 from edge_agent.health import Meter
 from edge_agent.messages import topics as messages
 from edge_agent.mqtt import LinkSettings
-from edge_agent.pipeline import TICK_EVERY_S, Pipeline
+from edge_agent.pipeline import MACHINE_TOPICS, TICK_EVERY_S, Pipeline
 from edge_agent.plant import Plant, compile_plant
 from edge_agent.poller import Line, Poller
 from edge_agent.publisher import Publisher
 from edge_agent.records import Command, Event, Gap, GapCause
+from edge_agent.store.journal import FILE as STORE_FILE
 from edge_agent.store.journal import Committed, Store, open_store
 from edge_agent.web.app import Web, open_web
 
@@ -87,7 +88,11 @@ def _configuration(path: Path) -> _Found | None:
         loaded = configuration.load(path)
     except ConfigErrors as error:
         _complain(map(str, error.errors))
-        return _Found(None, tuple(error.errors), _guessed_data_dir(path))
+        data_dir = _guessed_data_dir(path)
+        if not (data_dir / STORE_FILE).exists():
+            _complain([_nothing_to_run_with(path)])
+            return None
+        return _Found(None, tuple(error.errors), data_dir)
     if loaded.config.mqtt is None or loaded.config.for_recordings:
         _complain([f"{path}: has no connections or no mqtt: it is for recordings (edge-agent replay), not for run"])
         return None
@@ -102,6 +107,10 @@ def _guessed_data_dir(path: Path) -> Path:
         return path.parent / stated
     state = os.environ.get(STATE_DIRECTORY, "").partition(":")[0]
     return Path(state) if state else path.parent / "data"
+
+
+def _nothing_to_run_with(path: Path) -> str:
+    return f"edge-agent: {path} is not valid and no earlier configuration is kept: nothing to run with"
 
 
 def _complain(lines: Iterable[str]) -> None:
@@ -206,6 +215,7 @@ class _Agent:
             state, orphans = snapshot.migrate(old, state, plant)
         self.board.use(_board_machines(plant))
         self.store.use_layouts([machine.layout for machine in plant.machines])
+        self._clear_removed(plant)
         self.store.save_config(text, self.sha)
         self.pipeline = Pipeline(
             plant, state, text, self.sha, self.store, self.board, self.clock, self.time, self._retain
@@ -213,6 +223,18 @@ class _Agent:
         self.pipeline.drop(orphans)
         if recovery.last_t_us is not None:
             self.pipeline.resume(_down_time(plant, recovery.last_wall_us, wall))
+
+    def _clear_removed(self, plant: Plant) -> None:
+        """Retained topics of machines that went out of the configuration while no agent ran."""
+        kept = self.store.load_config()
+        try:
+            before = configuration.unpack(kept[0], self.registry).machines if kept else {}
+        except ValueError as error:
+            log.error("old_config_unreadable", fault=str(error))
+            return
+        for name in before.keys() - plant.by_name.keys():
+            for topic in MACHINE_TOPICS:
+                self._retain(f"{name}/{topic}", b"")
 
     def _old_plant(self, text: str | None, now: str, plant: Plant) -> Plant:
         if text is None or text == now:

@@ -31,6 +31,8 @@ TICK_GRACE_MAX_US = SECOND_US
 MISSED_TOLD_EVERY_US = 10 * SECOND_US
 
 EVENT_NAMES = {event: f"warning_{event}" for event in EventKind}
+MACHINE_TOPICS = ("active", "norms")
+"""Retained topics of a machine: cleared when it goes out of the configuration."""
 
 Retain = Callable[[str, bytes], None]
 
@@ -226,7 +228,7 @@ class Pipeline:
         self.drop(orphans)
         self.snapshot()
         for name in old.by_name.keys() - plant.by_name.keys():
-            for topic in ("active", "norms"):
+            for topic in MACHINE_TOPICS:
                 self._retain(f"{name}/{topic}", b"")
 
     def _take_over(self, plant: Plant) -> list[Event]:

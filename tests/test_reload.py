@@ -1,0 +1,188 @@
+"""A changed configuration in a running agent: by command, by signal, by the file alone; and one that is broken."""
+
+import json
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from tests.conftest import eventually
+from tests.hall import Hall, Json, command, picky, played, press
+from tests.system import ROOT_TOPIC
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def two_signals(high: float = 60) -> Json:
+    machine = press()
+    machine["signals"]["oil"]["norm"]["warning"]["high"] = high
+    machine["signals"]["level"] = {"address": "holding:11", "unit": "%", "norm": {"warning": {"low": 20}}}
+    return machine
+
+
+def cleared(here: Hall, topic: str) -> bool:
+    """The retained message of this topic is gone."""
+    return here.consumer.last(f"{ROOT_TOPIC}/{topic}") == b""
+
+
+async def by_command(here: Hall) -> None:
+    code, out, words = await command("reload", str(here.agent.config), "--json")
+    assert (code, words) == (0, "")
+    answer = json.loads(out)
+    assert answer["ok"]
+    assert any("press.oil" in each for each in answer["changed"])
+
+
+async def by_signal(here: Hall) -> None:
+    here.agent.hang_up()
+
+
+async def by_the_file_alone(_here: Hall) -> None:
+    pass
+
+
+@pytest.mark.parametrize("way", [by_command, by_signal, by_the_file_alone])
+def test_a_changed_limit_takes_effect_and_nothing_else_moves(
+    way: Callable[[Hall], Awaitable[None]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    @played
+    async def scene(here: Hall) -> None:
+        async with picky({10: 500, 11: 10}) as device:
+            here.write(here.plain({"plc": device.port}, {"press": two_signals()}))
+            await here.start()
+            level = await here.event("press", "raised", signal="level")
+            config = (await here.ask("status"))["config"]
+            here.write(here.plain({"plc": device.port}, {"press": two_signals(high=40)}))
+            await way(here)
+            oil = await here.event("press", "raised", signal="oil")
+            assert (oil["limit"], oil["norm"]["warning"]["high"]) == (40, 40)
+            norms = await here.hears("press/norms", lambda body: body["signals"]["oil"]["warning"]["high"] == 40)
+            status = await here.hears("status", lambda body: body["config"] != config)
+            assert norms["config"] == status["config"]
+            assert device.connections == 1, "an unchanged connection is not dropped"
+            here.write(here.plain({"plc": device.port}, {"press": two_signals(high=60)}))
+            assert (await here.ask("reload"))["ok"]
+            assert (await here.event("press", "cleared", signal="oil"))["id"] == oil["id"]
+            assert [each["id"] for each in here.active("press")] == [level["id"]], "the other warning stands untouched"
+            assert [each["event"] for each in here.ear.events("press") if each["signal"] == "level"] == ["raised"]
+            beats = [body["values"] for body in here.ear.all("press/measurements") if "bad" not in body]
+            assert len(beats) == len(here.ear.all("press/measurements")), "no beat was bad"
+
+    scene(tmp_path_factory.mktemp("reload"))
+
+
+@played
+async def test_machines_come_and_go(here: Hall) -> None:
+    async with picky({10: 654, 11: 30}) as device, picky({10: 654}) as other:
+        one, both = {"plc": device.port}, {"plc": device.port, "plc-2": other.port}
+        here.write(here.plain(one, {"press": press()}))
+        await here.start()
+        raised = await here.event("press", "raised")
+        here.write(here.plain(both, {"press": press(), "lathe": press("plc-2")}))
+        assert set((await here.ask("reload"))["changed"]) == {"connection plc-2: added", "machine lathe: added"}
+        await here.event("lathe", "raised")
+        assert (await here.http("/api/v1/machines/lathe"))[0] == 200
+        assert device.connections == 1
+        here.write(here.plain(one, {"press": press()}))
+        assert (await here.ask("reload"))["ok"]
+        for topic in ("active", "norms"):
+            await eventually(lambda topic=topic: cleared(here, f"lathe/{topic}"))  # type: ignore[misc]
+        over = await here.event("lathe", "cleared")
+        assert over["state"] == "normal"
+        assert (await here.http("/api/v1/machines/lathe"))[0] == 404
+        assert [each["id"] for each in (await here.ask("status"))["warnings"]] == [raised["id"]]
+        await here.hears("status", lambda body: body["signals"] == 2)
+        assert device.connections == 1
+        # And the same while no agent runs.
+        here.write(here.plain(both, {"press": press(), "lathe": press("plc-2")}))
+        assert (await here.ask("reload"))["ok"]
+        await eventually(lambda: not cleared(here, "lathe/norms") and not cleared(here, "lathe/active"))
+        assert await here.agent.stop() == 0
+        here.write(here.plain(one, {"press": press()}))
+        await here.start()
+        for topic in ("active", "norms"):
+            await eventually(lambda topic=topic: cleared(here, f"lathe/{topic}"))  # type: ignore[misc]
+        assert await here.agent.stop() == 0
+        await here.whole()
+
+
+@played
+async def test_a_broken_file_is_refused_with_its_place_and_what_runs_stays(here: Hall) -> None:
+    async with picky({10: 654}) as device:
+        good = here.write(here.plain({"plc": device.port}, {"press": press()}))
+        await here.start()
+        raised = await here.event("press", "raised")
+        config = (await here.ask("status"))["config"]
+        broken = here.write(good.replace('"deadband"', '"deadbnd"'))
+        line = next(number for number, text in enumerate(broken.splitlines(), 1) if "deadbnd" in text)
+        column = broken.splitlines()[line - 1].index('"deadbnd"') + 1
+        place = f"{here.agent.config}:{line}:{column}: machines.press.signals.oil.norm.deadbnd"
+
+        code, out, words = await command("reload", str(here.agent.config))
+        assert (code, out) == (2, "")
+        assert words.startswith(place), words
+        code, out, _ = await command("reload", str(here.agent.config), "--json")
+        (error,) = json.loads(out)["errors"]
+        assert (code, error["line"], error["column"]) == (2, line, column)
+        assert error["path"] == "machines.press.signals.oil.norm.deadbnd"
+
+        refused = await here.hears("status", lambda body: body.get("refused"))
+        assert (refused["state"], refused["config"]) == ("online", config)
+        assert refused["refused"][0].startswith(place)
+        code, out, _ = await command("status", str(here.agent.config), "--json")
+        said = json.loads(out)
+        assert (code, said["config"]) == (0, config)
+        assert said["errors"][0].startswith(place)
+        assert (await here.http("/api/v1/status"))[1]["config_errors"][0].startswith(place)
+        assert [each["id"] for each in said["warnings"]] == [raised["id"]]
+        heard = len(here.ear.all("press/measurements"))
+        await here.hears("press/measurements", lambda body: body["values"], after=heard)
+        assert device.connections == 1
+
+        # A start with the broken file runs what was good last, and says so.
+        assert await here.agent.stop() == 0
+        await here.start()
+        said = await here.ask("status")
+        assert said["config"] == config
+        assert said["errors"][0].startswith(place)
+        assert [each["id"] for each in said["warnings"]] == [raised["id"]]
+        device.registers[10] = 500
+        assert (await here.event("press", "cleared"))["id"] == raised["id"]
+        assert place in here.agent.log.read_text()
+
+        # And mended: by the file alone.
+        here.write(good)
+        await here.status(lambda body: not body["errors"])
+        await eventually(lambda: "refused" not in (here.ear.last("status") or {"refused": ""}))
+        assert (await here.http("/api/v1/status"))[1]["config_errors"] == []
+
+
+@played
+async def test_without_a_good_one_a_broken_file_ends_with_two_and_leaves_nothing(here: Hall) -> None:
+    text = here.write(here.plain({"plc": 1502}, {"press": press()}))
+    for harm in (text.replace('"every": "200ms"', '"every": "200 parsec"'), text[: len(text) // 2], "a: [\n", ""):
+        here.write(harm)
+        code, out, words = await command("run", str(here.agent.config))
+        assert (code, out) == (2, "")
+        assert words.startswith(f"{here.agent.config}:"), words
+        assert "Traceback" not in words
+        assert not here.data_dir.exists(), "nothing is begun"
+    code, _, words = await command("run", str(here.agent.config.with_name("none.yaml")))
+    assert code == 2
+    assert "none.yaml" in words
+
+
+@played
+async def test_an_added_signal_keeps_the_warning_of_the_others(here: Hall) -> None:
+    async with picky({10: 654, 11: 30}) as device:
+        here.write(here.plain({"plc": device.port}, {"press": press()}))
+        await here.start()
+        raised = await here.event("press", "raised")
+        machine = press()
+        machine["signals"] = {"first": {"address": "holding:11"}, **machine["signals"]}
+        here.write(here.plain({"plc": device.port}, {"press": machine}))
+        assert (await here.ask("reload"))["changed"] == ["press: signal first: added"]
+        await here.hears("press/measurements", lambda body: body["values"] == {"first": 30, "oil": 65.4})
+        assert [each["id"] for each in (await here.ask("status"))["warnings"]] == [raised["id"]]
+        device.registers[10] = 500
+        assert (await here.event("press", "cleared"))["id"] == raised["id"]
+        assert len(here.ear.events("press")) == 2
