@@ -145,6 +145,9 @@ def main() -> int:
         ready = []
         for n in range(asked.kills):
             time.sleep(dice.uniform(0.5, 6))
+            if agent.poll() is not None:
+                print((folder / "agent.log").read_text()[-3000:], file=sys.stderr)
+                raise SystemExit(f"the agent ended by itself ({agent.returncode})")
             agent.send_signal(signal.SIGKILL)
             agent.wait()
             had = len(ledger.payloads)
