@@ -352,14 +352,17 @@ class _Agent:
             self._tell_health()
             await asyncio.sleep(HEALTH_EVERY_S)
 
-    def _tell_health(self) -> None:
-        health = self.meter.health(
+    def _health(self) -> dict[str, Any]:
+        return self.meter.health(
             {name: running.poller.health for name, running in self.pollers.items()},
             self.publisher.status(),
             self.store.status(),
             self.pipeline.plant,
             self.pipeline.state,
         )
+
+    def _tell_health(self) -> None:
+        health = self._health()
         self._retain("health", messages.health(self.clock.wall_us(), health))
         self.board.health(health)
 
@@ -458,13 +461,7 @@ class _Agent:
     # --- questions --------------------------------------------------------------------------------------------------
 
     async def _on_status(self, _request: dict[str, Any]) -> control.Answer:
-        health = self.meter.health(
-            {name: running.poller.health for name, running in self.pollers.items()},
-            self.publisher.status(),
-            self.store.status(),
-            self.pipeline.plant,
-            self.pipeline.state,
-        )
+        health = self._health()
         return {
             "ok": True,
             "state": "online",

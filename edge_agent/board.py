@@ -10,12 +10,12 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 
 from edge_agent.contract import CODE_MASK, REASONS, SECOND_US, VOUCHED, Codes, Floats, Ints, Quality
+from edge_agent.messages import topics
 
 SAMPLES = 120
 """Recent values kept for each signal: what a sparkline of some hundred pixels can show."""
@@ -23,7 +23,6 @@ EVENTS_MAX = 500
 """Events of the past kept in memory; the store has the rest."""
 TELL_EVERY_S = 0.25
 """Readers are woken at most four times a second, however fast the plant is."""
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 VERDICTS = ("alarm", "warning", "bad", "normal", "none")
 """Worst first. `bad`: no verdict is possible, the reading is bad; `none`: the signal has no norm."""
@@ -290,9 +289,7 @@ def reason(quality: int) -> str:
 
 def to_utc(us: int) -> str | None:
     """RFC 3339 UTC with milliseconds; None for 0, which stands for "never"."""
-    if us <= 0:
-        return None
-    return (EPOCH + timedelta(microseconds=us)).strftime("%Y-%m-%dT%H:%M:%S.") + f"{us // 1000 % 1000:03d}Z"
+    return topics.to_utc(us) if us > 0 else None
 
 
 @dataclass(slots=True)
