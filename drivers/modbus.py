@@ -17,7 +17,18 @@ import numpy as np
 from pydantic import BaseModel
 
 from drivers.modbus_line import Counts, Line, Round, connect
-from drivers.modbus_map import BUSY, UNREACHED, Item, Limits, Outcome, Plan, address_order, decode, make_plan
+from drivers.modbus_map import (
+    BUSY,
+    EXCEPTION_WORDS,
+    UNREACHED,
+    Item,
+    Limits,
+    Outcome,
+    Plan,
+    address_order,
+    decode,
+    make_plan,
+)
 from drivers.modbus_settings import ModbusAddress, ModbusConnection
 from edge_agent.contract import Clock, DeviceRefused, DeviceSilent, Driver, Ints, Point, Quality, Readings, Session
 
@@ -56,20 +67,14 @@ class ModbusSession:
     """See contract.Session. Points are known by their number in the order that `open` was given."""
 
     def __init__(self, connection: ModbusConnection, items: Sequence[Item], clock: Clock) -> None:
-        self._settings, self._items, self._clock = connection, items, clock
+        self._settings, self._clock = connection, clock
         self._limits = Limits(connection.max_gap, connection.max_block)
-        self._order = address_order(items)
-        self._rank = np.empty(len(items), dtype=np.intp)
-        self._rank[self._order] = np.arange(len(items))
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
         self._line: Line | None = None
         self._counts = Counts()
         self._heard: set[int] = set()
         self._silent: dict[int, Silence] = {}
-        # Refused points: cut[r] starts a new block at rank r; a point refused all alone rests for a while.
-        self._cut = np.zeros(len(items), dtype=np.bool_)
-        self._refusals = np.zeros(len(items), dtype=np.int64)
-        self._rest_until = np.zeros(len(items), dtype=np.int64)
+        self._lay_out(items)
         self._resting = False
         self._reconnects_left = self._timeouts_left = self._extra_left = 0
         self._fault_logged_us: int | None = None
@@ -110,6 +115,57 @@ class ModbusSession:
             "refused_points": int((self._refusals > 0).sum()),
         }
 
+    def use(self, points: Sequence[Point]) -> None:
+        """See contract.Session.use. A refused item stays refused; where blocks were cut is found out again."""
+        refused = {
+            item: (times, until)
+            for item, times, until in zip(self._items, self._refusals.tolist(), self._rest_until.tolist(), strict=True)
+            if times
+        }
+        self._lay_out(_items(points, self._settings))
+        for number, item in enumerate(self._items):
+            self._refusals[number], self._rest_until[number] = refused.get(item, (0, 0))
+        self._resting = bool(self._refusals.any())
+        units = {item.unit for item in self._items}
+        self._heard &= units
+        self._silent = {unit: silence for unit, silence in self._silent.items() if unit in units}
+
+    def _lay_out(self, items: Sequence[Item]) -> None:
+        self._items = items
+        self._order = address_order(items)
+        self._rank = np.empty(len(items), dtype=np.intp)
+        self._rank[self._order] = np.arange(len(items))
+        self._plans.clear()
+        # Refused points: cut[r] starts a new block at rank r; a point refused all alone rests for a while.
+        self._cut = np.zeros(len(items), dtype=np.bool_)
+        self._refusals = np.zeros(len(items), dtype=np.int64)
+        self._rest_until = np.zeros(len(items), dtype=np.int64)
+        self._outcomes = np.zeros(len(items), dtype=np.int16)
+        """Of each point, the last one: for people."""
+        self._any_odd = False
+
+    def explain(self, point: int) -> str:
+        """See contract.Session.explain."""
+        item, outcome = self._items[point], int(self._outcomes[point])
+        what = self._words_of(item, outcome)
+        return f"unit {item.unit}, {item.table.name.lower()} {item.start}: {what}" if what else ""
+
+    def _words_of(self, item: Item, outcome: int) -> str:
+        match outcome:
+            case Outcome.OK:
+                return ""
+            case Outcome.TIMED_OUT:
+                return f"no answer within {self._settings.timeout / 1e6:g} s"
+            case Outcome.SKIPPED if item.unit in self._silent:
+                wait_us = self._silent[item.unit].probe_at_us - self._clock.monotonic_us()
+                return f"the unit is silent, it is asked again in {max(0, wait_us) / 1e6:.0f} s"
+            case Outcome.SKIPPED:
+                return "not asked, others of the line took the time"
+            case Outcome.PENDING | Outcome.LOST | Outcome.MALFORMED:
+                return self._line.fault if self._line is not None and self._line.fault else "the connection was lost"
+            case _:
+                return f"exception {outcome} ({EXCEPTION_WORDS[outcome]})"
+
     async def connect(self) -> None:
         """Bring a new line up in place of the old one. Raises DeviceSilent."""
         if self._line is not None:
@@ -147,6 +203,9 @@ class ModbusSession:
             await self._ask(round_, deque(range(len(plan.blocks))))
         else:
             await self._ask_around_the_silent(round_)
+        if round_.odd or self._any_odd:
+            self._outcomes[plan.due] = np.array(round_.outcomes, dtype=np.int16)[plan.block_of]
+            self._any_odd = bool(self._outcomes.any())
         if not round_.odd:
             self._note_success(plan)
             values, quality = decode(plan)
@@ -262,7 +321,9 @@ class ModbusSession:
         line = self._line
         place = self._settings.place
         if line is not None and line.silent_streak >= SILENT_STREAK and not self._heard:
-            raise DeviceSilent(f"{place} takes the connection and does not answer ({line.silent_streak} requests)")
+            raise DeviceSilent(
+                f"{place} takes the connection and does not answer ({line.silent_streak} requests)", Quality.TIMEOUT
+            )
         if all(outcome == Outcome.LOST for outcome in round_.outcomes):
             raise DeviceSilent(f"{place}: {line.fault if line is not None else 'no connection'}")
 
@@ -367,7 +428,7 @@ class ModbusDriver:
 async def _open(
     name: str, connection: ModbusConnection, points: Iterable[Point], clock: Clock
 ) -> AsyncIterator[ModbusSession]:
-    items = [point.settings.item(connection) for point in points]
+    items = _items(points, connection)
     widest = max((item.width for item in items), default=1)
     if widest > connection.max_block:
         raise DeviceRefused(
@@ -379,6 +440,10 @@ async def _open(
         yield session
     finally:
         await session.close()
+
+
+def _items(points: Iterable[Point], connection: ModbusConnection) -> list[Item]:
+    return [point.settings.item(connection) for point in points]
 
 
 DRIVER: Driver = ModbusDriver()

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from drivers.modbus_map import KINDS, SPACE, WORDS_MAX, Item, Table
+from edge_agent.contract import WrongKey
 
 PORT = 502
 TIMEOUT_MIN_US, TIMEOUT_MAX_US = 10_000, 60_000_000
@@ -214,19 +215,22 @@ class ModbusAddress(BaseModel):
         table, start = located(self.address)
         if table < Table.HOLDING:
             if self.type not in (None, "bool"):
-                raise ValueError(f"{self.address} is a single bit: its type is bool, not {self.type}")
+                raise WrongKey("type", f"{self.address} is a single bit: its type is bool, not {self.type}")
             if self.bit is not None:
-                raise ValueError(f"{self.address} is a single bit: bit stands only at a register")
+                raise WrongKey("bit", f"{self.address} is a single bit: bit stands only at a register")
             if self.sentinel:
-                raise ValueError(f"{self.address} is a single bit: it has no value to spare for a sentinel")
+                raise WrongKey("sentinel", f"{self.address} is a single bit: it has no value to spare for a sentinel")
             return self
         kind = KINDS[self.kind]
         if self.bit is not None and self.kind not in ("uint16", "int16", "bool"):
-            raise ValueError(f"bit stands only at a 16-bit register (uint16, int16 or bool), not at {self.kind}")
+            raise WrongKey("bit", f"bit stands only at a 16-bit register (uint16, int16 or bool), not at {self.kind}")
         if start + kind.words > SPACE:
             raise ValueError(f"{self.address} as {self.kind} reaches beyond the last register, {SPACE - 1}")
         for sentinel in self.sentinel:
-            _raw_number(sentinel, self.raw_kind)
+            try:
+                _raw_number(sentinel, self.raw_kind)
+            except ValueError as error:
+                raise WrongKey("sentinel", str(error)) from None
         return self
 
     @property

@@ -32,7 +32,18 @@ from pydantic import (
     model_validator,
 )
 
-from edge_agent.contract import Clock, DeviceRefused, DeviceSilent, Driver, Ints, Point, Quality, Readings, Session
+from edge_agent.contract import (
+    Clock,
+    DeviceRefused,
+    DeviceSilent,
+    Driver,
+    Ints,
+    Point,
+    Quality,
+    Readings,
+    Session,
+    WrongKey,
+)
 
 if TYPE_CHECKING:
     from asyncua import ua
@@ -188,7 +199,7 @@ class Connection(BaseModel):
     @model_validator(mode="after")
     def _password_has_a_user(self) -> "Connection":
         if self.password is not None and self.user is None:
-            raise ValueError("password needs a user")
+            raise WrongKey("password", "password needs a user")
         return self
 
 
@@ -282,6 +293,8 @@ class _Line:
     nodes: "list[ua.ReadValueId | None]"
     """What to ask for each point; None where the server has no such namespace."""
     missing: list[str]
+    index: dict[str, int]
+    """The server's namespaces: URI → number in this session."""
     nodes_max: int
     channel_us: int
     """When the secure channel was opened or renewed, agent clock."""
@@ -300,8 +313,10 @@ class OpcUaSession:
     clock: Clock
     counts: _Counters = field(default_factory=_Counters)
     line: _Line | None = None
-    told: set[int] = field(default_factory=set)
-    """Points whose value is no number, told once for each session."""
+    told: set[str] = field(default_factory=set)
+    """Labels of points whose value is no number, told once for each session."""
+    reasons: dict[int, str] = field(default_factory=dict)
+    """Of points whose last reading was bad: why, for people."""
 
     async def read(self, due: Ints) -> Readings:
         """Read these points once. See contract.Session.
@@ -328,6 +343,19 @@ class OpcUaSession:
         self.counts.bad_values += int(np.count_nonzero(np.isnan(values)))
         return Readings(values, quality, ts)
 
+    def use(self, points: Sequence[Point]) -> None:
+        """See contract.Session.use."""
+        self.names, self.labels = _named(points)
+        self.reasons.clear()
+        if self.line is not None:
+            self._name_nodes(self.line)
+
+    def explain(self, point: int) -> str:
+        """See contract.Session.explain."""
+        if self.line is not None and self.line.nodes[point] is None:
+            return f"the server has no namespace {self.names[point].uri}"
+        return self.reasons.get(point, "")
+
     def counters(self) -> dict[str, int | float]:
         return {name: getattr(self.counts, name) for name in _Counters.__dataclass_fields__}
 
@@ -338,7 +366,7 @@ class OpcUaSession:
         with self._door(f"{url}: no session"):
             async with asyncio.timeout(self.settings.timeout * OPEN_FACTOR):
                 client = _client(self.settings)
-                self.line = _Line(library, client, [], [], NODES_MAX, self.clock.monotonic_us(), 0, 0)
+                self.line = _Line(library, client, [], [], {}, NODES_MAX, self.clock.monotonic_us(), 0, 0)
                 await client.connect_sessionless()
                 await client.create_session()
                 await client.activate_session(username=self.settings.user, password=_text_of(self.settings.password))
@@ -406,14 +434,18 @@ class OpcUaSession:
             raise DeviceSilent(f"{self.settings.url}: the server does not tell its namespaces")
         most = limit.Value.Value if limit.Value is not None else None
         line.nodes_max = min(most, NODES_MAX) if isinstance(most, int) and most > 0 else NODES_MAX
-        index = {uri: number for number, uri in reversed(list(enumerate(uris)))}
-        numbers = [index.get(name.uri) if name.uri else name.index for name in self.names]
+        line.index = {uri: number for number, uri in reversed(list(enumerate(uris)))}
+        self._name_nodes(line)
+        line.resolved_us = self.clock.monotonic_us()
+
+    def _name_nodes(self, line: _Line) -> None:
+        """The points' NodeIds with the namespace numbers of this session."""
+        numbers = [line.index.get(name.uri) if name.uri else name.index for name in self.names]
         line.nodes = [
-            None if number is None else _asked(library, number, name.identifier)
+            None if number is None else _asked(line.library, number, name.identifier)
             for number, name in zip(numbers, self.names, strict=True)
         ]
-        line.missing = sorted({name.uri for name in self.names if name.uri and name.uri not in index})
-        line.resolved_us = self.clock.monotonic_us()
+        line.missing = sorted({name.uri for name in self.names if name.uri and name.uri not in line.index})
 
     async def _ask(self, line: _Line, points: Sequence[int]) -> "list[ua.DataValue] | None":
         """One Read service call. None: the server found it too long, `nodes_max` was halved, ask again."""
@@ -441,11 +473,15 @@ class OpcUaSession:
         ts = ts if sane else received_us
         if status & 0x8000_0000:
             name = line.library.StatusCode(status & 0xFFFF_0000).name  # without the info bits, which have no name
+            self.reasons[point] = str(name)
             return np.nan, QUALITIES.get(name, Quality.OTHER), ts
         raw = item.Value.Value if item.Value is not None else None
         value, quality = number(raw)
         if quality is Quality.OTHER:
             self._tell_not_numeric(point, raw)
+            self.reasons[point] = f"a {type(raw).__name__} is no number"
+        elif self.reasons:
+            self.reasons.pop(point, None)
         if quality is not Quality.GOOD:
             return value, quality, ts
         if status & 0x4000_0000:
@@ -454,9 +490,10 @@ class OpcUaSession:
 
     def _tell_not_numeric(self, point: int, raw: object) -> None:
         self.counts.not_numeric += 1
-        if point not in self.told:
-            self.told.add(point)
-            log.warning("%s: %s is a %s, not a number", self.name, self.labels[point], type(raw).__name__)
+        label = self.labels[point]
+        if label not in self.told:
+            self.told.add(label)
+            log.warning("%s: %s is a %s, not a number", self.name, label, type(raw).__name__)
 
     @contextmanager
     def _door(self, doing: str) -> Iterator[None]:
@@ -470,7 +507,7 @@ class OpcUaSession:
             raise
         except TimeoutError as error:
             self.counts.timeouts += 1
-            raise DeviceSilent(f"{doing} within {self.settings.timeout:g} s") from error
+            raise DeviceSilent(f"{doing} within {self.settings.timeout:g} s", Quality.TIMEOUT) from error
         except Exception as error:
             words = f"{doing}: {_words(error)}"
             if _status_name(error) in REFUSALS or "No matching endpoints" in str(error):
@@ -497,9 +534,7 @@ class OpcUa:
     @asynccontextmanager
     async def open(self, name: str, connection: Any, points: Sequence[Point], clock: Clock) -> AsyncIterator[Session]:
         """Connect and yield a session. See contract.Driver."""
-        names = tuple(parse_node_id(point.settings.address) for point in points)
-        labels = tuple(f"{point.name} ({point.settings.address})" for point in points)
-        session = OpcUaSession(name, connection, names, labels, clock)
+        session = OpcUaSession(name, connection, *_named(points), clock)
         try:
             await session.connect()
             yield session
@@ -507,6 +542,12 @@ class OpcUa:
             await session.close(0.0 if isinstance(error, DeviceSilent) else CLOSE_CANCELLED_S)
             raise
         await session.close(CLOSE_S)
+
+
+def _named(points: Sequence[Point]) -> tuple[tuple[NodeName, ...], tuple[str, ...]]:
+    """The points' NodeIds, and what they are called in words for people."""
+    names = tuple(parse_node_id(point.settings.address) for point in points)
+    return names, tuple(f"{point.name} ({point.settings.address})" for point in points)
 
 
 def _client(settings: Connection) -> "Client":

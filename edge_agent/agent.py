@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from edge_agent import config as configuration
-from edge_agent import control, judge, plugins, poller, service, snapshot, yamlfile
+from edge_agent import control, judge, plugins, poller, service, snapshot
 from edge_agent.board import Board, BoardMachine, BoardSignal
 from edge_agent.broker import NoBrokerError, open_broker
 from edge_agent.clock import AgentTime, SystemClock
@@ -29,7 +29,7 @@ from edge_agent.mqtt import LinkSettings
 from edge_agent.pipeline import MACHINE_TOPICS, TICK_EVERY_S, Pipeline
 from edge_agent.plant import Plant, compile_plant
 from edge_agent.poller import Line, Poller
-from edge_agent.publisher import Publisher
+from edge_agent.publisher import STATUS, Publisher
 from edge_agent.records import Command, Event, Gap, GapCause
 from edge_agent.store.journal import FILE as STORE_FILE
 from edge_agent.store.journal import Committed, Store, open_store
@@ -37,13 +37,15 @@ from edge_agent.web.app import Web, open_web
 
 log = structlog.get_logger(__name__)
 
+HEALTH = "health"
 HEALTH_EVERY_S = 10.0
 WATCH_EVERY_S = 2.0
 DOWN_MAX_US = 3_600 * SECOND_US
 """The most that a stop counts as time that passed (contract §6, `time`)."""
 STOP_S = 2.0
 """How long the broker may take to hear the last of us; what it does not hear waits in the store."""
-STATE_DIRECTORY = "STATE_DIRECTORY"
+ERRORS_TOLD = 20
+"""Errors of a refused configuration in the log and in the status; `check` tells all."""
 DONE, WRONG_CONFIG = 0, 2
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -69,7 +71,7 @@ async def run(
     try:
         return await agent.run()
     except (control.AlreadyRunning, SecretError, NoBrokerError, OSError) as error:
-        _complain([f"edge-agent: {error}"])
+        _complain([f"edge-agent: {error.strerror if isinstance(error, OSError) and error.strerror else error}"])
         return WRONG_CONFIG
 
 
@@ -88,7 +90,7 @@ def _configuration(path: Path) -> _Found | None:
         loaded = configuration.load(path)
     except ConfigErrors as error:
         _complain(map(str, error.errors))
-        data_dir = _guessed_data_dir(path)
+        data_dir = configuration.data_dir_of(path, STORE_FILE)
         if not (data_dir / STORE_FILE).exists():
             _complain([_nothing_to_run_with(path)])
             return None
@@ -97,16 +99,6 @@ def _configuration(path: Path) -> _Found | None:
         _complain([f"{path}: has no connections or no mqtt: it is for recordings (edge-agent replay), not for run"])
         return None
     return _Found(loaded, (), loaded.config.agent.data_dir)
-
-
-def _guessed_data_dir(path: Path) -> Path:
-    """Where the data of a configuration that cannot be read lies: what it says if that can be read, else the default."""
-    about = yamlfile.load(path).root.get("agent") if path.is_file() else None
-    stated = about.get("data_dir") if isinstance(about, yamlfile.Table) else None
-    if isinstance(stated, str):
-        return path.parent / stated
-    state = os.environ.get(STATE_DIRECTORY, "").partition(":")[0]
-    return Path(state) if state else path.parent / "data"
 
 
 def _nothing_to_run_with(path: Path) -> str:
@@ -153,9 +145,13 @@ class _Agent:
         self.pollers: dict[str, _Running] = {}
         self.board = Board()
         self.meter = Meter(self.clock)
+        self.told_states: dict[str, str] = {}
+        self.health_due_us = 0
         self.web: Web | None = None
         self.web_url: str | None = None
         self.retained: dict[str, bytes] = {}
+        self.leftovers: set[str] = set()
+        """Whole topics of an earlier configuration that nobody writes any more: cleared at the broker."""
         self.reloading = asyncio.Lock()
 
     # --- start and end ----------------------------------------------------------------------------------------------
@@ -167,8 +163,7 @@ class _Agent:
             self.store: Store = stack.enter_context(open_store(self.found.data_dir, self.clock))
             if not self._choose():
                 return WRONG_CONFIG
-            kept = self.config.store
-            self.store.limit(kept.max_size, kept.max_age_us, kept.commit_every_us)
+            self._limit_store()
             self._restore()
             await self._open_doors(stack)
             handlers.update(status=self._on_status, reload=self._on_reload)
@@ -183,12 +178,13 @@ class _Agent:
             self.config, self.sha = self.found.loaded.config, self.found.loaded.sha
             for note in self.found.loaded.notes:
                 log.info("config_note", note=note)
+            if missing := configuration.missing_secrets(self.found.loaded):
+                _complain(map(str, missing))
+                return False
             return True
         kept = self.store.load_config()
         if kept is None:
-            _complain(
-                [f"edge-agent: {self.path} is not valid and no earlier configuration is kept: nothing to run with"]
-            )
+            _complain([_nothing_to_run_with(self.path)])
             return False
         text, self.sha = kept
         try:
@@ -196,8 +192,14 @@ class _Agent:
         except ValueError as error:
             _complain([f"edge-agent: the last good configuration cannot be used: {error}"])
             return False
-        log.error("config_refused", errors=len(self.errors), running=self.sha, file=str(self.path))
+        self._tell_refusal()
+        for ref in configuration.secrets_of(self.config):
+            configuration.secret(ref, self.config)  # what cannot be had is told before anything starts
         return True
+
+    def _limit_store(self) -> None:
+        kept = self.config.store
+        self.store.limit(kept.max_size, kept.max_age_us, kept.commit_every_us)
 
     def _restore(self) -> None:
         """The judge's state as it was when the journal ends, brought to the present configuration."""
@@ -215,7 +217,7 @@ class _Agent:
             state, orphans = snapshot.migrate(old, state, plant)
         self.board.use(_board_machines(plant))
         self.store.use_layouts([machine.layout for machine in plant.machines])
-        self._clear_removed(plant)
+        self._leave_behind(self._kept_config())
         self.store.save_config(text, self.sha)
         self.pipeline = Pipeline(
             plant, state, text, self.sha, self.store, self.board, self.clock, self.time, self._retain
@@ -224,17 +226,19 @@ class _Agent:
         if recovery.last_t_us is not None:
             self.pipeline.resume(_down_time(plant, recovery.last_wall_us, wall))
 
-    def _clear_removed(self, plant: Plant) -> None:
-        """Retained topics of machines that went out of the configuration while no agent ran."""
+    def _kept_config(self) -> Config | None:
+        """The configuration with which the last run ended."""
         kept = self.store.load_config()
         try:
-            before = configuration.unpack(kept[0], self.registry).machines if kept else {}
+            return configuration.unpack(kept[0], self.registry) if kept else None
         except ValueError as error:
             log.error("old_config_unreadable", fault=str(error))
-            return
-        for name in before.keys() - plant.by_name.keys():
-            for topic in MACHINE_TOPICS:
-                self._retain(f"{name}/{topic}", b"")
+            return None
+
+    def _leave_behind(self, old: Config | None) -> None:
+        """Retained topics of machines, or of a root, that are no longer in the configuration."""
+        self.leftovers |= _retained_topics(old) if old is not None else set()
+        self.leftovers -= _retained_topics(self.config)
 
     def _old_plant(self, text: str | None, now: str, plant: Plant) -> Plant:
         if text is None or text == now:
@@ -301,27 +305,33 @@ class _Agent:
     # --- what runs beside the path ----------------------------------------------------------------------------------
 
     def _poll(self, lines: Iterable[Line]) -> None:
-        """Start, keep, remap or end pollers so that exactly these lines are polled."""
+        """Start, keep, change or end pollers so that exactly these lines are polled."""
         wanted = {line.name: line for line in lines}
         for name in list(self.pollers):
             running = self.pollers[name]
-            if name in wanted and running.poller.remap(wanted[name]):
-                del wanted[name]
+            if name in wanted and running.poller.use(wanted[name]):
+                self._worker(wanted.pop(name))
                 continue
             running.task.cancel()
             del self.pollers[name]
             self.beats.forget(f"poller {name}")
         for name, line in wanted.items():
-            longest = max(signal.every_us for signal in line.signals)
-            stroke = self.beats.worker(f"poller {name}", longest + round(2 * poller.READ_LIMIT_S * SECOND_US))
+            stroke = self._worker(line)
             each = Poller(line, self.clock, self.time, self.pipeline.take, self.pipeline.missed, stroke)
             self.pollers[name] = _Running(each, self.tasks.create_task(each.run(), name=f"poller {name}"))
+
+    def _worker(self, line: Line) -> service.Beat:
+        """The pulse of a line's poller: it turns at each beat, and a beat may wait for its read."""
+        longest = max(signal.every_us for signal in line.signals)
+        return self.beats.worker(f"poller {line.name}", longest + round(2 * poller.READ_LIMIT_S * SECOND_US))
 
     def _start_publisher(self) -> None:
         self.publisher = Publisher(self.store, _link(self.config, self.broker_url), _root(self.config), self.clock)
         self.publisher_task = self.tasks.create_task(self.publisher.run())
         for topic, payload in self.retained.items():
             self.publisher.set_retained(topic, payload)
+        for topic in sorted(self.leftovers):
+            self.publisher.clear(topic)
 
     def _retain(self, topic: str, payload: bytes) -> None:
         """The latest of a retained topic, kept here so that a new publisher knows it; empty: cleared."""
@@ -345,7 +355,12 @@ class _Agent:
             await asyncio.sleep(TICK_EVERY_S)
             self.meter.lag(self.clock.monotonic_us() - due)
             self.pipeline.turn()
+            if self._line_states() != self.told_states and self.clock.monotonic_us() >= self.health_due_us:
+                self._tell_health()
             stroke()
+
+    def _line_states(self) -> dict[str, str]:
+        return {name: str(running.poller.health.state) for name, running in self.pollers.items()}
 
     async def _keep_health(self) -> None:
         while True:
@@ -359,11 +374,20 @@ class _Agent:
             self.store.status(),
             self.pipeline.plant,
             self.pipeline.state,
+            self._explain,
         )
 
+    def _explain(self, machine: str, signal: str, offset: int) -> str:
+        """Why the last reading of a signal was bad, as its line knows it."""
+        connection = self.config.machines[machine].signals[signal].connection
+        running = self.pollers.get(connection) if connection else None
+        return "" if running is None else running.poller.explain(machine, offset)
+
     def _tell_health(self) -> None:
+        """Every ten seconds, and soon after a line was lost or found, but not more often than once a second."""
+        self.told_states, self.health_due_us = self._line_states(), self.clock.monotonic_us() + SECOND_US
         health = self._health()
-        self._retain("health", messages.health(self.clock.wall_us(), health))
+        self._retain(HEALTH, messages.health(self.clock.wall_us(), health))
         self.board.health(health)
 
     def _tell_status(self) -> None:
@@ -376,7 +400,7 @@ class _Agent:
             "signals": self.pipeline.plant.columns,
         }
         if self.errors:
-            about["refused"] = [str(error) for error in self.errors[:20]]
+            about["refused"] = [str(error) for error in self.errors[:ERRORS_TOLD]]
         self.publisher.set_status(about)
         agent = self.config.agent
         self.board.status({**about, "agent": agent.id, "site": agent.site, "timezone": agent.timezone})
@@ -424,15 +448,16 @@ class _Agent:
     async def _reload(self) -> list[str]:
         try:
             loaded = await asyncio.to_thread(configuration.load, self.path)
-            if loaded.config.mqtt is None or loaded.config.for_recordings:
-                raise SecretError(f"{self.path} has no connections or no mqtt: it is for recordings")
-            plant = compile_plant(loaded.config, self.detectors)
-            lines = poller.lines(loaded.config, plant, self.registry)
-            link = _link(loaded.config, self.broker_url)
         except ConfigErrors as error:
             return self._refuse(error.errors)
-        except SecretError as error:
-            return self._refuse([configuration.ConfigError(str(self.path), 1, 1, "", None, None, str(error))])
+        if loaded.config.mqtt is None or loaded.config.for_recordings:
+            text = "has no connections or no mqtt: it is for recordings"
+            return self._refuse([configuration.ConfigError(str(self.path), 1, 1, "", None, None, text)])
+        if missing := configuration.missing_secrets(loaded):
+            return self._refuse(missing)
+        plant = compile_plant(loaded.config, self.detectors)
+        lines = poller.lines(loaded.config, plant, self.registry)
+        link = _link(loaded.config, self.broker_url)
         self.errors = []
         self.files = loaded.files
         changed = differences(self.config, loaded.config)
@@ -441,22 +466,33 @@ class _Agent:
         old, self.config, self.sha = self.config, loaded.config, loaded.sha
         text = configuration.pack(loaded.config)
         self.store.save_config(text, loaded.sha)
+        self._limit_store()
         self.pipeline.use(plant, text, loaded.sha)
         self.board.use(_board_machines(plant))
         self._poll(lines)
-        if old.mqtt != loaded.config.mqtt or link != self.publisher.settings:
+        self._leave_behind(old)
+        machines = {name for name in old.machines if name not in loaded.config.machines}
+        self.retained = {t: p for t, p in self.retained.items() if t.partition("/")[0] not in machines}
+        if _root(old) != _root(loaded.config) or link != self.publisher.settings:
             await self.publisher.stop(STOP_S)
             await self._end([self.publisher_task])
             self._start_publisher()
+        for topic in sorted(self.leftovers):
+            self.publisher.clear(topic)
         self.pipeline.publish_all()
         log.info("config_taken_over", config=self.sha, changed=len(changed))
         return changed
 
     def _refuse(self, errors: Sequence[configuration.ConfigError]) -> list[str]:
         self.errors = list(errors)
-        for error in errors[:20]:
-            log.error("config_refused", error=str(error), running=self.sha)
+        self._tell_refusal()
         return []
+
+    def _tell_refusal(self) -> None:
+        for error in self.errors[:ERRORS_TOLD]:
+            log.error("config_refused", error=str(error), running=self.sha)
+        if len(self.errors) > ERRORS_TOLD:
+            log.error("config_refused", more=len(self.errors) - ERRORS_TOLD, running=self.sha)
 
     # --- questions --------------------------------------------------------------------------------------------------
 
@@ -497,6 +533,7 @@ def _replayed(plant: Plant, recovery: Any, epoch: str) -> judge.JudgeState:
                 log.error("command_not_repeated", command=item.command, fault=str(error))
         elif item.frame.machine in plant.by_name:
             state, _ = judge.step(plant, state, [item.frame], epoch)
+    judge.numbered(state, recovery.numbers)
     return state
 
 
@@ -547,6 +584,13 @@ def _root(config: Config) -> str:
     return config.mqtt.root
 
 
+def _retained_topics(config: Config) -> set[str]:
+    """Every topic, whole, that an agent with this configuration retains."""
+    root = _root(config)
+    machines = {f"{root}/{name}/{topic}" for name in config.machines for topic in MACHINE_TOPICS}
+    return {f"{root}/{STATUS}", f"{root}/{HEALTH}", *machines}
+
+
 def _stamps(files: Iterable[Path]) -> dict[Path, tuple[int, int]]:
     """(mtime, size) of the files and of the folders they lie in, so that a new file of an `include` is seen too."""
     found = {}
@@ -563,9 +607,7 @@ def differences(old: Config, new: Config) -> list[str]:
     """What a person changed, one line each, machine by machine."""
     lines = []
     for part in ("agent", "mqtt", "store", "web"):
-        if getattr(old, part) != getattr(new, part):
-            later = part in ("agent", "store", "web")
-            lines.append(f"{part}: changed" + (" (takes effect at the next start)" if later else ""))
+        lines += _changed_keys(part, getattr(old, part), getattr(new, part))
     lines += _added_and_removed("connection", old.connections, new.connections)
     lines += [
         f"connection {n}: changed"
@@ -589,6 +631,20 @@ def differences(old: Config, new: Config) -> list[str]:
         ):
             lines.append(f"{name}: states or titles changed")
     return lines
+
+
+AT_THE_NEXT_START = frozenset({"agent.data_dir", "web", "web.host", "web.port"})
+"""What cannot change while the agent runs."""
+
+
+def _changed_keys(part: str, old: Any, new: Any) -> list[str]:
+    """The keys of a section that a person changed; a section that comes or goes is one."""
+    if old is None or new is None:
+        keys = [part] if old != new else []
+    else:
+        keys = [f"{part}.{one.name}" for one in fields(old) if getattr(old, one.name) != getattr(new, one.name)]
+    later = " (takes effect at the next start)"
+    return [f"{key}: changed{later if key in AT_THE_NEXT_START else ''}" for key in keys]
 
 
 def _added_and_removed(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

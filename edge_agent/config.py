@@ -10,7 +10,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ from edge_agent.yamlfile import Place, Problem
 __all__ = [
     "AgentConfig", "BandConfig", "Config", "ConfigError", "ConfigErrors", "ConnectionConfig", "CurrentLoop", "Loaded",
     "MachineConfig", "MqttConfig", "NormConfig", "SecretError", "SecretRef", "SignalConfig", "StoreConfig", "TlsConfig",
-    "WebConfig", "from_resolved_json", "load", "secret", "secrets_of", "to_resolved_json", "with_secrets",
+    "WebConfig", "data_dir_of", "from_resolved_json", "load", "missing_secrets", "secret", "secrets_of",
+    "to_resolved_json", "with_secrets",
 ]  # fmt: skip
 
 SECRET_BYTES_MAX = 64_000
@@ -56,6 +57,8 @@ class Loaded:
     sha: str
     files: tuple[Path, ...]
     notes: tuple[str, ...]
+    named_secrets: tuple[tuple[SecretRef, Place, str], ...] = ()
+    """Every {secret: NAME}, where it stands, and the keys that lead there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,33 @@ def load(path: Path, registry: plugins.Plugins | None = None) -> Loaded:
     problems = (*tree.problems, *report.problems)
     if problems or config is None:
         raise ConfigErrors(_told(problems, tree))
-    return Loaded(config, tree.sha[:12], tree.files, (*tree.notes, *report.notes))
+    named = tuple(_named_secrets(tree.root, ()))
+    return Loaded(config, tree.sha[:12], tree.files, (*tree.notes, *report.notes), named)
+
+
+def _named_secrets(node: Any, keys: tuple[Any, ...]) -> Iterator[tuple[SecretRef, Place, str]]:
+    if isinstance(node, yamlfile.Table):
+        if list(node) == ["secret"] and isinstance(node["secret"], str):
+            yield SecretRef(node["secret"]), node.value_at["secret"], ".".join(map(str, keys))
+            return
+        for key, value in node.items():
+            yield from _named_secrets(value, (*keys, key))
+    elif isinstance(node, yamlfile.Items):
+        for number, value in enumerate(node):
+            yield from _named_secrets(value, (*keys, number))
+
+
+def missing_secrets(loaded: Loaded) -> list[ConfigError]:
+    """Every secret that the configuration needs and that cannot be had here and now, at its place."""
+    needed = set(secrets_of(loaded.config))
+    found = []
+    for ref, place, path in loaded.named_secrets:
+        if ref in needed:
+            try:
+                secret(ref, loaded.config)
+            except SecretError as error:
+                found.append(ConfigError(*place, path, None, None, str(error)))
+    return found
 
 
 def _told(problems: Iterable[Problem], tree: yamlfile.Tree) -> list[ConfigError]:
@@ -123,6 +152,31 @@ def _told(problems: Iterable[Problem], tree: yamlfile.Tree) -> list[ConfigError]
     return [
         ConfigError(*p.place, ".".join(map(str, p.path)), p.found, p.allowed, p.text, p.suggestion) for p in ordered
     ]
+
+
+SERVICE_STATE = Path("/var/lib/edge-agent")
+"""StateDirectory= of systemd/edge-agent.service."""
+SERVICE_FOLDER = Path("/etc/edge-agent")
+_DATA_DIR = re.compile(r"^[^#]*\bdata_dir:\s*[\"']?([^\"'\s,}#]+)", re.MULTILINE)
+"""Where it stands in a file that cannot be read as YAML."""
+
+
+def data_dir_of(path: Path, holds: str, environment: Mapping[str, str] = os.environ) -> Path:
+    """The data directory of an agent that runs with this file, which may be broken just now: it is read without being judged.
+
+    Where it says nothing, the first of the agent's defaults that has the file `holds` is taken, else the first of them.
+    """
+    tree = yamlfile.load(path)
+    about = tree.root.get("agent")
+    stated = about.get("data_dir") if isinstance(about, yamlfile.Table) else None
+    if isinstance(about, yamlfile.Table) and isinstance(stated, str):
+        return Path(about.value_at["data_dir"].file).parent / stated
+    if tree.problems and path.is_file() and (line := _DATA_DIR.search(path.read_text(errors="replace"))):
+        return path.parent / line[1]
+    state = environment.get(sections.STATE_DIRECTORY, "").partition(":")[0]
+    installed = [SERVICE_STATE] if path.resolve().is_relative_to(SERVICE_FOLDER) else []
+    defaults = [*([Path(state)] if state else []), *installed, path.parent / "data", Path("data")]
+    return next((each for each in defaults if (each / holds).exists()), defaults[0])
 
 
 def secret(ref: SecretRef, config: Config) -> str:

@@ -57,11 +57,26 @@ REASONS = {code: code.name.lower() for code in Quality} | {Quality.FADED: "missi
 
 
 class DeviceSilent(Exception):
-    """The device or the line to it does not answer: try again."""
+    """The device or the line to it does not answer: try again.
+
+    quality: of its readings until it is heard again: DISCONNECTED, or TIMEOUT where the line stands and nothing comes.
+    """
+
+    def __init__(self, text: str, quality: Quality = Quality.DISCONNECTED) -> None:
+        super().__init__(text)
+        self.quality = quality
 
 
 class DeviceRefused(Exception):
     """The device answers that it will not: a person must mend the map or the credentials."""
+
+
+class WrongKey(ValueError):
+    """What a settings model's validator raises when several keys do not fit together: `key` is the one to point at."""
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(text)
+        self.key = key
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +228,20 @@ class Session(Protocol):
         """
         ...
 
+    def use(self, points: Sequence[Point]) -> None:
+        """Read these points from now on, over the line that is open; called between two reads only.
+
+        What was learned of a point that stays (refusals, silences) is kept.
+        """
+        ...
+
+    def explain(self, point: int) -> str:
+        """In words for a person why the last reading of this point was bad, as exactly as it is known; else ''.
+
+        Such as `unit 3, holding 100: exception 2 (illegal data address)` or `BadNodeIdUnknown`.
+        """
+        ...
+
     def counters(self) -> dict[str, int | float]:
         """Requests, timeouts and whatever else the health topic should show; cheap."""
         ...
@@ -223,7 +252,7 @@ class Driver(Protocol):
 
     `Connection` holds the keys of `connections.<name>` that are its own (all but `driver`); `Address` those of a signal
     that has an `address`, together with what it inherits from machine and connection (`inherited`). A validator of
-    either raises ValueError with words for the person who wrote the file.
+    either raises ValueError (or WrongKey) with words for the person who wrote the file.
     """
 
     Connection: type[BaseModel]

@@ -7,6 +7,9 @@ logic, so `known_false and unknown` is false and `known_true or unknown` is true
 
 import ast
 import difflib
+import keyword
+import re
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -109,37 +112,62 @@ class Expression:
             return np.asarray(self._evaluate(values), dtype=np.float64)
 
 
-def parse(text: str, names: Collection[str]) -> Expression:
-    """Compile `text`, which may use the signals in `names`. Raises ExpressionError with place and what is allowed."""
+_STRANGE = re.compile(r"[^\x20-\x7e\s]")
+_BREAK = re.compile(r"\s")
+_WORD = re.compile(r"(?<![A-Za-z0-9_.])[A-Za-z_][A-Za-z0-9_]*")
+_TAKEN = frozenset(keyword.kwlist) - {"and", "or", "not"}
+_DISGUISE = 0x410
+"""Cyrillic А: Python's own words (`in`, `from`, `class` …) are good names for signals, and reach its parser in disguise."""
+
+
+def parse(text: str, names: Collection[str] | None) -> Expression:
+    """Compile `text`, which may use the signals in `names` (None: any). Raises ExpressionError: its place, what is allowed."""
     if len(text) > TEXT_MAX:
         raise ExpressionError(f"is longer than {TEXT_MAX} characters: split it into several formulas")
+    if strange := _STRANGE.search(text):
+        raise ExpressionError(f"has the character {strange[0]!r}; allowed: {ALLOWED}", strange.start())
+    body = _BREAK.sub(" ", text).strip()  # a long formula may stand on several lines
+    shift = len(text) - len(text.lstrip())
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        with warnings.catch_warnings(action="ignore", category=SyntaxWarning):
+            tree = ast.parse(_WORD.sub(_disguised, body), mode="eval").body
     except SyntaxError as error:
+        # Without an offset it is the end that is missing. An offset counts characters from 1.
+        position = error.offset - 1 if error.offset else len(body)
         raise ExpressionError(
-            f"is not an expression ({error.msg}); allowed: {ALLOWED}", (error.offset or 1) - 1
+            f"is not an expression ({error.msg}); allowed: {ALLOWED}", shift + min(position, len(body))
         ) from None
     except (ValueError, RecursionError, MemoryError):
         raise ExpressionError(f"cannot be read; allowed: {ALLOWED}") from None
-    shift = len(text) - len(text.lstrip())
-    compiler = _Compiler(names, shift)
+    compiler = _Compiler(names, shift, body)
     evaluate = compiler.node(tree, 0)
     if not compiler.used:
         raise ExpressionError("uses no signal: it would never change")
     return Expression(text, tuple(compiler.used), evaluate)
 
 
+def _disguised(word: re.Match[str]) -> str:
+    found = word[0]
+    return chr(_DISGUISE + ord(found[0]) - ord("A")) + found[1:] if found in _TAKEN else found
+
+
+def _plain(name: str) -> str:
+    return name if name[0].isascii() else chr(ord(name[0]) - _DISGUISE + ord("A")) + name[1:]
+
+
 class _Compiler:
     """Walks the syntax tree once; every node not named here is refused."""
 
-    def __init__(self, names: Collection[str], shift: int) -> None:
+    def __init__(self, names: Collection[str] | None, shift: int, text: str) -> None:
         self.names = names
         self.shift = shift
+        self.bytes = _WORD.sub(_disguised, text).encode()
         self.used: dict[str, None] = {}
         self.nodes = 0
 
     def refuse(self, node: ast.expr, text: str) -> ExpressionError:
-        return ExpressionError(text, self.shift + node.col_offset)
+        # Python counts bytes.
+        return ExpressionError(text, self.shift + len(self.bytes[: node.col_offset].decode()))
 
     def node(self, node: ast.expr, depth: int) -> Node:
         self.nodes += 1
@@ -172,8 +200,8 @@ class _Compiler:
         return lambda _values: value  # type: ignore[return-value]  # a scalar broadcasts against the columns
 
     def name(self, node: ast.Name) -> Node:
-        name = node.id
-        if name not in self.names:
+        name = _plain(node.id)
+        if self.names is not None and name not in self.names:
             near = difflib.get_close_matches(name, [*self.names, *FUNCTIONS], 1)
             hint = f'; did you mean "{near[0]}"?' if near else ""
             raise self.refuse(node, f'uses "{name}", which is no signal of this machine{hint}')

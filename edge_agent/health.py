@@ -1,7 +1,7 @@
 """The agent's own health, as the health topic, the page and `status` show it: gathered here, decided nowhere."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from edge_agent.messages import topics as messages
 from edge_agent.plant import Plant
 from edge_agent.poller import LineHealth
 
+Explain = Callable[[str, str, int], str]
+"""(machine, signal, its offset in the machine) → why its last reading was bad, in words; '' when nothing more is known."""
 SIGNALS_MAX = 1000
 """Signals listed in one health message; the count of the others stands beside them."""
 
@@ -22,7 +24,7 @@ NE107 = {
     Quality.UNCERTAIN: "out_of_specification",
     Quality.TIMEOUT: "failure",
     Quality.DISCONNECTED: "failure",
-    Quality.REFUSED: "function_check",
+    Quality.REFUSED: "failure",
     Quality.DEVICE_FAILURE: "failure",
     Quality.SENSOR_FAILURE: "failure",
     Quality.OUT_OF_RANGE: "out_of_specification",
@@ -58,8 +60,9 @@ class Meter:
         store: Mapping[str, Any],
         plant: Plant,
         state: JudgeState,
+        explain: Explain,
     ) -> dict[str, Any]:
-        """Contract §2, `health`, with `broker` and `store` beside it."""
+        """Contract §2, `health`, with `broker` and `store` beside it, and for each signal what its line knows of the cause."""
         now, cpu = self._clock.monotonic_us(), self._clock.cpu_s()
         if now - self._at_us >= SECOND_US:
             self._cpu_percent = 100e6 * (cpu - self._cpu_s) / (now - self._at_us)
@@ -74,7 +77,7 @@ class Meter:
             "loop_lag_ms": round(lag / 1000, 1),
             "cpu_percent": round(self._cpu_percent, 2),
             "rss_mb": round(rss_mb(), 1),
-            **_signals(plant, state),
+            **_signals(plant, state, explain),
         }
 
     def _looked(self, name: str, line: LineHealth, now_us: int) -> tuple[int, int, float]:
@@ -93,7 +96,7 @@ def _line(line: LineHealth, utilisation: float) -> dict[str, Any]:
     return {**shown, "beats": line.beats, "missed": line.missed, **counted, "utilisation": round(utilisation, 4)}
 
 
-def _signals(plant: Plant, state: JudgeState) -> dict[str, Any]:
+def _signals(plant: Plant, state: JudgeState, explain: Explain) -> dict[str, Any]:
     """The signals that are not ok, by `machine.signal`."""
     quality = np.where(state.faded, np.uint8(Quality.MISSING), state.held_quality)
     doubtful = np.flatnonzero((quality != Quality.GOOD) & (quality != Quality.CLOCK))
@@ -101,7 +104,10 @@ def _signals(plant: Plant, state: JudgeState) -> dict[str, Any]:
     for column in doubtful[:SIGNALS_MAX].tolist():
         machine, signal = plant.signal_of(column)
         code = Quality(int(quality[column]) & CODE_MASK)
-        found[f"{machine.name}.{signal.name}"] = {"ne107": NE107.get(code, "failure"), "reason": judge.word_of(code)}
+        about = {"ne107": NE107.get(code, "failure"), "reason": judge.word_of(code)}
+        if detail := explain(machine.name, signal.name, column - machine.start):
+            about["detail"] = detail
+        found[f"{machine.name}.{signal.name}"] = about
     more = len(doubtful) - len(found)
     return {"signals": found, **({"signals_more": more} if more else {})}
 

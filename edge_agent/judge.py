@@ -7,7 +7,7 @@ Rule 3: the state that is handed in is used up: `step` changes it in place. Keep
 
 import copy
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
@@ -151,6 +151,14 @@ def acknowledge(
             del state.standing[column, kind]
         return state, event
     raise KeyError(warning)
+
+
+def numbered(state: JudgeState, numbers: Mapping[str, tuple[str, int]]) -> None:
+    """Note the (epoch, seq) under which the store keeps the last event of these warnings. numbers: by id, newest wins."""
+    for standing in state.standing.values():
+        epoch, seq = numbers.get(standing.event.id, ("", 0))
+        if seq > standing.event.seq or epoch not in ("", standing.event.epoch):
+            standing.event = replace(standing.event, epoch=epoch, seq=seq)
 
 
 def readings(state: JudgeState, machine: Machine) -> tuple[Floats, Codes]:
@@ -560,7 +568,9 @@ def _event(
     place = stack.machines.index(machine)
     column = int(stack.edges[place]) + change.column - machine.start
     mode = int(modes[place][change.row])
-    ts, value = _of(work.ts, change.row, column), float(work.held[change.row, column])
+    # What a reading caused has that reading's time; what the passing of time caused (a delay, silence) has its row's.
+    stamps = work.ts if work.good[change.row, column] else work.row_ts
+    ts, value = _of(stamps, change.row, column), float(work.held[change.row, column])
     born = change.since if standing is None else standing.born
     since = change.since if told is EventKind.RAISED or standing is None else standing.since
     worst = change.level or (standing.level if standing else 1)

@@ -5,7 +5,7 @@ Rule 2: nobody but this room changes the judge's state; the page and the command
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -32,7 +32,7 @@ MISSED_TOLD_EVERY_US = 10 * SECOND_US
 
 EVENT_NAMES = {event: f"warning_{event}" for event in EventKind}
 MACHINE_TOPICS = ("active", "norms")
-"""Retained topics of a machine: cleared when it goes out of the configuration."""
+"""Retained topics of a machine."""
 
 Retain = Callable[[str, bytes], None]
 
@@ -83,15 +83,16 @@ class Pipeline:
 
     def _judge(self, frames: Sequence[Frame]) -> None:
         self.state, judged = judge.step(self.plant, self.state, frames, self._store.epoch)
-        self._store.put(judged.frames, judged.events)
+        events = self._store.put(judged.frames, judged.events)
+        judge.numbered(self.state, _numbers(events))
         self.judged_rows += len(judged.frames)
         touched = {frame.machine: frame for frame in frames}
         for name, frame in touched.items():
             machine = self.plant.by_name[name]
             self._last_us[name] = int(frame.t[-1])
             self._show(machine, frame)
-        if judged.events:
-            self._tell(judged.events)
+        if events:
+            self._tell(events)
 
     def _show(self, machine: Machine, frame: Frame) -> None:
         mode = int(self.state.mode[machine.index])
@@ -210,7 +211,8 @@ class Pipeline:
         ts = self._clock.wall_us()
         self.state, event = judge.acknowledge(self.plant, self.state, warning, by, comment, ts)
         command = Command("acknowledge", ts, self._time.now_us(), warning, by, comment)
-        self._store.put((), [event], commands=[command])
+        (event,) = self._store.put((), [event], commands=[command])
+        judge.numbered(self.state, _numbers([event]))
         self._tell([event])
         return messages.event_plain(event)
 
@@ -219,22 +221,18 @@ class Pipeline:
     def use(self, plant: Plant, config_text: str, config_sha: str) -> None:
         """Go over to another plant between two beats; unchanged signals keep their readings and warnings."""
         self.flush()
-        old = self.plant
-        orphans = self._take_over(plant)
+        self.state, orphans = snapshot.migrate(self.plant, self.state, plant)
+        self.plant = plant
         self._config_text, self._config_sha = config_text, config_sha
         self._store.use_layouts([machine.layout for machine in plant.machines])
         now = self._time.now_us()
         self._last_us = {name: self._last_us.get(name, now) for name in plant.by_name}
         self.drop(orphans)
         self.snapshot()
-        for name in old.by_name.keys() - plant.by_name.keys():
-            for topic in MACHINE_TOPICS:
-                self._retain(f"{name}/{topic}", b"")
 
-    def _take_over(self, plant: Plant) -> list[Event]:
-        self.state, orphans = snapshot.migrate(self.plant, self.state, plant)
-        self.plant = plant
-        return orphans
+
+def _numbers(events: Iterable[Event]) -> dict[str, tuple[str, int]]:
+    return {event.id: (event.epoch, event.seq) for event in events}
 
 
 def _removed(event: Event, ts: int, language: str) -> Event:

@@ -9,7 +9,8 @@ import asyncio
 import itertools
 import math
 import random
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -167,40 +168,24 @@ def _signals(config: Config, connection: str) -> Iterator[PolledSignal]:
 
 @dataclass(frozen=True, slots=True)
 class ReadOnce:
-    """One reading of everything. faults: by connection, why it could not be reached."""
+    """One reading of everything. faults: by connection, why it could not be reached. reasons: by point name, why it is bad."""
 
     frames: list[Frame]
     faults: dict[str, str]
+    reasons: dict[str, str]
 
 
 async def read_once(lines_: Sequence[Line], clock: Clock, time: AgentTime) -> ReadOnce:
     """Open every line, read each of its signals once, and close it again: what `read` and `check --connect` do."""
-    frames: list[Frame] = []
-    faults: dict[str, str] = {}
+    once = ReadOnce([], {}, {})
 
     async def one(line: Line) -> None:
-        poller = Poller(line, clock, time, frames.extend, lambda *_: None)
-        periods = tuple(sorted({signal.every_us for signal in line.signals}))
-        beat = _plan(line, periods)
-        why = Quality.DISCONNECTED
-        try:
-            opening = line.driver.open(line.name, line.settings, [signal.point for signal in line.signals], clock)
-            async with asyncio.timeout(OPEN_LIMIT_S), opening as session:
-                readings = await session.read(beat.due)
-        except (DeviceSilent, DeviceRefused, TimeoutError) as error:
-            faults[line.name] = str(error) or f"no answer within {OPEN_LIMIT_S:g} s"
-            why = Quality.REFUSED if isinstance(error, DeviceRefused) else why
-            readings = poller.nothing(beat, why)
-        except Exception as error:  # the bulkhead here too: a bug of one driver is a fault of its connection
-            log.exception("driver_failed", connection=line.name)
-            faults[line.name] = f"the driver failed: {type(error).__name__}: {error}"
-            readings = poller.nothing(beat, Quality.OTHER)
-        frames.extend(poller.frames(beat, readings))
+        await Poller(line, clock, time, once.frames.extend, lambda *_: None).once(once)
 
     async with asyncio.TaskGroup() as tasks:
         for line in lines_:
             tasks.create_task(one(line))
-    return ReadOnce(frames, faults)
+    return once
 
 
 class Poller:
@@ -220,12 +205,18 @@ class Poller:
         self.health = LineHealth(since_us=clock.wall_us())
         self._clock, self._time, self._intake, self._missed, self._stroke = clock, time, intake, missed, stroke
         self._rng = rng or random.Random(line.name)  # noqa: S311 - jitter, not a secret
-        self._periods = sorted({signal.every_us for signal in line.signals})
+        self._periods = _periods(line)
         self._beats: dict[tuple[int, ...], _Beat] = {}
+        self._places: dict[tuple[str, int], int] = {}
         self._session: Session | None = None
-        self._broken = asyncio.Event()
+        self._asked = line
+        """The line whose points the open session was told."""
+        self._changed, self._broken = asyncio.Event(), asyncio.Event()
         self._why = Quality.DISCONNECTED
         self._lost_at: int | None = None
+        self._reached = 0
+        """The last beat (monotonic µs) that has its row or is being read."""
+        self._overdue_timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         """Runs until cancelled; leaves no connection open."""
@@ -233,13 +224,46 @@ class Poller:
             tasks.create_task(self._keep_open())
             tasks.create_task(self._poll())
 
-    def remap(self, line: Line) -> bool:
-        """Take over moved columns, scales or names without dropping the connection; False when that is not possible."""
-        if not same_line(self.line, line):
+    async def once(self, into: ReadOnce) -> None:
+        """Open, read everything once and close; whatever fails is a bad reading with its reason."""
+        beat = self._due(tuple(self._periods))
+        readings = None
+        try:
+            async with self._opened():
+                readings = await self._read(beat)
+                into.reasons.update(self._reasons(beat, readings))
+        except Exception as error:  # noqa: BLE001 - the bulkhead, see `_failed`
+            self._failed(error)
+        if readings is None:
+            readings = self.nothing(beat, self._why)
+        if self.health.reason:
+            into.faults[self.line.name] = self.health.reason
+        self._intake(self.frames(beat, readings))
+
+    def _reasons(self, beat: _Beat, readings: Readings) -> Iterator[tuple[str, str]]:
+        for place in np.flatnonzero((readings.quality & CODE_MASK) > Quality.UNCERTAIN).tolist():
+            point = int(beat.due[place])
+            if self._session is not None and (words := self._session.explain(point)):
+                yield self.line.signals[point].point.name, words
+
+    def use(self, line: Line) -> bool:
+        """Go over to these signals between two reads, over the line that is open; False when it leads elsewhere."""
+        if line.driver is not self.line.driver or line.settings != self.line.settings:
             return False
-        self.line = line
+        self.line, self._periods = line, _periods(line)
         self._beats.clear()
+        self._places.clear()
+        self._changed.set()
         return True
+
+    def explain(self, machine: str, offset: int) -> str:
+        """In words why this signal's last reading was bad; '' when nothing more is known."""
+        if self._session is None or self._asked is not self.line:
+            return self.health.reason
+        if not self._places:
+            self._places = {(s.machine, s.offset): point for point, s in enumerate(self.line.signals)}
+        point = self._places.get((machine, offset))
+        return "" if point is None else self._session.explain(point)
 
     # --- the connection -------------------------------------------------------------------------------------------
 
@@ -251,12 +275,8 @@ class Poller:
             pause_s = 0.0
             try:
                 opened = await self._hold_open()
-            except (DeviceSilent, DeviceRefused, TimeoutError) as error:
-                self._lost(error)
-            except Exception as error:  # the bulkhead: a bug of a driver stays in its connection
-                log.exception("driver_failed", connection=self.line.name)
-                self._lost(error)
-                pause_s = FAULT_PAUSE_S
+            except Exception as error:  # noqa: BLE001 - the bulkhead, see `_failed`
+                pause_s = self._failed(error)
             failures = 0 if opened else failures + 1
             pause_s = max(pause_s, self._pause_s(failures))
             self._enter(ConnectionState.BACKING_OFF, self.health.reason)
@@ -264,31 +284,54 @@ class Poller:
 
     async def _hold_open(self) -> bool:
         """True once the line was open and at least one read came through, when it is lost again."""
-        points = [signal.point for signal in self.line.signals]
         self._enter(ConnectionState.CONNECTING, self.health.reason)
-        opening = self.line.driver.open(self.line.name, self.line.settings, points, self._clock)
+        async with self._opened():
+            before = self.health.beats
+            await self._broken.wait()
+            return self.health.beats > before
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[None]:
+        """The line, open; each step under its limit."""
+        line = self.line
+        opening = line.driver.open(line.name, line.settings, [signal.point for signal in line.signals], self._clock)
         async with asyncio.timeout(OPEN_LIMIT_S) as limit, opening as session:
             limit.reschedule(None)
             self._broken.clear()
-            before = self.health.beats
-            self._session = session
+            self._session, self._asked = session, line
             try:
-                await self._broken.wait()
+                yield
             finally:
                 self._session = None
                 # A line that hangs while it is closed must not keep it from being opened again.
                 limit.reschedule(asyncio.get_running_loop().time() + CLOSE_LIMIT_S)
-            return self.health.beats > before
+
+    def _failed(self, error: Exception) -> float:
+        """The bulkhead: a fault of a line, or a bug of its driver, stays in its connection. Returns the least pause in s."""
+        if isinstance(error, DeviceSilent | DeviceRefused | TimeoutError):
+            self._lost(error)
+            return 0.0
+        log.error("driver_failed", connection=self.line.name, exc_info=error)
+        self._lost(error)
+        return FAULT_PAUSE_S
 
     def _pause_s(self, failures: int) -> float:
         """Grows from the first failure on, with jitter so that many lines do not knock at once."""
         pause_s: float = min(PAUSE_MAX_S, PAUSE_MIN_S * 2 ** min(failures, 10))
         return pause_s * self._rng.uniform(0.5, 1.0)
 
-    def _lost(self, error: BaseException) -> None:
-        reason = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
-        refused = isinstance(error, DeviceRefused)
-        self._why = Quality.REFUSED if refused else Quality.DISCONNECTED
+    def _lost(self, error: Exception) -> None:
+        match error:
+            case DeviceSilent():
+                self._why, reason = error.quality, str(error)
+            case DeviceRefused():
+                self._why, reason = Quality.REFUSED, str(error)
+            case TimeoutError():
+                asked = self._session is not None
+                self._why = Quality.TIMEOUT if asked else Quality.DISCONNECTED
+                reason = "no answer in time" if asked else f"not open within {OPEN_LIMIT_S:g} s"
+            case _:
+                self._why, reason = Quality.OTHER, f"the driver failed: {type(error).__name__}: {error}"
         self._away(ConnectionState.DISCONNECTED, reason)
         self._broken.set()
 
@@ -314,14 +357,26 @@ class Poller:
     async def _poll(self) -> None:
         last = self._clock.monotonic_us()
         while True:
+            self._changed.clear()
             beat, periods = self._next(last)
-            await asyncio.sleep(max(0, beat - self._clock.monotonic_us()) / SECOND_US)
+            if not await self._waited_until(beat):
+                last = max(last, self._clock.monotonic_us())
+                continue
             self._stroke()
-            await self._take(periods)
+            await self._take(beat, periods)
             now = self._clock.monotonic_us()
-            self._count_missed(beat, now)
+            self._count_missed(self._reached, now)
             # What was due while the read went on is missed; the next beat lies in the future.
-            last = max(beat, now)
+            last = max(self._reached, now)
+
+    async def _waited_until(self, beat_us: int) -> bool:
+        """False when there are other signals before it comes, which may have other beats."""
+        try:
+            async with asyncio.timeout(max(0, beat_us - self._clock.monotonic_us()) / SECOND_US):
+                await self._changed.wait()
+        except TimeoutError:
+            return True
+        return False
 
     def _next(self, after_us: int) -> tuple[int, tuple[int, ...]]:
         """The next beat and the periods that are due at it."""
@@ -342,12 +397,33 @@ class Poller:
         wall = self._clock.wall_us()
         self._missed(self.line.name, rows, wall - (now_us - first), wall - (now_us - last))
 
-    async def _take(self, periods: tuple[int, ...]) -> None:
+    async def _take(self, beat_us: int, periods: tuple[int, ...]) -> None:
         """One beat: read, or say why not. Hands the frames on in the same turn of the loop."""
+        line, beat = self.line, self._due(periods)
+        self._reached = beat_us
+        if self.health.state is not ConnectionState.CONNECTED and self._session is not None:
+            self._watch_overdue()
+        try:
+            readings = await self._read(beat)
+        finally:
+            if self._overdue_timer is not None:
+                self._overdue_timer.cancel()
+                self._overdue_timer = None
+        if self.line is not line:  # another configuration came while it was read
+            beat, readings = _carried_over(line, beat, readings, self.line)
+        self._intake(self.frames(beat, readings))
+
+    def _watch_overdue(self) -> None:
+        """A silent device is waited for longer than a beat: the beats that pass have their rows all the same."""
+        beat_us, periods = self._next(self._reached)
+        wait_s = max(0, beat_us - self._clock.monotonic_us()) / SECOND_US
+        self._overdue_timer = asyncio.get_running_loop().call_later(wait_s, self._overdue, beat_us, periods)
+
+    def _overdue(self, beat_us: int, periods: tuple[int, ...]) -> None:
+        self._reached = beat_us
         beat = self._due(periods)
-        readings = await self._read(beat)
-        # A reload may have moved the columns meanwhile; the points are still the same, or this poller was ended.
-        self._intake(self.frames(self._due(periods), readings))
+        self._intake(self.frames(beat, self.nothing(beat, Quality.TIMEOUT)))
+        self._watch_overdue()
 
     async def _read(self, beat: _Beat) -> Readings:
         session = self._session
@@ -356,18 +432,14 @@ class Poller:
         begun = self._clock.monotonic_us()
         try:
             async with asyncio.timeout(READ_LIMIT_S + self._periods[0] / SECOND_US):
+                if self._asked is not self.line:
+                    self._asked = self.line
+                    session.use([signal.point for signal in self.line.signals])
                 readings = checked(await session.read(beat.due), len(beat.due))
             counters = session.counters()
-        except TimeoutError as error:
-            self._lost(error)
-            return self.nothing(beat, Quality.TIMEOUT)
-        except (DeviceSilent, DeviceRefused) as error:
-            self._lost(error)
+        except Exception as error:  # noqa: BLE001 - the bulkhead, see `_failed`
+            self._failed(error)
             return self.nothing(beat, self._why)
-        except Exception as error:  # the bulkhead, as above
-            log.exception("driver_failed", connection=self.line.name)
-            self._lost(error)
-            return self.nothing(beat, Quality.OTHER)
         finally:
             self.health.busy_us += self._clock.monotonic_us() - begun
         self.health.beats += 1
@@ -389,7 +461,8 @@ class Poller:
     def _due(self, periods: tuple[int, ...]) -> _Beat:
         found = self._beats.get(periods)
         if found is None:
-            found = self._beats[periods] = _plan(self.line, periods)
+            due = [i for i, signal in enumerate(self.line.signals) if signal.every_us in periods]
+            found = self._beats[periods] = _plan(self.line, due)
         return found
 
     def frames(self, beat: _Beat, readings: Readings) -> list[Frame]:
@@ -419,14 +492,22 @@ def checked(readings: Readings, count: int) -> Readings:
     return readings
 
 
-def same_line(old: Line, new: Line) -> bool:
-    """Whether an open connection serves the new line too: the same device, asked for the same things as often."""
-    if old.driver is not new.driver or old.settings != new.settings or len(old.signals) != len(new.signals):
-        return False
-    return all(
-        a.point.settings == b.point.settings and a.every_us == b.every_us and a.machine == b.machine
-        for a, b in zip(old.signals, new.signals, strict=True)
-    )
+def _periods(line: Line) -> list[int]:
+    return sorted({signal.every_us for signal in line.signals})
+
+
+def _carried_over(old: Line, beat: _Beat, readings: Readings, new: Line) -> tuple[_Beat, Readings]:
+    """What was read for one configuration, as the next one has it; what it no longer has, or reads elsewhere, is left out."""
+    there = {signal.point.name: point for point, signal in enumerate(new.signals)}
+    places, due = [], []
+    for place, point in enumerate(beat.due.tolist()):
+        asked = old.signals[point].point
+        found = there.get(asked.name)
+        if found is not None and new.signals[found].point.settings == asked.settings:
+            places.append(place)
+            due.append(found)
+    chosen = np.array(places, dtype=np.intp)
+    return _plan(new, due), Readings(readings.values[chosen], readings.quality[chosen], readings.ts[chosen])
 
 
 def _frame(target: _Target, values: Floats, quality: Codes, stamps: Ints, t: Ints, wall_us: int) -> Frame:
@@ -458,9 +539,8 @@ def engineering(beat: _Beat, readings: Readings) -> tuple[Floats, Codes]:
     return values, quality
 
 
-def _plan(line: Line, periods: tuple[int, ...]) -> _Beat:
-    """What is due when these periods' beats fall together, and where it goes."""
-    due = [i for i, signal in enumerate(line.signals) if signal.every_us in periods]
+def _plan(line: Line, due: list[int]) -> _Beat:
+    """Where the readings of these points go."""
     chosen = [line.signals[i] for i in due]
     machines: dict[str, list[int]] = {}
     for place, signal in enumerate(chosen):

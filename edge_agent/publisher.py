@@ -56,7 +56,7 @@ class Outbox(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Flight:
-    """What waits for its PUBACK. topic: below the root. message: None for a retained one, which is `payload`."""
+    """What waits for its PUBACK. topic: the whole of it. message: None for a retained one, which is `payload`."""
 
     topic: str
     message: Committed | None
@@ -96,9 +96,10 @@ class Publisher:
         self._late: dict[int, bool] = {}
         """The flag of each message that was sent and not acknowledged: a repeat carries the same."""
         self._newest: dict[str, int] = {}
+        self._status_topic = f"{root}/{STATUS}"
         self._retained: dict[str, bytes] = {}
         self._due: dict[str, None] = {}
-        """Retained topics to be sent, in the order in which they changed; the status always goes first."""
+        """Retained topics (whole) to be sent, in the order in which they changed; the status always goes first."""
         self._refusals: dict[str, _Refusal] = {}
         self._too_large: set[int] = set()
         """Set aside until the next connection, which may be to a broker that takes more."""
@@ -138,6 +139,13 @@ class Publisher:
 
     def set_retained(self, topic: str, payload: bytes) -> None:
         """topic: below the root. The latest wins; an empty payload clears the topic once and is then forgotten."""
+        self._retain(f"{self._root}/{topic}", payload)
+
+    def clear(self, topic: str) -> None:
+        """Clear a retained topic that may lie under another root (the whole topic)."""
+        self._retain(topic, b"")
+
+    def _retain(self, topic: str, payload: bytes) -> None:
         if self._retained.get(topic) == payload or self._saying_goodbye:
             return
         self._retained[topic] = payload
@@ -145,14 +153,14 @@ class Publisher:
         self._wake.set()
 
     def status(self) -> dict[str, Any]:
-        """For the health topic. delivery: unverified where MQTT 3.1.1 lets a refusal look like success."""
+        """For the health topic. delivery: unverified where MQTT 3.1.1 lets a refusal look like success; unknown until connected."""
         link = self._link
         return {
             "state": link.state.value,
             "since": None if link.since_us is None else messages.to_utc(link.since_us),
             "url": link.url,
             "version": link.version,
-            "delivery": "unverified" if link.version == "3.1.1" else "verified",
+            "delivery": {"5": "verified", "3.1.1": "unverified"}.get(link.version or "", "unknown"),
             "in_flight": len(self._flights),
             "backlog": max(0, self._store.pending_count),
             "refused": self._refused,
@@ -315,7 +323,7 @@ class Publisher:
         """Send the next message of a lane, unless its topic is refused or it is too large. False: offline."""
         message = lane()
         self._sent += 1
-        topic, seq = message.topic, message.seq
+        topic, seq = f"{self._root}/{message.topic}", message.seq
         refusal = self._refusals.get(topic)
         if refusal is not None and (refusal.paused or refusal.flying):
             _leave(refusal, seq)
@@ -330,7 +338,7 @@ class Publisher:
         if not self._publish(_Flight(topic, message), payload, retain=False):
             return False
         self._late[seq] = late
-        self._newest[topic] = max(seq, self._newest.get(topic, 0))
+        self._newest[message.topic] = max(seq, self._newest.get(message.topic, 0))
         self._flying.add(seq)
         if refusal is not None:
             refusal.flying += 1
@@ -342,7 +350,7 @@ class Publisher:
 
     def _send_retained(self) -> bool:
         """Send the next retained topic. False: offline."""
-        topic = STATUS if STATUS in self._due else next(iter(self._due))
+        topic = self._status_topic if self._status_topic in self._due else next(iter(self._due))
         del self._due[topic]
         payload = self._retained[topic]
         refusal = self._refusals.get(topic)
@@ -356,14 +364,14 @@ class Publisher:
 
     def _publish(self, flight: _Flight, payload: bytes, *, retain: bool) -> bool:
         self._token += 1
-        if not self._link.publish(f"{self._root}/{flight.topic}", payload, retain, self._token):
+        if not self._link.publish(flight.topic, payload, retain, self._token):
             return False
         self._flights[self._token] = flight
         return True
 
     def _exceeds(self, topic: str, payload: bytes) -> bool:
         """A broker closes the connection at a message beyond its limit, so it is not sent at all."""
-        size = len(payload) + len(f"{self._root}/{topic}".encode()) + HEADER
+        size = len(payload) + len(topic.encode()) + HEADER
         if size <= self._link.packet_max:
             return False
         if topic not in self._told_too_large:
@@ -385,7 +393,7 @@ class Publisher:
     async def _say_goodbye(self, within_s: float) -> None:
         """The last status; it is the last message, so its acknowledgement ends the work."""
         self._saying_goodbye = True
-        flight = _Flight(STATUS, None, messages.STOPPED)
+        flight = _Flight(self._status_topic, None, messages.STOPPED)
         if not self._publish(flight, messages.STOPPED, retain=True):
             return
         token = self._token

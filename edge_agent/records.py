@@ -111,6 +111,9 @@ class Event:
     comment: str | None = None
     t: int = 0
     """The agent's own clock at the row that caused it: for putting events in order, never published."""
+    epoch: str = ""
+    seq: int = 0
+    """The number that the store gave it; 0 before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ EPOCH = "replay"
 TICKS_SPARE = 2
 MS_FROM, US_FROM, NS_FROM = 1e11, 1e14, 1e17
 """Numbers of this size on are ms, µs, ns since 1970; smaller ones are seconds (1e11 s is the year 5138)."""
+MIDDLE_US, REACH_US = 95_633_352_000 * SECOND_US, 157_705_876_800 * SECOND_US
+"""Times from year 3 to year 9997 are believed: every zone's offset stays within the calendar."""
 WRITTEN_MISSING = frozenset({"", "na", "n/a", "null", "none", "nan"})
 
 
@@ -104,20 +106,24 @@ def _time_column(path: Path, header: list[str], wanted: str | None) -> int:
 
 def _times(path: Path, cells: Sequence[str], lines: Sequence[int], zone: tzinfo) -> Ints:
     """UTC µs of each cell. lines: where it stands in the file, for the person who must mend it."""
-    try:
-        numbers = np.array(cells, dtype=np.float64)
-    except ValueError:
-        if _is_number(cells[0]):
-            guilty = next(i for i, cell in enumerate(cells) if not _is_number(cell))
-            raise _no_time(path, lines[guilty], cells[guilty]) from None
-        return _stamps(path, cells, lines, zone)
-    if not numbers.size:
+    if not cells:
         return np.empty(0, dtype=np.int64)
+    if _plain_number(cells[0]) is None:
+        return _stamps(path, cells, lines, zone)
+    try:
+        numbers = _parsed(cells)
+    except ValueError:
+        guilty = next(i for i, cell in enumerate(cells) if _plain_number(cell) is None)
+        raise _no_time(path, lines[guilty], cells[guilty]) from None
     if not np.isfinite(numbers).all():
         line = lines[int(np.flatnonzero(~np.isfinite(numbers))[0])]
         raise RecordingError(f"{path}:{line}: the time is not a number")
     largest = float(np.abs(numbers).max())
     factor = 1e6 if largest < MS_FROM else 1e3 if largest < US_FROM else 1.0 if largest < NS_FROM else 1e-3
+    outside = np.flatnonzero(np.abs(numbers * factor - MIDDLE_US) >= REACH_US)
+    if outside.size:
+        guilty = int(outside[0])
+        raise _no_time(path, lines[guilty], cells[guilty])
     return np.round(numbers * factor).astype(np.int64)
 
 
@@ -129,8 +135,13 @@ def _stamps(path: Path, cells: Sequence[str], lines: Sequence[int], zone: tzinfo
             stamp = datetime.fromisoformat(cell.strip())
         except ValueError:
             raise _no_time(path, lines[i], cell) from None
-        since = (stamp if stamp.tzinfo else stamp.replace(tzinfo=zone)) - epoch
+        try:
+            since = (stamp if stamp.tzinfo else stamp.replace(tzinfo=zone)) - epoch
+        except OverflowError:  # the offset leads out of the calendar
+            raise _no_time(path, lines[i], cell) from None
         stamps[i] = since.days * 86_400 * SECOND_US + since.seconds * SECOND_US + since.microseconds
+        if abs(int(stamps[i]) - MIDDLE_US) >= REACH_US:
+            raise _no_time(path, lines[i], cell)
     return stamps
 
 
@@ -138,18 +149,28 @@ def _no_time(path: Path, line: int, cell: str) -> RecordingError:
     return RecordingError(f"{path}:{line}: {cell!r} is not a time (2026-11-23T15:53:39Z, or seconds since 1970)")
 
 
-def _is_number(cell: str) -> bool:
+def _parsed(cells: Sequence[str]) -> Floats:
+    """All cells as float64, in one call. Raises ValueError where one of them is no number as people write it.
+
+    Python also reads `1_000` and digits of every script; here they are a mistake somewhere, not a reading.
+    """
+    joined = "".join(cells)
+    if "_" in joined or not joined.isascii():
+        raise ValueError("not plain numbers")
+    return np.array(cells, dtype=np.float64)
+
+
+def _plain_number(cell: str) -> float | None:
     try:
-        float(cell)
+        return float(cell) if cell.isascii() and "_" not in cell else None
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def _numbers(cells: Sequence[str]) -> tuple[Floats, Codes]:
     """An empty cell is BAD `missing`, one that is no number BAD `not_a_number`; both are NaN."""
     try:
-        values = np.array(cells, dtype=np.float64)
+        values = _parsed(cells)
     except ValueError:
         return _slowly(cells)
     # A written "nan" means that there was no value; infinities are for the judge to refuse.
@@ -159,14 +180,13 @@ def _numbers(cells: Sequence[str]) -> tuple[Floats, Codes]:
 def _slowly(cells: Sequence[str]) -> tuple[Floats, Codes]:
     values, quality = np.full(len(cells), np.nan), np.zeros(len(cells), dtype=np.uint8)
     for i, cell in enumerate(cells):
-        text = cell.strip()
-        if text.lower() in WRITTEN_MISSING:
-            quality[i] = Quality.MISSING
-            continue
-        try:
-            values[i] = float(text)
-        except ValueError:
+        number = np.nan if cell.strip().lower() in WRITTEN_MISSING else _plain_number(cell)
+        if number is None:
             quality[i] = Quality.NOT_A_NUMBER
+        elif np.isnan(number):
+            quality[i] = Quality.MISSING
+        else:
+            values[i] = number
     return values, quality
 
 

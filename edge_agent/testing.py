@@ -218,6 +218,22 @@ async def only_what_is_due_is_answered_and_in_its_order(line: Line) -> None:
             assert good_of(readings).any(), f"{due} of a plant that is well: {readings}"
 
 
+async def other_points_are_read_over_the_same_line(line: Line) -> None:
+    every = line.points
+    async with line.session() as session:
+        await line.expect_all_good(session)
+        opened = session.counters()
+        for chosen in (every[1:], every[::-1], every[:1], every):
+            session.use(chosen)
+            expected = np.asarray([line.plant.expected[every.index(point)] for point in chosen])
+            readings = await session.read(np.arange(len(chosen), dtype=np.int64))
+            assert good_of(readings).all(), f"{len(chosen)} points of a plant that is well: {readings}"
+            np.testing.assert_array_equal(readings.values, expected)
+        now = session.counters()
+    for count in ("reconnects", "sessions"):
+        assert now.get(count) == opened.get(count), f"the line was opened again for other points: {count}"
+
+
 async def what_was_handed_out_never_changes(line: Line) -> None:
     async with line.session() as session:
         first = await line.read(session)
@@ -275,6 +291,7 @@ async def a_refusal_is_a_refusal(line: Line) -> None:
             except DeviceRefused:
                 break
             assert (readings.quality == Quality.REFUSED).all(), f"each point says that it is refused: {readings}"
+            assert all(session.explain(point) for point in line.due.tolist()), "a refusal is explained in words"
         line.plant.play(Fault.WELL)
         await line.expect_recovery(session)
 
@@ -409,6 +426,7 @@ CHECKS = (
     Check("only what is due is answered, and in its order", only_what_is_due_is_answered_and_in_its_order),
     Check("counters are numbers and grow", counters_are_numbers_and_grow),
     Check("nobody there is silence", nobody_there_is_silence),
+    Check("other points are read over the same line", other_points_are_read_over_the_same_line),
     Check("what was handed out never changes", what_was_handed_out_never_changes, frozenset({Fault.SILENT})),
     Check("silence is said and never a value", silence_is_said_and_never_a_value, frozenset({Fault.SILENT})),
     Check("a late answer is never a later value", a_late_answer_is_never_a_later_value, frozenset({Fault.LATE})),

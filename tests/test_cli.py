@@ -79,6 +79,31 @@ async def test_read_says_by_its_status_how_the_plant_is(here: Hall) -> None:
 
 
 @played
+async def test_check_connect_says_which_signals_fail_and_why(here: Hall) -> None:
+    async with picky({10: 500, 11: 1}) as device:
+        machine = press()
+        machine["signals"]["gone"] = {"address": "holding:900"}
+        machine["signals"]["mode"] = {"address": "holding:11", "map": {0: "stopped", 1: "running"}}
+        machine["signals"]["count"] = {"address": "holding:20", "type": "uint64"}
+        path = str(here.agent.config)
+        device.registers |= {20: 0x001F, 21: 0xFFFF, 22: 0xFFFF, 23: 0xFFFF}
+        here.write(here.plain({"plc": device.port}, {"press": machine}))
+        why = "unit 1, holding 900: exception 2 (illegal data address)"
+        code, out, _ = await command("check", path, "--connect")
+        assert (code, f"press.gone: refused: {why}" in out, "3 of 4 signals can be read" in out) == (1, True, True)
+        code, out, _ = await command("check", path, "--connect", "--json")
+        assert [each.get("reason") for each in json.loads(out)["signals"]] == [None, why, None, None]
+        code, out, _ = await command("read", path)
+        assert (code, why in out, "1 (running)" in out, "9007199254740991" in out) == (1, True, True, True)
+        del machine["signals"]["gone"]
+        here.write(here.plain({"plc": device.port}, {"press": machine}))
+        assert (await command("check", path, "--connect"))[0] == 0
+        await device.stop()
+        code, out, _ = await command("check", path, "--connect")
+        assert (code, "Connection refused" in out) == (3, True)
+
+
+@played
 async def test_status_and_reload_find_the_agent_or_say_that_none_runs(here: Hall) -> None:
     async with picky({10: 500}) as device:
         here.write(here.plain({"plc": device.port}, {"press": press()}))

@@ -73,7 +73,7 @@ async def test_a_warning_s_life_has_every_field_of_the_contract(here: Hall) -> N
         assert {key: raised[key] for key in expected} == expected
         assert raised["since"] < raised["ts"]
         await eventually(lambda: [each["event"] for each in here.active("press")] == ["raised"])
-        assert here.active("press")[0]["id"] == raised["id"]
+        assert here.active("press") == [raised], "the last event, whole"
 
         device.registers[10] = 750
         escalated = await here.event("press", "escalated")
@@ -133,7 +133,8 @@ async def test_health_says_what_the_contract_names(here: Hall) -> None:
         assert 0 < line["utilisation"] < 0.5
         assert {"messages", "oldest"} <= set(health["buffer"])
         assert 10 < health["rss_mb"] < 500
-        assert health["signals"] == {"press.gone": {"ne107": "function_check", "reason": "refused"}}
+        detail = "unit 1, holding 900: exception 2 (illegal data address)"
+        assert health["signals"] == {"press.gone": {"ne107": "failure", "reason": "refused", "detail": detail}}
 
 
 @played
@@ -232,6 +233,7 @@ async def test_a_person_acknowledges_a_warning_while_it_stands(here: Hall) -> No
         code, answer = await here.http(path, {"by": "Ann", "comment": "on my way"})
         assert (code, answer["state"]) == (200, "acknowledged")
         seen = await here.event("press", "acknowledged")
+        assert answer == seen
         assert (seen["by"], seen["comment"], seen["state"], seen["id"]) == (
             "Ann", "on my way", "acknowledged", raised["id"],
         )  # fmt: skip

@@ -14,7 +14,7 @@ import pytest
 
 from edge_agent import control
 from edge_agent.__main__ import main
-from edge_agent.cli import status
+from edge_agent.config import data_dir_of
 
 
 async def _echo(request: dict[str, Any]) -> control.Answer:
@@ -243,7 +243,7 @@ def test_a_configuration_that_does_not_exist_is_wrong_use(tmp_path: Path, capsys
 def test_the_data_directory_is_found_also_in_a_broken_file(tmp_path: Path, text: str, expected: str) -> None:
     config = tmp_path / "agent.yaml"
     config.write_text(text)
-    assert status.find_data_dir(config, {"STATE_DIRECTORY": str(tmp_path / "service")}) == tmp_path / expected
+    assert data_dir_of(config, control.SOCKET, {"STATE_DIRECTORY": str(tmp_path / "service")}) == tmp_path / expected
 
 
 def test_of_the_default_data_directories_the_one_with_an_agent_is_taken(tmp_path: Path) -> None:
@@ -251,6 +251,6 @@ def test_of_the_default_data_directories_the_one_with_an_agent_is_taken(tmp_path
     config.write_text("agent: {id: a}")
 
     async def scene() -> None:
-        assert status.find_data_dir(config, {"STATE_DIRECTORY": str(tmp_path / "service")}) == tmp_path / "data"
+        assert data_dir_of(config, control.SOCKET, {"STATE_DIRECTORY": str(tmp_path / "service")}) == tmp_path / "data"
 
     with_agent(tmp_path / "data", {}, scene)

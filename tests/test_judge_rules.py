@@ -187,6 +187,17 @@ def test_a_confirmed_hold_of_a_good_reading_keeps_a_signal_fresh() -> None:
     assert machine.play(CONFIRMED) == [("cleared", 7)]
 
 
+def test_what_time_caused_has_the_time_of_its_row_and_not_the_last_stamp_of_the_source() -> None:
+    machine = Machine(signal("s", norm(band(high=60, on=2), stale=3)), signal("other"))
+    machine.row(50.0, 1.0, at=[TS0 - 7 * plants.SECOND, TS0])
+    for _ in range(2):
+        machine.row(TIMEOUT, 1.0, at=[TS0 - 7 * plants.SECOND, TS0])
+    (stale,) = machine.row(TIMEOUT, 1.0, at=[TS0 - 7 * plants.SECOND, TS0])
+    assert (stale.kind, machine.second(stale.ts), machine.second(stale.since)) == ("stale", 3, -7)
+    (again,) = machine.row(61.0, 1.0, at=[TS0, TS0])
+    assert (again.event, machine.second(again.ts)) == ("cleared", 0)
+
+
 def test_a_signal_that_never_spoke_is_stale_too() -> None:
     machine = Machine(signal("s", norm(stale=3)))
     assert machine.play(HOLD, HOLD, HOLD, HOLD) == [("raised", 3)]

@@ -96,7 +96,7 @@ def test_late_is_appended_and_nothing_else_changes() -> None:
 
 def test_a_value_that_is_no_number_never_reaches_the_wire() -> None:
     assert json.loads(row([math.nan, math.inf, -math.inf], [0, 0, 0]))["values"] == dict.fromkeys(LAYOUT.signals)
-    found = json.loads(topics.warning("e", 1, replace(EVENT, value=math.nan, limit=math.inf)))
+    found = json.loads(topics.warning(replace(EVENT, value=math.nan, limit=math.inf)))
     assert found["value"] is None
     assert found["limit"] is None
 
@@ -128,7 +128,7 @@ def test_a_time_is_rounded_down_to_its_millisecond(us: int) -> None:
 
 
 def test_a_warning_is_byte_for_byte_the_contract() -> None:
-    assert topics.warning("k3f9", 48122, EVENT).decode() == (
+    assert topics.warning(replace(EVENT, epoch="k3f9", seq=48122)).decode() == (
         '{"epoch":"k3f9","seq":48122,"id":"0199f","event":"raised","ts":"2026-11-23T15:53:39.120Z",'
         '"machine":"press-3","signal":"oil_temperature","kind":"high","severity":"warning","state":"unacknowledged",'
         '"value":60.4,"unit":"°C","limit":60.0,"norm":{"warning":{"low":20.0,"high":60.0}},'
@@ -139,7 +139,7 @@ def test_a_warning_is_byte_for_byte_the_contract() -> None:
 
 def test_a_warning_names_who_acknowledged_it_and_how_often_it_was_raised() -> None:
     told = replace(EVENT, count=2, by="ann", comment="seen", column="P-PDG", value=np.float64(1.5))
-    found = json.loads(topics.warning("k3f9", 1, told))
+    found = json.loads(topics.warning(told))
     assert (found["count"], found["by"], found["comment"], found["column"]) == (2, "ann", "seen", "P-PDG")
     assert found["value"] == 1.5
 

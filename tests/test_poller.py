@@ -53,6 +53,7 @@ class Device:
         self.opened: list[int] = []
         self.closed = 0
         self.reads: list[tuple[int, list[int]]] = []
+        self.used: list[list[str]] = []
         self.answer: Callable[[Ints], Readings] | None = None
         self.clock: Clock | None = None
 
@@ -89,6 +90,12 @@ class Device:
         assert self.clock is not None
         stamps = np.full(len(due), self.clock.wall_us(), dtype=np.int64)
         return Readings(due.astype(np.float64), np.zeros(len(due), dtype=np.uint8), stamps)
+
+    def use(self, points: Sequence[Point]) -> None:
+        self.used.append([point.name for point in points])
+
+    def explain(self, point: int) -> str:
+        return f"point {point} is bad"
 
     def counters(self) -> dict[str, int | float]:
         return {"requests": len(self.reads)}
@@ -516,7 +523,7 @@ def test_moved_columns_and_scales_are_taken_over_without_dropping_the_line() -> 
         await watched.until(2)
         (moved,) = points(1, scale=10.0)
         new = Line("plc", device, None, (PolledSignal("m", 2, moved.point, SECOND, scale=10.0),), {"m": 3})
-        taken = watched.poller.remap(new)
+        taken = watched.poller.use(new)
         await watched.until(4)
         await watched.end()
         return device, watched, taken
@@ -535,7 +542,7 @@ def test_a_reload_while_a_read_is_on_its_way_uses_the_new_columns() -> None:
         watched = Watched(line(device))
         await watched.until(1.2)
         (moved,) = points(1)
-        watched.poller.remap(Line("plc", device, None, (PolledSignal("m", 1, moved.point, SECOND),), {"m": 2}))
+        watched.poller.use(Line("plc", device, None, (PolledSignal("m", 1, moved.point, SECOND),), {"m": 2}))
         await watched.until(2)
         await watched.end()
         return watched
@@ -543,17 +550,102 @@ def test_a_reload_while_a_read_is_on_its_way_uses_the_new_columns() -> None:
     assert [f.quality.tolist() for f in virtual.run(story()).frames] == [[[HOLD, GOOD]]]
 
 
-def test_another_device_period_point_or_machine_is_another_line() -> None:
-    device = Device()
-    its = line(device, points(1, 5))
-    assert poller.same_line(its, line(device, points(1, 5, scale=2.0), name="plc"))
-    assert not poller.same_line(its, line(Device(), points(1, 5)))
-    assert not poller.same_line(its, line(device, points(1, 4)))
-    assert not poller.same_line(its, line(device, points(1)))
-    assert not poller.same_line(its, line(device, points(1, 5, machine="n")))
-    assert not poller.same_line(its, Line("plc", device, "other settings", its.signals, its.widths))
-    changed = PolledSignal("m", 0, Point("m.s0", "holding:7"), SECOND)
-    assert not poller.same_line(its, line(device, [changed, its.signals[1]]))
+def test_signals_that_come_and_go_drop_no_line_and_no_beat() -> None:
+    async def story() -> tuple[Device, Watched, list[bool]]:
+        device = Device()
+        watched = Watched(line(device, points(2)))
+        await watched.until(2.5)
+        taken = [watched.poller.use(line(device, points(2, 1)))]
+        await watched.until(4.5)
+        taken.append(watched.poller.use(line(device, points(1))))
+        await watched.until(6.5)
+        await watched.end()
+        return device, watched, taken
+
+    device, watched, taken = virtual.run(story())
+    assert taken == [True, True]
+    assert len(device.opened) == 1
+    assert device.used == [["m.s0", "m.s1"], ["m.s0"]]
+    assert [due for _, due in device.reads] == [[0], [1], [0, 1], [0], [0]]
+    assert [round(t) for t, _ in watched.told()] == [2, 3, 4, 5, 6]
+    assert watched.gaps == []
+
+
+def test_a_shorter_period_is_not_waited_for_as_long_as_the_old_one() -> None:
+    async def story() -> Watched:
+        device = Device()
+        watched = Watched(line(device, points(HOUR_S)))
+        await watched.until(1000.5)
+        watched.poller.use(line(device, points(1)))
+        await watched.until(1003)
+        await watched.end()
+        return watched
+
+    watched = virtual.run(story())
+    assert [round(t) for t, _ in watched.told()] == [1001, 1002, 1003]
+    assert watched.gaps == [], "what was never due is not missed"
+
+
+def test_what_is_on_its_way_is_not_taken_for_a_signal_that_has_moved_to_another_register() -> None:
+    async def story() -> Watched:
+        device = Device(on_read=takes(0.5))
+        watched = Watched(line(device, points(1, 1, 1)))
+        await watched.until(1.2)
+        kept, moved, _gone = points(1, 1, 1)
+        moved = PolledSignal("m", 0, Point(moved.point.name, "holding:7"), SECOND)
+        kept = PolledSignal("m", 1, kept.point, SECOND)
+        watched.poller.use(Line("plc", device, None, (moved, kept), {"m": 2}))
+        await watched.until(1.6)
+        await watched.end()
+        return watched
+
+    (frame,) = virtual.run(story()).frames
+    assert frame.quality.tolist() == [[HOLD, GOOD]]
+    assert frame.values[0, 1] == 0.0
+
+
+def test_only_another_driver_or_other_settings_are_another_line() -> None:
+    async def story() -> None:
+        device = Device()
+        its = line(device, points(1, 5))
+        watched = Watched(its)
+        await watched.until(0.1)
+        assert not watched.poller.use(line(Device(), points(1, 5)))
+        assert not watched.poller.use(Line("plc", device, "other settings", its.signals, its.widths))
+        assert watched.poller.use(line(device, points(1, 4, machine="n")))
+        await watched.end()
+
+    virtual.run(story())
+
+
+# --- beats that pass while a silent device is waited for ---
+
+
+def test_beats_that_pass_while_a_silent_device_is_waited_for_have_their_rows() -> None:
+    device = Device(on_read=takes(2.5))
+
+    def nothing(due: Ints) -> Readings:
+        return Readings(np.full(len(due), np.nan), np.full(len(due), Quality.TIMEOUT, np.uint8), device.good(due).ts)
+
+    device.answer = nothing
+    watched = watch(device, 20.2)
+    assert watched.gaps == []
+    assert {quality for _, quality in watched.told()} == {Quality.TIMEOUT}
+    assert len(watched.frames) == 20 - 1, "one row a beat, but for the read that is on its way"
+
+
+def test_a_slow_device_that_answers_is_an_overload_and_not_silence() -> None:
+    watched = watch(Device(on_read=takes(1.5)), 11.2)
+    told = watched.told()
+    # At first nobody knows yet whether it will ever answer.
+    assert [quality for _, quality in told[:2]] == [Quality.TIMEOUT, GOOD]
+    assert {quality for _, quality in told[2:]} == {GOOD}
+    assert sum(rows for _, rows, _, _ in watched.gaps) == 4
+
+
+def test_silence_keeps_its_reason_while_the_line_is_opened_again() -> None:
+    watched = watch(Device(on_read=raises(DeviceSilent("does not answer", Quality.TIMEOUT))), 60)
+    assert {quality for t, quality in watched.told()} == {Quality.TIMEOUT}
 
 
 # --- engineering values and stamps ---
@@ -659,11 +751,11 @@ def test_reading_once_reads_every_line_and_says_which_could_not_be_reached() -> 
         return await poller.read_once(lines, clock, AgentTime(clock, 0))
 
     once = virtual.run(story())
-    assert once.faults == {"silent": "no route", "refused": "wrong password", "hung": "no answer within 30 s"}
+    assert once.faults == {"silent": "no route", "refused": "wrong password", "hung": "no answer in time"}
     assert {f.machine: f.quality.tolist() for f in once.frames} == {
         "well": [[GOOD, GOOD]],
         "silent": [[Quality.DISCONNECTED] * 2],
-        "hung": [[Quality.DISCONNECTED] * 2],
+        "hung": [[Quality.TIMEOUT] * 2],
         "refused": [[Quality.REFUSED] * 2],
     }
 

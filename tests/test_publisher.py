@@ -299,7 +299,7 @@ def test_retained_topics_are_sent_on_each_connect_and_a_cleared_one_is_forgotten
             async with brokers.Consumer(running.port) as consumer:
                 await consumer.hears("plant/press/active", b'{"active":[1]}', 15)
                 assert consumer.payloads("plant/press/norms") == []
-                assert one._retained.keys() == {"status", "press/active"}
+                assert one._retained.keys() == {"plant/status", "plant/press/active"}
 
     asyncio.run(main())
 

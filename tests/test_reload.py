@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from tests.brokers import Consumer
 from tests.conftest import eventually
 from tests.hall import Hall, Json, command, picky, played, press
 from tests.system import ROOT_TOPIC
@@ -186,3 +187,68 @@ async def test_an_added_signal_keeps_the_warning_of_the_others(here: Hall) -> No
         device.registers[10] = 500
         assert (await here.event("press", "cleared"))["id"] == raised["id"]
         assert len(here.ear.events("press")) == 2
+
+
+@played
+async def test_signals_come_and_go_without_dropping_the_connection_or_a_beat(here: Hall) -> None:
+    async with picky({10: 500, 11: 30}) as device:
+        for turn in range(6):
+            machine = two_signals() if turn % 2 else press()
+            here.write(here.plain({"plc": device.port}, {"press": machine}))
+            await (here.ask("reload") if turn else here.start())
+            names = {"oil", "level"} if turn % 2 else {"oil"}
+            await here.hears("press/measurements", lambda body, names=names: body["values"].keys() == names)  # type: ignore[misc]
+        assert device.connections == 1
+        assert not [body for body in here.ear.all("press/measurements") if "bad" in body]
+        assert not here.ear.all("gaps")
+
+
+@played
+async def test_another_id_moves_the_topics_and_leaves_nothing_behind(here: Hall) -> None:
+    async with picky({10: 654}) as device:
+        config = here.plain({"plc": device.port}, {"press": press()})
+        here.write(config)
+        await here.start()
+        await here.event("press", "raised")
+        config["agent"]["id"] = "agent-2"
+        async with Consumer(here.broker.port, "edge/hall/agent-2/#") as moved:
+            here.write(config)
+            assert (await here.ask("reload"))["changed"] == ["agent.id: changed", "mqtt.root: changed"]
+            await eventually(lambda: moved.last("edge/hall/agent-2/press/active"))
+            for topic in ("status", "health", "press/active", "press/norms"):
+                await eventually(lambda topic=topic: cleared(here, topic))  # type: ignore[misc]
+            await eventually(lambda: b'"online"' in (moved.last("edge/hall/agent-2/status") or b""))
+            # And back, while no agent runs.
+            assert await here.agent.stop() == 0
+            config["agent"]["id"] = "agent-1"
+            here.write(config)
+            heard = len(here.ear.all("status"))
+            await here.start()
+            await here.hears("status", lambda body: body["state"] == "online", after=heard)
+            await eventually(lambda: moved.last("edge/hall/agent-2/status") == b"")
+
+
+@played
+async def test_a_secret_that_is_missing_is_told_at_its_place(here: Hall) -> None:
+    async with picky({10: 500}) as device:
+        config = here.plain({"plc": device.port}, {"press": press()})
+        here.write(config)
+        await here.start()
+        config["mqtt"] |= {"username": "hall", "password": {"secret": "mqtt_password"}}
+        text = here.write(config)
+        number, line = next(each for each in enumerate(text.splitlines(), 1) if "mqtt_password" in each[1])
+        place = f"{here.agent.config}:{number}:{line.index('mqtt_password')}: mqtt.password: no secret 'mqtt_password'"
+        code, _, words = await command("reload", str(here.agent.config))
+        assert (code, words.splitlines()[0].startswith(place)) == (2, True), words
+        assert await here.agent.stop() == 0
+        code, out, words = await command("run", str(here.agent.config))
+        assert (code, out, words.startswith(place)) == (2, "", True), words
+        assert "Traceback" not in words
+        code, out, _ = await command("check", str(here.agent.config))
+        assert (code, f"note: {place}" in out) == (0, True)
+        secret = here.data_dir / "secrets" / "mqtt_password"
+        secret.parent.mkdir()
+        secret.write_text("x")
+        secret.chmod(0o644)
+        code, _, words = await command("run", str(here.agent.config))
+        assert (code, "set its mode to 0600" in words, "Traceback" in words) == (2, True, False)

@@ -104,6 +104,15 @@ def test_a_text_cell_is_not_a_number_and_the_other_rows_are_good(tmp_path: Path)
     assert values[1] == 20
 
 
+@pytest.mark.parametrize("cell", ["1_000", "١٢", "１２", "0x10", "1,5", "12 bar", "--1", "1e", "+-1"])
+def test_what_people_do_not_write_as_a_number_is_none(tmp_path: Path, cell: str) -> None:
+    text = f'ts,s,t\n1767225600,"{cell}",1\n1767225601,2,2\n'
+    columns = replay.read_csv(written(tmp_path, text)).columns
+    assert columns["s"][1].tolist() == [Quality.NOT_A_NUMBER, Quality.GOOD]
+    assert np.isnan(columns["s"][0][0])
+    assert columns["t"][1].tolist() == [Quality.GOOD, Quality.GOOD]
+
+
 def test_rows_stay_in_the_order_of_the_file(tmp_path: Path) -> None:
     recording = replay.read_csv(written(tmp_path, "ts,s\n1767225605,1\n1767225600,2\n1767225600,3\n"))
     assert seconds(recording) == [5, 0, 0]
@@ -126,6 +135,20 @@ def test_rows_stay_in_the_order_of_the_file(tmp_path: Path) -> None:
             "data.csv:6: '' is not a time (2026-11-23T15:53:39Z, or seconds since 1970)",
         ),
         ("ts,s\n\n1,2\ninf,3\n", "data.csv:4: the time is not a number"),
+        *(
+            (
+                f"ts,s\n{good},1\n{cell},3\n",
+                f"data.csv:3: {cell!r} is not a time (2026-11-23T15:53:39Z, or seconds since 1970)",
+            )
+            for good, cell in (
+                ("1", "1e300"),
+                ("1", "-1e30"),
+                ("1", "1_0"),
+                ("2026-01-01", "0001-01-01T00:00+14:00"),
+                ("2026-01-01", "9999-12-31T23:59-12:00"),
+                ("2026-01-01", "0001-01-01"),
+            )
+        ),
     ],
 )
 def test_what_cannot_be_read_is_told_with_its_line(tmp_path: Path, text: str, says: str) -> None:
@@ -419,8 +442,9 @@ def test_the_files_that_replay_writes(tmp_path: Path, capsys: pytest.CaptureFixt
         b"case,start,end,tag,severity,kind\r\nrun,2026-01-01T00:00:04.000Z,2026-01-01T00:00:11.000Z,T-1,alarm,high\r\n"
     )
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].split("  ")[0] == "2026-01-01 00:00:04"
-    assert printed[-1] == "13 rows: 1 warnings, 0 of them standing at the end"
+    assert printed[0] == "times are in UTC"
+    assert printed[1].split("  ")[0] == "2026-01-01 00:00:04"
+    assert printed[-1] == "13 rows: 1 warning, 0 of them standing at the end"
 
 
 def test_a_warning_that_stands_at_the_end_has_no_end(tmp_path: Path) -> None:

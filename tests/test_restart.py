@@ -25,7 +25,7 @@ async def test_after_a_kill_a_standing_warning_stands_on_and_the_gap_is_told(her
         await here.agent.kill()
         await here.hears("status", lambda body: body == {"state": "offline"})
         await here.start()
-        assert [each["id"] for each in (await here.ask("status"))["warnings"]] == [raised["id"]]
+        assert (await here.ask("status"))["warnings"] == [raised], "its last event, with its number"
         gap = await here.hears("gaps")
         assert (gap["cause"], gap["from_seq"], gap["to_seq"]) == ("restart", None, None)
         assert gap["epoch"] == raised["epoch"]
@@ -58,6 +58,7 @@ async def test_after_a_clean_stop_too(here: Hall) -> None:
         assert not here.ear.all("gaps")
         await here.start()
         (standing,) = (await here.ask("status"))["warnings"]
+        assert standing == here.ear.events("press")[-1]
         assert (standing["id"], standing["state"]) == (raised["id"], "acknowledged")
         assert (await here.hears("gaps"))["cause"] == "restart"
         device.registers[10] = 500

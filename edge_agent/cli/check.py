@@ -79,7 +79,14 @@ def _connect(args: argparse.Namespace, found: "Config", summary: dict[str, Any])
     failing = [row for row in rows if row.verdict == "bad"]
     if args.json:
         signals = [
-            {"machine": row.machine, "signal": row.signal, "quality": row.quality, "value": row.value} for row in rows
+            {
+                "machine": row.machine,
+                "signal": row.signal,
+                "quality": row.quality,
+                "value": row.value,
+                **({"reason": row.reason} if row.reason else {}),
+            }
+            for row in rows
         ]
         print(json.dumps({**summary, "ok": not failing, "signals": signals, "faults": faults}, ensure_ascii=False))
     else:
@@ -87,7 +94,8 @@ def _connect(args: argparse.Namespace, found: "Config", summary: dict[str, Any])
         for connection, fault in faults.items():
             print(f"  connection {connection}: {fault}")
         for row in failing:
-            print(f"  {row.machine}.{row.signal}: {row.quality}")
+            why = f": {row.reason}" if row.reason and row.reason not in faults.values() else ""
+            print(f"  {row.machine}.{row.signal}: {row.quality}{why}")
         print(f"{len(rows) - len(failing)} of {_counted(len(rows), 'signals')} can be read")
     if rows and all(row.quality in read.UNREACHED for row in rows):
         return read.UNREACHABLE
@@ -122,20 +130,23 @@ def _summary(loaded: "Loaded", registry: "Plugins") -> dict[str, Any]:
         "signals": sum(len(machine.signals) for machine in found.machines.values()),
         "connections": len(found.connections),
         "drivers": [{"kind": kind, **registry.origin(kind)._asdict()} for kind in kinds],
-        "notes": [*loaded.notes, *_missing_secrets(found)],
+        "notes": [*loaded.notes, *_notes(loaded)],
         "for_recordings": found.for_recordings,
+        **({"delivery": "unverified"} if _is_unverified(found) else {}),
     }
 
 
-def _missing_secrets(found: "Config") -> Iterable[str]:
-    """Secrets that cannot be had here and now: a note, since the service may be given them elsewhere."""
+def _is_unverified(found: "Config") -> bool:
+    return found.mqtt is not None and found.mqtt.version == "3.1.1"
+
+
+def _notes(loaded: "Loaded") -> Iterable[str]:
+    """What a person should know: secrets that cannot be had here and now (the service may be given them elsewhere), delivery."""
     from edge_agent import config
 
-    for ref in config.secrets_of(found):
-        try:
-            config.secret(ref, found)
-        except config.SecretError as error:
-            yield str(error)
+    yield from map(str, config.missing_secrets(loaded))
+    if _is_unverified(loaded.config):
+        yield "mqtt.version 3.1.1: a message that the broker refuses looks delivered there (delivery unverified)"
 
 
 def _print_summary(path: Path, summary: dict[str, Any]) -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 DONE, NOT_SO, WRONG_USE, UNREACHABLE = 0, 1, 2, 3
 UNREACHED = ("disconnected", "timeout")
 """Qualities of a signal whose device was not reached at all."""
+JUDGED = ("good", "clock")
+EXACT = 2**53
+FRESH = (*JUDGED, "uncertain")
 COLOURS = {"normal": "32", "warning": "33", "alarm": "31;1", "bad": "35", "none": "0"}
 
 
@@ -30,7 +33,10 @@ class Row:
     ts: int
     norm: dict[str, dict[str, float]]
     verdict: str
-    fault: str
+    reason: str
+    """Why it is bad, in words; '' when it is not, or nothing more is known."""
+    name: str
+    """What the value is called, where the configuration names values (`map`)."""
 
 
 def add_read(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -84,12 +90,13 @@ def read_all(config: "Config") -> tuple[list[Row], dict[str, str]]:
     """Each signal once, judged without delays; and by connection why it could not be reached. Raises SecretError."""
     import asyncio
 
-    from edge_agent import plugins
+    from edge_agent import plugins, service
     from edge_agent.clock import AgentTime, SystemClock
     from edge_agent.plant import compile_plant
     from edge_agent.poller import lines, read_once
 
     clock = SystemClock()
+    service.configure_logging("error", clock)  # what could not be reached stands in the answer
     plant = compile_plant(config, list(plugins.detectors().values()))
     found = lines(config, plant, plugins.installed())
     once = asyncio.run(read_once(found, clock, AgentTime(clock, clock.wall_us())))
@@ -111,6 +118,9 @@ def _rows(config: "Config", plant: Any, once: Any) -> list[Row]:
             word = judge.word_of(int(quality[offset]))
             band = judge.bands(machine, offset, mode)
             its = config.machines[machine.name].signals[signal.name]
+            judged = word in JUDGED or (word == "uncertain" and its.norm.use_uncertain)
+            point = f"{machine.name}.{signal.name}"
+            reason = once.reasons.get(point) or once.faults.get(its.connection or "", "")
             rows.append(
                 Row(
                     machine.name,
@@ -120,17 +130,16 @@ def _rows(config: "Config", plant: Any, once: Any) -> list[Row]:
                     word,
                     ts.get(machine.name, 0),
                     band,
-                    verdict(value, word, band),
-                    once.faults.get(its.connection or "", ""),
+                    verdict(value, band) if judged else "bad",
+                    "" if word in FRESH else reason,
+                    its.map.get(int(value), "") if its.map and value == value and value == int(value) else "",  # noqa: PLR0124
                 )
             )
     return rows
 
 
-def verdict(value: float, quality: str, band: dict[str, dict[str, float]]) -> str:
+def verdict(value: float, band: dict[str, dict[str, float]]) -> str:
     """Where this value lies, delays left aside: contract §6, the band is closed."""
-    if quality not in ("good", "clock"):
-        return "bad"
     for severity in ("alarm", "warning"):
         sides = band.get(severity, {})
         if value > sides.get("high", float("inf")) or value < sides.get("low", float("-inf")):
@@ -140,7 +149,6 @@ def verdict(value: float, quality: str, band: dict[str, dict[str, float]]) -> st
 
 def show(rows: "Sequence[Row]", faults: dict[str, str], *, as_json: bool) -> None:
     """Rows for people or for a script; faults of connections on stderr."""
-    from edge_agent import texts
     from edge_agent.messages import topics as messages
 
     for connection, fault in faults.items():
@@ -153,17 +161,19 @@ def show(rows: "Sequence[Row]", faults: dict[str, str], *, as_json: bool) -> Non
                 name: getattr(row, name)
                 for name in ("machine", "signal", "value", "unit", "quality", "norm", "verdict")
             }
-            print(json.dumps({**plain, "ts": messages.to_utc(row.ts) if row.ts else None}, ensure_ascii=False))
+            more = {key: value for key, value in (("name", row.name), ("reason", row.reason)) if value}
+            print(json.dumps({**plain, **more, "ts": messages.to_utc(row.ts) if row.ts else None}, ensure_ascii=False))
         return
     colour = sys.stdout.isatty()
     cells = [
         (
             f"{row.machine}.{row.signal}",
-            texts.quantity(row.value, row.unit) or "–",
-            row.quality if row.quality != "good" else "good",
+            _shown(row),
+            row.quality,
             _band(row.norm),
             row.verdict if row.verdict != "none" else "no norm",
             row.verdict,
+            f": {row.reason}" if row.reason else "",
         )
         for row in rows
     ]
@@ -173,7 +183,18 @@ def show(rows: "Sequence[Row]", faults: dict[str, str], *, as_json: bool) -> Non
     for cell in cells:
         line = "  ".join(text.ljust(width) for text, width in zip(cell[:4], widths[:4], strict=True))
         last = f"\x1b[{COLOURS[cell[5]]}m{cell[4]}\x1b[0m" if colour else cell[4]
-        print(f"{line}  {last}")
+        print(f"{line}  {last}{cell[6]}")
+
+
+def _shown(row: Row) -> str:
+    """A value with its unit, and what it is called where values have names; whole numbers in full."""
+    from edge_agent import texts
+
+    if row.value is None:
+        return "–"
+    whole = row.value == int(row.value) and abs(row.value) <= EXACT
+    text = f"{int(row.value)} {row.unit}".strip() if whole else texts.quantity(row.value, row.unit)
+    return f"{text} ({row.name})" if row.name else text
 
 
 def _band(norm: dict[str, dict[str, float]]) -> str:

@@ -1,6 +1,7 @@
 """`edge-agent replay`: recorded data through exactly the judge that the daemon runs."""
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,7 +90,7 @@ def _write(arguments: argparse.Namespace, case: str, events: "Sequence[Event]") 
     from edge_agent import replay
     from edge_agent.messages import topics as messages
 
-    lines = [messages.warning(replay.EPOCH, seq, event) for seq, event in enumerate(events, 1)]
+    lines = [messages.warning(dataclasses.replace(e, epoch=replay.EPOCH, seq=seq)) for seq, e in enumerate(events, 1)]
     if arguments.out:
         arguments.out.write_bytes(b"".join(line + b"\n" for line in lines))
     if arguments.json:
@@ -113,10 +114,13 @@ def _show(events: "Sequence[Event]", zone: str, rows: int) -> None:
     from edge_agent import replay
 
     here = ZoneInfo(zone)
+    if events:
+        print(f"times are in {zone}")
     for event in events:
         when = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=event.ts)).astimezone(here)
         place = f"{event.machine}.{event.signal}"
         print(f"{when:%Y-%m-%d %H:%M:%S}  {event.event:12} {event.severity:8} {place:32} {event.message}")
     found = replay.alarms(events)
     standing = sum(alarm.end is None for alarm in found)
-    print(f"{rows} rows: {len(found)} warnings, {standing} of them standing at the end")
+    counted = "1 warning" if len(found) == 1 else f"{len(found)} warnings"
+    print(f"{rows} rows: {counted}, {standing} of them standing at the end")

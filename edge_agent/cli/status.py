@@ -5,8 +5,6 @@ What is shown is what the agent answers; a key that it does not send is left out
 
 import argparse
 import json
-import os
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,14 +14,9 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 DEFAULT_CONFIG = Path("/etc/edge-agent/agent.yaml")
-SERVICE_STATE = Path("/var/lib/edge-agent")
-"""StateDirectory= of systemd/edge-agent.service."""
 RELOAD_WITHIN_S = 60.0
 """A large configuration is read, compiled and taken over in far less."""
 WARNINGS_SHOWN = 20
-
-_DATA_DIR = re.compile(r"^[^#]*\bdata_dir:\s*[\"']?([^\"'\s,}#]+)", re.MULTILINE)
-"""Where it stands in a file that cannot be read as YAML."""
 
 DONE, NOT_SO, WRONG_USE, UNREACHABLE = 0, 1, 2, 3
 
@@ -82,12 +75,12 @@ def reload(arguments: argparse.Namespace) -> int:
 
 def _asked(arguments: argparse.Namespace, command: str, timeout_s: float) -> dict[str, Any] | int:
     """The agent's answer, or the exit status after the reason was told."""
-    from edge_agent import control
+    from edge_agent import config, control
 
     if arguments.data_dir is None and not arguments.config.exists():
         print(f"edge-agent: {arguments.config}: no such file; name a CONFIG or --data-dir", file=sys.stderr)
         return WRONG_USE
-    data_dir = arguments.data_dir or find_data_dir(arguments.config)
+    data_dir = arguments.data_dir or config.data_dir_of(arguments.config, control.SOCKET)
     try:
         return control.ask(data_dir, {"command": command}, timeout_s)
     except ConnectionError as error:
@@ -95,27 +88,6 @@ def _asked(arguments: argparse.Namespace, command: str, timeout_s: float) -> dic
             print(json.dumps({"ok": False, "error": str(error)}, ensure_ascii=False))
         print(f"edge-agent: {error}", file=sys.stderr)
         return UNREACHABLE
-
-
-def find_data_dir(config: Path, environment: Mapping[str, str] = os.environ) -> Path:
-    """The data directory of the agent that runs with this configuration.
-
-    The file may be broken just now (that is when one asks), so it is read without being judged. Where it says nothing,
-    the first of the agent's defaults that has a socket is taken, else the first of them.
-    """
-    from edge_agent import control, yamlfile
-
-    tree = yamlfile.load(config)
-    agent = tree.root.get("agent")
-    stated = agent.get("data_dir") if isinstance(agent, yamlfile.Table) else None
-    if isinstance(agent, yamlfile.Table) and isinstance(stated, str):
-        return Path(agent.value_at["data_dir"].file).parent / stated
-    if tree.problems and config.is_file() and (line := _DATA_DIR.search(config.read_text(errors="replace"))):
-        return config.parent / line[1]
-    state = environment.get("STATE_DIRECTORY", "").partition(":")[0]
-    installed = [SERVICE_STATE] if config.resolve().is_relative_to(DEFAULT_CONFIG.parent) else []
-    defaults = [*([Path(state)] if state else []), *installed, config.parent / "data", Path("data")]
-    return next((each for each in defaults if (each / control.SOCKET).exists()), defaults[0])
 
 
 # ------------------------------------------------------------------------------------------------------- for people

@@ -42,12 +42,21 @@ class Lines:
         kind = self.kinds.get(connection)
         return self.drivers.get(kind) if kind else None
 
+    def only_driver(self) -> Driver | None:
+        """The driver of all connections when they have one kind: what a signal without a good connection must be for."""
+        kinds = {self.kinds.get(name) for name in self.names}
+        kind = kinds.pop() if len(kinds) == 1 else None
+        return self.drivers.get(kind) if kind else None
+
     def inherited(self, connections: Iterable[str] | None = None) -> frozenset[str] | None:
         """Keys that a machine may have for the drivers of these connections (None: of all of them).
 
         None when one of them is not known, so that no key can be called unknown.
         """
-        drivers = [self.driver_of(name) for name in (self.names if connections is None else connections)]
+        drivers = [
+            self.driver_of(name) if name in self.names else self.only_driver()
+            for name in (self.names if connections is None else connections)
+        ]
         if None in drivers:
             return None
         return frozenset[str]().union(*(driver.inherited for driver in drivers if driver))

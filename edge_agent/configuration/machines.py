@@ -30,9 +30,10 @@ def check_types(report: Report, section: Part | None, lines: Lines) -> None:
     for name in section.table if section else ():
         part = report.named(name, section, words.NAME, "type") if section else None
         if part is not None:
-            _machine_words(report, words.TypeFile, part, lines.inherited() if lines.names else None)
+            about = _machine_words(report, words.TypeFile, part, lines.inherited() if lines.names else None)
+            _states(report, part, None, readable=about is not None)
             for signal in _signals(report, part).values():
-                signals.checked_words(report, signal, lines.address_keys() if lines.names else None)
+                signals.check_alone(report, signal, lines.address_keys() if lines.names else None)
 
 
 def merged(report: Report, section: Part, types: Part | None) -> dict[str, MachinePart]:
@@ -129,14 +130,16 @@ def _inherited(part: Part, parts: Mapping[str, Part], lines: Lines) -> frozenset
     return lines.inherited({name for name in names if name is not None})
 
 
-def _states(report: Report, part: Part, parts: Mapping[str, Part], *, readable: bool) -> tuple[str, ...]:
-    """The machine's states. Their conditions are checked when they are `readable` texts."""
+def _states(report: Report, part: Part, parts: Mapping[str, Part] | None, *, readable: bool) -> tuple[str, ...]:
+    """The machine's states. Their conditions are checked when they are `readable` texts; parts: None of a type alone."""
     holder = part.part("states")
     for name in holder.table:
         spot = holder.key(name)
         if name == "unknown":
             report.add(spot, "this name is the agent's own, for when no state is true", "unknown", "another name")
-        elif report.named(name, _as_names(holder), words.WORD, "state") and readable:
+        elif report.named(name, _as_names(holder), words.WORD, "state") and (
+            readable or isinstance(holder.table[name], str)
+        ):
             signals.check_expression(report, holder.value(name), holder.table[name], parts)
     return tuple(name for name in holder.table if isinstance(name, str))
 

@@ -33,6 +33,19 @@ def resolved(report: Report, layers: Layers, words: NormFile, states: Iterable[s
     return _whole(report, layers, words, every_us, by_state)
 
 
+def check_order(report: Report, part: Part, words: NormFile) -> None:
+    """Of a norm that something may yet be laid over: that no low stands above its high."""
+    for layer, norm in ((part, words), *((part.part("by_state").part(s), over) for s, over in words.by_state.items())):
+        for severity in ("warning", "alarm"):
+            _check_sides(report, (layer,), getattr(norm, severity) or NO_BAND, severity)
+
+
+def _check_sides(report: Report, layers: Layers, band: BandFile, severity: str) -> None:
+    if band.low is not None and band.high is not None and band.low >= band.high:
+        spot = _spot(layers, severity, "low")
+        report.add(spot, "low is not below high", f"{band.low:g}", f"less than {band.high:g}")
+
+
 def _whole(
     report: Report, layers: Layers, words: StateNormFile, every_us: int, by_state: dict[str, NormConfig]
 ) -> NormConfig:
@@ -54,9 +67,7 @@ def _whole(
 
 def _band(report: Report, layers: Layers, words: StateNormFile, severity: str) -> BandConfig:
     band: BandFile = getattr(words, severity) or NO_BAND
-    if band.low is not None and band.high is not None and band.low >= band.high:
-        spot = _spot(layers, severity, "low")
-        report.add(spot, "low is not below high", f"{band.low:g}", f"less than {band.high:g}")
+    _check_sides(report, layers, band, severity)
     return BandConfig(
         low=band.low,
         high=band.high,

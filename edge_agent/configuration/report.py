@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from edge_agent import yamlfile
 from edge_agent.configuration.words import FORMS
+from edge_agent.contract import WrongKey
 from edge_agent.yamlfile import Items, Place, Problem, Table
 
 Keys = tuple[Any, ...]
@@ -40,6 +41,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "float_parsing": ("is no number", "a number"),
     "finite_number": ("is no finite number", "a finite number"),
     "list_type": ("is no list", "a list: [a, b]"),
+    "tuple_type": ("is no list", "a list: [a, b]"),
     "dict_type": ("is no mapping", "keys with values"),
     "model_type": ("is no mapping", "keys with values"),
     "model_attributes_type": ("is no mapping", "keys with values"),
@@ -216,10 +218,15 @@ class Report:
                 about = holder.model_fields[last].description if holder and last in holder.model_fields else None
                 self.add(Spot(key_at, (*path, last)), MISSING, None, about)
             case _:
-                self._wrong_value(Spot(value_at, path), node, error)
+                self._wrong_value(part, Spot(value_at, path), node, error)
 
-    def _wrong_value(self, spot: Spot, value: Any, error: dict[str, Any]) -> None:
+    def _wrong_value(self, part: Part, spot: Spot, value: Any, error: dict[str, Any]) -> None:
         context = error.get("ctx", {})
+        fault = context.get("error")
+        if isinstance(fault, WrongKey) and fault.key in part.table:
+            # An inherited key stands elsewhere in the file.
+            keys = part.origins.get(fault.key, (*spot.keys, fault.key))
+            spot, value = Spot(part.table.value_at[fault.key], keys), part.table[fault.key]
         if error["type"] == "refused":
             text, allowed = context["text"], context["allowed"]
         elif error["type"] in WORDS:

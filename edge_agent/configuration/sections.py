@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import NoneType
 from urllib.parse import urlsplit
 
 from edge_agent import plugins
@@ -39,10 +40,13 @@ def resolved(report: Report, root: Table, registry: plugins.Plugins) -> Config |
     machines.check_types(report, types, lines)
     holder = _section(report, top, "machines") if "machines" in root else None
     parts = machines.merged(report, holder, types) if holder else {}
-    recordings = not lines.names and machines.are_for_recordings(parts)
+    to_run = "mqtt" in root and "connections" in root
+    recordings = not lines.names and not to_run and machines.are_for_recordings(parts)
     for key, about in _required(recordings=recordings):
         if key not in root:
             report.add(top.missing(key), MISSING, None, about)
+    if not recordings and not lines.names and isinstance(top.table.get("connections", ""), Table | NoneType):
+        report.add(top.key("connections"), "there is no connection", "nothing", "one connection or more")
     mqtt = _mqtt(report, top, agent) if "mqtt" in root else None
     language = agent.language if agent else "en"
     found = {

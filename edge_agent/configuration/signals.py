@@ -38,9 +38,13 @@ def resolved(report: Report, name: str, layers: norms.Layers, scope: Scope, line
     part = layers[-1]
     source = _source(report, part, scope)
     connection = _connection(report, part, scope, lines) if source == "address" else None
-    driver = lines.driver_of(connection) if connection else None
-    about = checked_words(report, part, _driver_keys(source, driver))
-    point = _point(report, part, scope, driver, lines.section.part(connection)) if driver and connection else None
+    # Without a good connection the driver may be clear all the same, and with it what else is wrong here.
+    driver = lines.driver_of(connection) if connection else lines.only_driver()
+    about = checked_words(report, part, _driver_keys(source, driver, lines))
+    point = None
+    if driver and source == "address":
+        holder = lines.section.part(connection) if connection else None
+        point = _point(report, part, scope, driver, holder)
     if source is None or about is None:
         return None
     _check_idle(report, part, source)
@@ -79,10 +83,19 @@ def checked_words(report: Report, part: Part, driver_keys: Collection[str] | Non
     return report.checked(SignalFile, part.without(strangers))
 
 
-def check_expression(report: Report, spot: Any, text: str, names: Collection[str]) -> None:
-    """Note what makes a formula or the condition of a state unusable."""
+def check_alone(report: Report, part: Part, driver_keys: Collection[str] | None) -> None:
+    """Check a signal of a type where it stands: what is wrong with it whatever a machine lays over it."""
+    about = checked_words(report, part, driver_keys)
+    if about is not None and about.formula is not None:
+        check_expression(report, part.value("formula"), about.formula, None)
+    if about is not None and about.norm is not None:
+        norms.check_order(report, part.part("norm"), about.norm)
+
+
+def check_expression(report: Report, spot: Any, text: str, names: Collection[str] | None) -> None:
+    """Note what makes a formula or the condition of a state unusable. names: None when they are not known yet."""
     try:
-        expression.parse(text, tuple(names))
+        expression.parse(text, None if names is None else tuple(names))
     except expression.ExpressionError as error:
         report.add(spot, f"{error.text} (at its character {error.position + 1})", yamlfile.shown(text))
 
@@ -106,9 +119,9 @@ def _source(report: Report, part: Part, scope: Scope) -> str | None:
     return there[0]
 
 
-def _driver_keys(source: str | None, driver: Driver | None) -> Collection[str] | None:
+def _driver_keys(source: str | None, driver: Driver | None, lines: Lines) -> Collection[str] | None:
     if source == "address":
-        return driver.Address.model_fields if driver else None
+        return driver.Address.model_fields if driver else lines.address_keys()
     return () if source is not None else None
 
 
@@ -126,14 +139,14 @@ def _connection(report: Report, part: Part, scope: Scope, lines: Lines) -> str |
     return None
 
 
-def _point(report: Report, part: Part, scope: Scope, driver: Driver, line: Part) -> BaseModel | None:
+def _point(report: Report, part: Part, scope: Scope, driver: Driver, line: Part | None) -> BaseModel | None:
     """The signal as its driver sees it: its own keys over those that it inherits from machine and connection."""
     table = Table(part.table.at)
     origins: dict[Any, Keys] = {}
     known = driver.Address.model_fields
     for key in driver.inherited:
         for holder in (line, scope.part):
-            if key in known and key in holder.table:
+            if holder is not None and key in known and key in holder.table:
                 table.take(holder.table, key)
                 origins[key] = (*holder.keys, key)
     for key in part.table:

@@ -284,10 +284,14 @@ def _enumeration(value: Any) -> Any:
     form = "whole numbers with their names, such as {0: stopped, 1: running}"
     if not isinstance(value, dict) or not value:
         raise refused("is no enumeration", form)
-    for number, text in value.items():
-        if isinstance(number, bool) or not isinstance(number, int) or not isinstance(text, str):
+    found: dict[int, str] = {}
+    for key, text in value.items():
+        # A JSON file has no other keys than texts.
+        number = int(key) if isinstance(key, str) and re.fullmatch(r"-?[0-9]{1,19}", key) else key
+        if isinstance(number, bool) or not isinstance(number, int) or not isinstance(text, str) or number in found:
             raise refused("is no enumeration", form)
-    return value
+        found[number] = text
+    return found
 
 
 Site = Annotated[str, BeforeValidator(_site), WithJsonSchema({"type": "string"})]

@@ -78,8 +78,9 @@ def late(payload: bytes) -> bytes:
 
 
 def event_plain(event: Event) -> dict[str, Any]:
-    """A warning's event as contract §2 writes it, without epoch and seq."""
+    """A warning's event as contract §2 writes it; epoch and seq once the store has numbered it."""
     plain: dict[str, Any] = {
+        **({"epoch": event.epoch, "seq": event.seq} if event.seq else {}),
         "id": event.id,
         "event": event.event,
         "ts": to_utc(event.ts),
@@ -106,8 +107,9 @@ def event_plain(event: Event) -> dict[str, Any]:
     return plain
 
 
-def warning(epoch: str, seq: int, event: Event) -> bytes:
-    return orjson.dumps({"epoch": epoch, "seq": seq, **event_plain(event)}, option=NUMBERS)
+def warning(event: Event) -> bytes:
+    """A numbered event."""
+    return orjson.dumps(event_plain(event), option=NUMBERS)
 
 
 def active(ts: int, events: Sequence[Event]) -> bytes:

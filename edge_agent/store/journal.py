@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +89,15 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """What the last run left. items: frames and commands since the snapshot, in order."""
+    """What the last run left. items: frames and commands since the snapshot, in order.
+
+    numbers: (epoch, seq) of the last event of each warning that was told since the snapshot, by its id.
+    """
 
     snapshot: bytes | None
     config_json: str | None
     items: Iterator[JudgedFrame | Command]
+    numbers: dict[str, tuple[str, int]]
     last_wall_us: int | None
     last_t_us: int | None
 
@@ -135,8 +139,9 @@ class Store:
         self._layouts: dict[str, tuple[int, Layout]] = {}
         self._known = dict(opened.layouts)
         self._config = opened.config
-        # The commit thread's: numbers of the layouts that the file has.
+        # The commit thread's: numbers of the layouts that the file has, and how far the last snapshot reaches.
         self._written_layouts = set(opened.layouts)
+        self._snapshot_seq = 0
         self._open = _Batch()
         self._sealed: list[_Batch] = []
         self._waiting_bytes = 0
@@ -188,22 +193,26 @@ class Store:
         events: Sequence[Event] = (),
         commands: Sequence[Command] = (),
         gaps: Sequence[Gap] = (),
-    ) -> None:
-        """Take over what was judged; numbers are given here. Events, commands and gaps are committed at once."""
+    ) -> list[Event]:
+        """Take over what was judged; numbers are given here. Events, commands and gaps are committed at once.
+
+        Returns the events, numbered.
+        """
         wall = self._clock.wall_us()
         for judged in frames:
             self._put_frame(judged, wall)
         self._open.items += commands
-        for event in events:
-            seq = self._number(1)
-            payload = messages.warning(self.epoch, seq, event)
-            self._open.notices.append(Committed(seq, event.machine, "warnings", wall, _bytes=payload))
+        numbered = [replace(event, epoch=self.epoch, seq=self._number(1)) for event in events]
+        for event in numbered:
+            payload = messages.warning(event)
+            self._open.notices.append(Committed(event.seq, event.machine, "warnings", wall, _bytes=payload))
         for gap in gaps:
             seq = self._number(1)
             payload = messages.gap(self.epoch, seq, gap)
             self._open.notices.append(Committed(seq, None, "gaps", wall, _bytes=payload))
         if events or commands or gaps:
             self._wake.set()
+        return numbered
 
     def _put_frame(self, judged: JudgedFrame, wall: int) -> None:
         frame, batch = judged.frame, self._open
@@ -493,6 +502,7 @@ class Store:
             newest = db.execute("SELECT ifnull(max(id), 0) FROM batches").fetchone()[0]
             row = (1, newest, *batch.snapshot)
             db.execute("INSERT OR REPLACE INTO snapshot VALUES (?,?,?,?,?)", (*row, rows.checksum(*row)))
+            self._snapshot_seq = batch.seq_to
         if batch.config is not None:
             text, sha = batch.config
             db.execute("INSERT OR REPLACE INTO config VALUES (?,?,?,?)", (1, sha, text, rows.checksum(1, sha, text)))
@@ -507,7 +517,8 @@ class Store:
         db, snapshot = self._db, self._snapshot_batch()
         freed = 0
         for first, last in delivered:
-            db.execute("DELETE FROM notices WHERE seq BETWEEN ? AND ?", (first, last))
+            # The numbers of events since the snapshot are needed when the journal is judged again.
+            db.execute("DELETE FROM notices WHERE seq BETWEEN ? AND ?", (first, min(last, self._snapshot_seq)))
             freed += _deleted(
                 db,
                 "messages > 0 AND seq_to BETWEEN ? AND ? AND seq_from >= ? AND id <= ?",
@@ -667,7 +678,18 @@ class Store:
             row = None
         if row is None or not rows.sound(row):
             row = (1, 0, None, None, 0)
-        return Recovery(row[2], row[3], self._since(row[1]), wall, t)
+        return Recovery(row[2], row[3], self._since(row[1]), self._numbers(), wall, t)
+
+    def _numbers(self) -> dict[str, tuple[str, int]]:
+        found: dict[str, tuple[str, int]] = {}
+        try:
+            for row in self._reader.execute("SELECT * FROM notices WHERE kind = 'warnings' ORDER BY seq"):
+                if rows.sound(row):
+                    event = messages.loads(row[4])
+                    found[event["id"]] = (event["epoch"], event["seq"])
+        except disk.FAULTS as error:
+            self._unreadable(error)
+        return found
 
     def _since(self, batch: int) -> Iterator[JudgedFrame | Command]:
         try:

@@ -26,7 +26,7 @@ def text(board: Board) -> str:
     status, health = agent["status"], agent["health"]
     lines: list[str] = []
     info = {key: str(status.get(key, "")) for key in ("agent", "version", "config")}
-    lines += _metric("edge_agent_info", "gauge", "Which agent this is.", [(info, 1)])
+    lines += _metric("edge_agent_info", "gauge", "Which agent this is.", [(info, 1.0)])
     online = float(status.get("state") == "online")
     lines += _metric("edge_agent_online", "gauge", "1 while the agent watches its machines.", [({}, online)])
     refused = float(bool(agent["config_errors"]))
@@ -67,7 +67,10 @@ def _connections(connections: Mapping[str, Mapping[str, Any]], broker: Mapping[s
 
 
 def _metric(name: str, kind: str, help_text: str, samples: Iterable[Sample]) -> list[str]:
-    rows = [f"{name}{_labels(labels)} {value:.17g}" for labels, value in samples]
+    rows = [
+        f"{name}{_labels(labels)} {value:.0f}" if value.is_integer() else f"{name}{_labels(labels)} {value!r}"
+        for labels, value in samples
+    ]
     return [f"# HELP {name} {help_text}", f"# TYPE {name} {kind}", *rows] if rows else []
 
 

@@ -115,9 +115,9 @@ def bind(host: str, port: int) -> socket.socket:
         listener.setblocking(False)
         listener.bind((address, port))
         listener.listen()
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        raise OSError(error.errno, f"the page cannot listen on {host}:{port}: {error.strerror}") from error
     return listener
 
 
