@@ -32,7 +32,7 @@ LATER_SCHEMES = ("tls", "udp", "rtu", "rtu+tcp", "ascii")
 Order = Literal["big", "little"]
 
 _UNITS_US = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s?(ms|s|min|h|d)")
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|min|h|d)")
 
 
 def duration_us(text: Any) -> int:
@@ -72,7 +72,7 @@ def place(url: str) -> Place:
     scheme = url.partition("://")[0].lower()
     if "://" in url and scheme in LATER_SCHEMES:
         raise ValueError(f"{scheme}:// is not available yet; tcp:// is")
-    if "://" not in url or scheme != "tcp":
+    if "://" not in url or scheme != "tcp" or not url.isprintable() or " " in url:
         raise ValueError(f"{url!r} is no Modbus address; write tcp://host or tcp://host:port")
     parts = urlsplit(url)
     try:
@@ -123,7 +123,7 @@ class ModbusConnection(BaseModel):
 
 _TABLES = {"holding": Table.HOLDING, "input": Table.INPUT, "coil": Table.COIL, "discrete": Table.DISCRETE}
 _MODICON = {"0": Table.COIL, "1": Table.DISCRETE, "3": Table.INPUT, "4": Table.HOLDING}
-_NAMED = re.compile(r"(holding|input|coil|discrete):(\d{1,5})")
+_NAMED = re.compile(r"(holding|input|coil|discrete):([0-9]{1,5})")
 
 
 def located(address: str) -> tuple[Table, int]:

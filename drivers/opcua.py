@@ -69,8 +69,8 @@ RESOLVE_AGAIN_US = 60_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
-NODE_ID = re.compile(r"(?:nsu=(?P<uri>[^;]+);|ns=(?P<index>\d{1,5});)?(?P<kind>[isgb])=(?P<text>.+)", re.DOTALL)
-DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s?(ms|s|min)")
+NODE_ID = re.compile(r"(?:nsu=(?P<uri>[^;]+);|ns=(?P<index>[0-9]{1,5});)?(?P<kind>[isgb])=(?P<text>.+)", re.DOTALL)
+DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|min)")
 SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0}
 TIMEOUT_MIN_S, TIMEOUT_MAX_S = 0.01, 60.0
 
@@ -153,7 +153,7 @@ class SecretRef(BaseModel):
     """The name of a secret; the agent puts its text in its place (`model_copy`, unvalidated) before `open`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    secret: str = Field(min_length=1)
+    secret: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")
 
 
 class Connection(BaseModel):
@@ -263,7 +263,7 @@ def _identifier(kind: str, text: str) -> int | str | uuid.UUID | bytes:
 def _split(url: str) -> SplitResult:
     """The parts of an opc.tcp URL; raises ValueError with words. A password does not belong into a URL."""
     parts = urlsplit(url)
-    if parts.scheme != "opc.tcp" or not parts.hostname:
+    if parts.scheme != "opc.tcp" or not parts.hostname or not url.isprintable() or " " in url:
         raise ValueError(f"{url!r} is no OPC UA address; write it like opc.tcp://192.0.2.20:4840")
     if parts.username is not None:
         raise ValueError("user and password do not stand in the url; use the keys user and password")

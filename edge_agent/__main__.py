@@ -9,10 +9,12 @@ could not be reached, 130 interrupted.
 """
 
 import argparse
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 COMMANDS = {
     "demo": ("demo", "start a simulated plant, a broker and the agent with its page, and watch faults being found"),
@@ -32,7 +34,8 @@ LATER = (
 )  # fmt: skip
 """Commands that are planned: said in words, not as a misspelling."""
 
-WRONG_USE = 2
+NOT_SO, WRONG_USE = 1, 2
+UNWRITABLE = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED = 130
 STOPPED_BY_HAND = ("run", "demo")
 """These run until somebody ends them: Ctrl-C is their clean end."""
@@ -46,20 +49,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"edge-agent: {command} is not available yet", file=sys.stderr)
         return WRONG_USE
     try:
-        parsed = _parser(command).parse_args(arguments)
+        if command in COMMANDS and arguments[0] == command:
+            # Options may stand before, between and behind the other words.
+            parsed = _parser_of(command).parse_intermixed_args(arguments[1:])
+        else:
+            parsed = _parser().parse_args(arguments)
         status = int(parsed.run(parsed))
         sys.stdout.flush()
     except KeyboardInterrupt:
         return 0 if command in STOPPED_BY_HAND else INTERRUPTED
     except BrokenPipeError:
-        # The reader had enough (`| head`). Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_stdout()  # the reader had enough (`| head`)
         return 0
+    except OSError as error:
+        if error.filename is not None or error.errno not in UNWRITABLE:
+            raise
+        _let_go_of_stdout()
+        print(f"edge-agent: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return NOT_SO
     return status
 
 
-def _parser(chosen: str | None) -> argparse.ArgumentParser:
-    """All commands by name and one line; the chosen one with its arguments."""
+def _let_go_of_stdout() -> None:
+    """Python would complain again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _One:
+    """Stands for argparse's subparsers where one command is made alone: its own usage, in its own words."""
+
+    def __init__(self) -> None:
+        self.parser = argparse.ArgumentParser()
+
+    def add_parser(self, name: str, **words: Any) -> argparse.ArgumentParser:
+        words.pop("help", None)
+        self.parser = argparse.ArgumentParser(prog=f"edge-agent {name}", allow_abbrev=False, **words)
+        return self.parser
+
+
+def _parser_of(command: str) -> argparse.ArgumentParser:
+    room, _ = COMMANDS[command]
+    one = _One()
+    getattr(importlib.import_module(f"edge_agent.cli.{room}"), f"add_{command}")(one)
+    return one.parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    """All commands by name and one line."""
     parser = argparse.ArgumentParser(
         prog="edge-agent",
         description="Reads machines, judges every reading against its norm, and warns before it costs.",
@@ -68,12 +104,8 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the version and end")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, (room, words) in COMMANDS.items():
-        if name == chosen:
-            add = getattr(importlib.import_module(f"edge_agent.cli.{room}"), f"add_{name}")
-            add(commands)
-        else:
-            commands.add_parser(name, help=words)
+    for name, (_, words) in COMMANDS.items():
+        commands.add_parser(name, help=words)
     return parser
 
 

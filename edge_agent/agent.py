@@ -82,6 +82,8 @@ class _Found:
     loaded: configuration.Loaded | None
     errors: tuple[configuration.ConfigError, ...]
     data_dir: Path
+    watched: tuple[Path, ...]
+    """The files that were read, and folders from which more may be included."""
 
 
 def _configuration(path: Path) -> _Found | None:
@@ -94,11 +96,11 @@ def _configuration(path: Path) -> _Found | None:
         if not (data_dir / STORE_FILE).exists():
             _complain([_nothing_to_run_with(path)])
             return None
-        return _Found(None, tuple(error.errors), data_dir)
+        return _Found(None, tuple(error.errors), data_dir, (path, *error.files, *error.folders))
     if loaded.config.mqtt is None or loaded.config.for_recordings:
         _complain([f"{path}: has no connections or no mqtt: it is for recordings (edge-agent replay), not for run"])
         return None
-    return _Found(loaded, (), loaded.config.agent.data_dir)
+    return _Found(loaded, (), loaded.config.agent.data_dir, (*loaded.files, *loaded.folders))
 
 
 def _nothing_to_run_with(path: Path) -> str:
@@ -140,7 +142,7 @@ class _Agent:
         self.notifier = service.Notifier.from_environment()
         self.since = self.clock.wall_us()
         self.errors: list[configuration.ConfigError] = list(found.errors)
-        self.files: tuple[Path, ...] = found.loaded.files if found.loaded else (path,)
+        self.files = found.watched
         self.watched = _Watched()
         self.pollers: dict[str, _Running] = {}
         self.board = Board()
@@ -281,8 +283,7 @@ class _Agent:
         self._tell_status()
         self.notifier.ready(f"{len(self.pollers)} connections, {self.pipeline.plant.columns} signals")
         log.info("agent_started", config=self.sha, signals=self.pipeline.plant.columns, web=self.web_url)
-        if self.on_ready is not None:
-            self.on_ready({"web": self.web_url, "mqtt": self.broker_url})
+        self._show(self.on_ready, {"web": self.web_url, "mqtt": self.broker_url})
         try:
             await self.stop.wait()
         finally:
@@ -344,8 +345,18 @@ class _Agent:
             if each.kind == "warnings":
                 event = messages.loads(each.payload(late=False))
                 self.board.event(event)
-                if self.on_event is not None:
-                    self.on_event(event)
+                self._show(self.on_event, event)
+
+    def _show(self, watcher: Callable[[dict[str, Any]], None] | None, about: dict[str, Any]) -> None:
+        """Whoever started us may look on. When nobody reads that any more, the agent stops in good order."""
+        if watcher is None:
+            return
+        try:
+            watcher(about)
+        except OSError as error:
+            log.warning("watcher_gone", fault=str(error))
+            self.on_event = None
+            self.stop.set()
 
     async def _turn(self) -> None:
         """The pulse of the judge: ticks, snapshots, missed beats."""
@@ -403,7 +414,9 @@ class _Agent:
             about["refused"] = [str(error) for error in self.errors[:ERRORS_TOLD]]
         self.publisher.set_status(about)
         agent = self.config.agent
-        self.board.status({**about, "agent": agent.id, "site": agent.site, "timezone": agent.timezone})
+        self.board.status(
+            {**about, "agent": agent.id, "site": agent.site, "timezone": agent.timezone, "language": agent.language}
+        )
         self.board.config_errors([str(error) for error in self.errors])
 
     # --- another configuration --------------------------------------------------------------------------------------
@@ -430,8 +443,7 @@ class _Agent:
     async def _on_reload(self, _request: dict[str, Any]) -> control.Answer:
         changed = await self.reload()
         if self.errors:
-            errors = [{**asdict(error), "text": error.words} for error in self.errors]
-            return {"ok": False, "errors": errors}
+            return {"ok": False, "errors": [asdict(error) for error in self.errors]}
         return {"ok": True, "config": self.sha, "changed": changed}
 
     async def reload(self) -> list[str]:
@@ -449,22 +461,25 @@ class _Agent:
         try:
             loaded = await asyncio.to_thread(configuration.load, self.path)
         except ConfigErrors as error:
+            self.files = (self.path, *error.files, *error.folders)
             return self._refuse(error.errors)
+        self.files = (*loaded.files, *loaded.folders)
         if loaded.config.mqtt is None or loaded.config.for_recordings:
-            text = "has no connections or no mqtt: it is for recordings"
-            return self._refuse([configuration.ConfigError(str(self.path), 1, 1, "", None, None, text)])
+            return self._refuse([self._fault("", "has no connections or no mqtt: it is for recordings")])
+        if loaded.config.agent.data_dir != self.config.agent.data_dir:
+            text = f"cannot change while the agent runs (it works on {self.config.agent.data_dir}): restart it"
+            return self._refuse([self._fault("agent.data_dir", text)])
         if missing := configuration.missing_secrets(loaded):
             return self._refuse(missing)
-        plant = compile_plant(loaded.config, self.detectors)
-        lines = poller.lines(loaded.config, plant, self.registry)
+        # Thousands of signals take a second, and the loop is the plant's.
+        plant, lines, text = await asyncio.to_thread(self._prepared, loaded.config)
         link = _link(loaded.config, self.broker_url)
         self.errors = []
-        self.files = loaded.files
         changed = differences(self.config, loaded.config)
         if loaded.sha == self.sha and not changed:
+            log.info("config_unchanged", config=self.sha)
             return []
         old, self.config, self.sha = self.config, loaded.config, loaded.sha
-        text = configuration.pack(loaded.config)
         self.store.save_config(text, loaded.sha)
         self._limit_store()
         self.pipeline.use(plant, text, loaded.sha)
@@ -482,6 +497,13 @@ class _Agent:
         self.pipeline.publish_all()
         log.info("config_taken_over", config=self.sha, changed=len(changed))
         return changed
+
+    def _prepared(self, config: Config) -> tuple[Plant, list[Line], str]:
+        plant = compile_plant(config, self.detectors)
+        return plant, poller.lines(config, plant, self.registry), configuration.pack(config)
+
+    def _fault(self, key: str, text: str) -> configuration.ConfigError:
+        return configuration.ConfigError(str(self.path), 1, 1, key, None, None, text)
 
     def _refuse(self, errors: Sequence[configuration.ConfigError]) -> list[str]:
         self.errors = list(errors)
@@ -505,7 +527,7 @@ class _Agent:
             "version": metadata.version("edge-agent"),
             "config": self.sha,
             "config_file": str(self.path),
-            "data_dir": str(self.config.agent.data_dir),
+            "data_dir": str(self.found.data_dir),
             "pid": os.getpid(),
             "signals": self.pipeline.plant.columns,
             "web": self.web_url,
@@ -552,8 +574,16 @@ def _board_machines(plant: Plant) -> list[BoardMachine]:
             machine.title,
             machine.area,
             tuple(
-                BoardSignal(s.name, s.title, s.unit, s.every_us, judge.advice_of(s, plant.language))
-                for s in machine.signals
+                BoardSignal(
+                    s.name,
+                    s.title,
+                    s.unit,
+                    s.every_us,
+                    judge.advice_of(s, plant.language),
+                    s.names,
+                    bool(plant.use_uncertain[machine.start + i]),
+                )
+                for i, s in enumerate(machine.signals)
             ),
         )
         for machine in plant.machines
@@ -592,7 +622,7 @@ def _retained_topics(config: Config) -> set[str]:
 
 
 def _stamps(files: Iterable[Path]) -> dict[Path, tuple[int, int]]:
-    """(mtime, size) of the files and of the folders they lie in, so that a new file of an `include` is seen too."""
+    """(mtime, size) of the files, and of folders, so that a new file of an `include` is seen too."""
     found = {}
     for path in {*files, *(file.parent for file in files)}:
         try:
@@ -633,7 +663,7 @@ def differences(old: Config, new: Config) -> list[str]:
     return lines
 
 
-AT_THE_NEXT_START = frozenset({"agent.data_dir", "web", "web.host", "web.port"})
+AT_THE_NEXT_START = frozenset({"web", "web.host", "web.port"})
 """What cannot change while the agent runs."""
 
 

@@ -9,12 +9,13 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from edge_agent.contract import CODE_MASK, REASONS, SECOND_US, VOUCHED, Codes, Floats, Ints, Quality
+from edge_agent.contract import CODE_MASK, REASONS, SECOND_US, VOUCHED, Bools, Codes, Floats, Ints, Quality
 from edge_agent.messages import topics
 
 SAMPLES = 120
@@ -31,6 +32,8 @@ DEVIATING = frozenset({"unacknowledged", "acknowledged"})
 """The states of a warning in which its value is still outside; the others only wait for a person."""
 WAITING = frozenset({"unacknowledged", "returned_unacknowledged", "latched_unacknowledged"})
 """The states in which a warning waits for a person to acknowledge it."""
+OUTSIDE = (None, "warning", "alarm")
+"""The severity of the limits that a value is beyond right now, on-delay or not."""
 OF_THE_SENSOR = frozenset({"stale", "health"})
 """Kinds that speak of the sensor or its line and not of the machine: they give the verdict `bad`, not `alarm`."""
 
@@ -44,6 +47,10 @@ class BoardSignal:
     unit: str
     every_us: int
     advice: str = ""
+    names: Mapping[int, str] = field(default_factory=dict)
+    """What values are called, where they have names (`map`)."""
+    use_uncertain: bool = False
+    """Uncertain readings are judged too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +72,7 @@ class Board:
     def __init__(self, machines: Iterable[BoardMachine] = ()) -> None:
         self.version = 1
         self.shape_version = 1
-        """Turns when machines, signals or norm bands change: readers that hold a layout fetch it anew."""
+        """Turns when machines or signals change: readers that hold a layout fetch all of it anew."""
         self._sheets: dict[str, _Sheet] = {}
         self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_MAX)
         self._active: list[dict[str, Any]] = []
@@ -115,9 +122,10 @@ class Board:
             raise ValueError(f"{machine} has {len(sheet.machine.signals)} signals, not {len(bands)}")
         limits = [{level: _sides(band.get(level, {})) for level in ("warning", "alarm")} for band in bands]
         if limits != sheet.limits:
-            sheet.limits = limits
-            self.shape_version += 1
+            sheet.use_limits(limits)
+            sheet.layout_version += 1
             self._changed()
+            sheet.version = self.version
 
     def event(self, event: dict[str, Any]) -> None:
         """A warning's event in the form of contract §2."""
@@ -160,7 +168,23 @@ class Board:
 
     def machines(self) -> list[dict[str, Any]]:
         """Every machine with its signals, worst verdict first, then by area and title."""
-        return sorted((self.machine(name) for name in self._sheets), key=_worst_first)
+        return [self.machine(name) for name in self.worst_first()]
+
+    def worst_first(self) -> list[str]:
+        """The names of the machines in that order."""
+
+        def rank(name: str) -> tuple[int, str, str]:
+            sheet = self._sheets[name]
+            return self._machine_rank(sheet), sheet.machine.area, sheet.machine.title
+
+        return sorted(self._sheets, key=rank)
+
+    def counts(self) -> dict[str, int]:
+        """How many signals have each verdict, and how many there are."""
+        found = np.zeros(len(VERDICTS), dtype=np.int64)
+        for sheet in self._sheets.values():
+            found += np.bincount(self._judged(sheet).verdict, minlength=len(VERDICTS))
+        return {"signals": int(found.sum()), **dict(zip(VERDICTS, found.tolist(), strict=True))}
 
     def machine(self, name: str) -> dict[str, Any]:
         """`{"name", "title", "area", "state", "verdict", "ts", "signals": [...]}`. Raises KeyError."""
@@ -171,24 +195,58 @@ class Board:
             "title": sheet.machine.title,
             "area": sheet.machine.area,
             "state": sheet.state,
-            "verdict": self._machine_verdict(name, signals),
+            "verdict": VERDICTS[self._machine_rank(sheet)],
             "ts": to_utc(sheet.ts),
             "signals": signals,
         }
+
+    def living(self, name: str) -> dict[str, Any]:
+        """What of a machine changes from reading to reading, small. Raises KeyError.
+
+        values: (signals,) float64, NaN where bad. odd: of each signal that is not simply good, in its norm (or without
+        one), inside its limits and of the machine's `ts`: [column, quality, quality_since, verdict, outside, ts].
+        """
+        sheet = self._sheets[name]
+        judged = self._judged(sheet)
+        plain = (sheet.quality == Quality.GOOD) & (judged.outside == 0)
+        plain &= judged.verdict == np.where(sheet.normed, RANK["normal"], RANK["none"])
+        if sheet.at is not None:
+            plain &= np.abs(sheet.at - sheet.ts) <= SECOND_US
+        return {
+            "name": name,
+            "state": sheet.state,
+            "verdict": VERDICTS[self._machine_rank(sheet)],
+            "ts": to_utc(sheet.ts),
+            "values": sheet.values,
+            "odd": [[c, *self._odd(sheet, judged, c)] for c in np.flatnonzero(~plain).tolist()],
+            "warnings": {
+                signal.name: [event["id"] for event in self._by_signal[name, signal.name]]
+                for signal in (sheet.machine.signals if name in self._by_machine else ())
+                if (name, signal.name) in self._by_signal
+            },
+        }
+
+    def _odd(self, sheet: "_Sheet", judged: "_Judged", column: int) -> tuple[Any, ...]:
+        at = sheet.ts if sheet.at is None else int(sheet.at[column])
+        return (
+            reason(int(sheet.quality[column])),
+            to_utc(int(sheet.quality_since[column])),
+            VERDICTS[judged.verdict[column]],
+            OUTSIDE[judged.outside[column]],
+            to_utc(at),
+        )
+
+    def layout_version(self, name: str) -> int:
+        """Turns when the norm bands of a machine change. Raises KeyError."""
+        return self._sheets[name].layout_version
 
     def machine_version(self, name: str) -> int:
         """Turns when anything that `machine(name)` shows has changed. Raises KeyError."""
         return self._sheets[name].version
 
-    def trends(self, name: str) -> dict[str, Any]:
-        """The last samples of a machine: `{"ts": ["…Z", …], "values": {signal: [float | None, …]}}`, oldest first."""
-        sheet = self._sheets[name]
-        ts, rows = sheet.recent()
-        columns = {
-            signal.name: [_number(value) for value in rows[:, column]]
-            for column, signal in enumerate(sheet.machine.signals)
-        }
-        return {"ts": [to_utc(int(instant)) for instant in ts], "values": columns}
+    def trends(self, name: str) -> Floats:
+        """(signals, samples) the last samples of a machine, oldest first, NaN where there was none. Raises KeyError."""
+        return np.ascontiguousarray(self._sheets[name].recent().T)
 
     def warnings(self, active: bool = True) -> list[dict[str, Any]]:
         """The last event of each warning, most urgent first when `active`; else all known ones, newest first."""
@@ -210,17 +268,6 @@ class Board:
         """What is known of the agent itself: `{"status", "health", "config_errors"}`."""
         return {"status": self._status, "health": self._health, "config_errors": list(self._config_errors)}
 
-    def overview(self) -> dict[str, Any]:
-        """All of it, as plain data: machines worst first, counts of verdicts, active warnings, the agent itself."""
-        machines = self.machines()
-        return {
-            "version": self.version,
-            "summary": summary(machines),
-            "machines": machines,
-            "warnings": self.warnings(active=True),
-            **self.agent(),
-        }
-
     async def changes(self, after_version: int) -> int:
         """Wait until something is newer than `after_version`; the version now. Wakes at most 4 times a second."""
         while self._told.version <= after_version:
@@ -236,42 +283,41 @@ class Board:
 
     def _signal(self, sheet: "_Sheet", column: int) -> dict[str, Any]:
         signal = sheet.machine.signals[column]
-        warnings = self._by_signal.get((sheet.machine.name, signal.name), [])
         value = _number(sheet.values[column])
-        limits = sheet.limits[column]
-        quality = int(sheet.quality[column])
-        judged = value is not None and (quality & CODE_MASK == Quality.GOOD or bool(quality & VOUCHED))
-        at = sheet.ts if sheet.at is None else int(sheet.at[column])
+        word, since, verdict, outside, at = self._odd(sheet, self._judged(sheet), column)
         return {
             "name": signal.name,
             "title": signal.title,
             "unit": signal.unit,
             "value": value,
-            "quality": reason(quality),
-            "quality_since": to_utc(int(sheet.quality_since[column])),
-            "ts": to_utc(at),
+            **({"names": {str(number): text for number, text in signal.names.items()}} if signal.names else {}),
+            "quality": word,
+            "quality_since": since,
+            "ts": at,
             "every": signal.every_us / SECOND_US,
-            "verdict": _verdict(warnings, judged, bool(limits["warning"] or limits["alarm"])),
-            "outside": _outside(value, limits) if judged else None,
-            "limits": limits,
-            "warnings": [event["id"] for event in warnings],
+            "verdict": verdict,
+            "outside": outside,
+            "limits": sheet.limits[column],
+            "warnings": [event["id"] for event in self._by_signal.get((sheet.machine.name, signal.name), [])],
             "advice": signal.advice,
         }
 
-    def _machine_verdict(self, name: str, signals: list[dict[str, Any]]) -> str:
-        verdicts = [signal["verdict"] for signal in signals]
-        verdicts += [_verdict([event], True, True) for event in self._by_machine.get(name, [])]
-        return min(verdicts, key=RANK.__getitem__, default="none")
+    def _judged(self, sheet: "_Sheet") -> "_Judged":
+        """The verdicts of all its signals, worked out once for each version."""
+        if sheet.judged is None or sheet.judged.version != sheet.version:
+            found = _judged(sheet)
+            for column, signal in enumerate(sheet.machine.signals if sheet.machine.name in self._by_machine else ()):
+                events = self._by_signal.get((sheet.machine.name, signal.name))
+                if events:
+                    found.verdict[column] = RANK[_verdict(events, VERDICTS[found.verdict[column]])]
+            sheet.judged = found
+        return sheet.judged
 
-
-def summary(machines: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """How many signals have each verdict, and how many there are."""
-    counts = dict.fromkeys(("signals", *VERDICTS), 0)
-    for machine in machines:
-        for signal in machine["signals"]:
-            counts[signal["verdict"]] += 1
-            counts["signals"] += 1
-    return counts
+    def _machine_rank(self, sheet: "_Sheet") -> int:
+        """The rank of the worst verdict of its signals, and of warnings that are of none of them."""
+        ranks = [int(self._judged(sheet).verdict.min())] if len(sheet.machine.signals) else [RANK["none"]]
+        ranks += [RANK[_verdict([event], "none")] for event in self._by_machine.get(sheet.machine.name, [])]
+        return min(ranks)
 
 
 def reason(quality: int) -> str:
@@ -300,10 +346,9 @@ class _Sheet:
     values: Floats
     quality: Codes
     quality_since: Ints
-    limits: list[dict[str, dict[str, float]]]
+    use_uncertain: Bools
     samples: Floats
     """(SAMPLES, signals), a ring: row `count % SAMPLES` is written next."""
-    sample_ts: Ints
     sample_every: int
     sample_due: int = 0
     count: int = 0
@@ -311,19 +356,30 @@ class _Sheet:
     at: Ints | None = None
     state: str | None = None
     version: int = 1
+    layout_version: int = 1
+    judged: "_Judged | None" = None
+    limits: list[dict[str, dict[str, float]]] = field(default_factory=list)
+    low: Floats = field(default_factory=lambda: np.empty((2, 0)))
+    high: Floats = field(default_factory=lambda: np.empty((2, 0)))
+    """(2, signals), warning and alarm, infinite where there is no limit."""
+    normed: Bools = field(default_factory=lambda: np.empty(0, dtype=np.bool_))
+
+    def use_limits(self, limits: list[dict[str, dict[str, float]]]) -> None:
+        self.limits, self.judged = limits, None
+        levels = ("warning", "alarm")
+        self.low = np.array([[band[level].get("low", -math.inf) for band in limits] for level in levels])
+        self.high = np.array([[band[level].get("high", math.inf) for band in limits] for level in levels])
+        self.normed = np.logical_or.reduce(np.isfinite(self.low) | np.isfinite(self.high), axis=0)
 
     def keep(self, ts: int, values: Floats) -> None:
         row = self.count % SAMPLES
         self.samples[row] = values
-        self.sample_ts[row] = ts
         self.count += 1
         self.sample_due = ts + self.sample_every
 
-    def recent(self) -> tuple[Ints, Floats]:
-        """(samples,) and (samples, signals), oldest first."""
-        first = max(0, self.count - SAMPLES)
-        rows = np.arange(first, self.count) % SAMPLES
-        return self.sample_ts[rows], self.samples[rows]
+    def recent(self) -> Floats:
+        """(samples, signals), oldest first."""
+        return self.samples[np.arange(max(0, self.count - SAMPLES), self.count) % SAMPLES]
 
 
 def _sheet(machine: BoardMachine, old: "_Sheet | None") -> _Sheet:
@@ -337,12 +393,12 @@ def _sheet(machine: BoardMachine, old: "_Sheet | None") -> _Sheet:
         values=np.full(width, np.nan),
         quality=np.full(width, Quality.MISSING, dtype=np.uint8),
         quality_since=np.zeros(width, dtype=np.int64),
-        limits=[{"warning": {}, "alarm": {}} for _ in range(width)],
+        use_uncertain=np.array([signal.use_uncertain for signal in machine.signals], dtype=np.bool_),
         samples=np.full((SAMPLES, width), np.nan),
-        sample_ts=np.zeros(SAMPLES, dtype=np.int64),
         # A tenth early, so that a frame a little before its beat still counts.
         sample_every=every - every // 10,
     )
+    sheet.use_limits([{"warning": {}, "alarm": {}} for _ in range(width)])
     if old is not None:
         _carry_over(old, sheet)
     return sheet
@@ -352,6 +408,7 @@ def _carry_over(old: _Sheet, new: _Sheet) -> None:
     """What was known of a signal that kept its name and unit is still true after a reload."""
     known = {(signal.name, signal.unit): column for column, signal in enumerate(old.machine.signals)}
     at = np.full(len(new.machine.signals), old.ts, dtype=np.int64) if old.at is not None else None
+    limits = list(new.limits)
     for column, signal in enumerate(new.machine.signals):
         source = known.get((signal.name, signal.unit))
         if source is None:
@@ -359,10 +416,10 @@ def _carry_over(old: _Sheet, new: _Sheet) -> None:
         for name in ("values", "quality", "quality_since"):
             getattr(new, name)[column] = getattr(old, name)[source]
         new.samples[:, column] = old.samples[:, source]
-        new.limits[column] = old.limits[source]
+        limits[column] = old.limits[source]
         if at is not None and old.at is not None:
             at[column] = old.at[source]
-    new.sample_ts[:] = old.sample_ts
+    new.use_limits(limits)
     new.count, new.sample_due, new.ts, new.at, new.state = old.count, old.sample_due, old.ts, at, old.state
 
 
@@ -402,24 +459,36 @@ class _Told:
             news.set_result(None)
 
 
-def _verdict(warnings: Sequence[Mapping[str, Any]], judged: bool, normed: bool) -> str:
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """verdict: (signals,) int8, places in VERDICTS. outside: (signals,) int8, places in OUTSIDE."""
+
+    version: int
+    verdict: npt.NDArray[np.int8]
+    outside: npt.NDArray[np.int8]
+
+
+def _judged(sheet: _Sheet) -> _Judged:
+    """Read off values and qualities alone; standing warnings come on top."""
+    code = sheet.quality & CODE_MASK
+    vouched = (sheet.quality & VOUCHED) != 0
+    judged = (code == Quality.GOOD) | (vouched & (code <= Quality.UNCERTAIN))
+    judged |= (code == Quality.UNCERTAIN) & sheet.use_uncertain
+    judged &= np.isfinite(sheet.values)
+    with np.errstate(invalid="ignore"):
+        beyond = (sheet.values < sheet.low) | (sheet.values > sheet.high)
+    outside = np.where(judged, np.where(beyond[1], 2, np.where(beyond[0], 1, 0)), 0)
+    verdict = np.where(judged, np.where(sheet.normed, RANK["normal"], RANK["none"]), RANK["bad"])
+    return _Judged(sheet.version, verdict.astype(np.int8), outside.astype(np.int8))
+
+
+def _verdict(warnings: Sequence[Mapping[str, Any]], plain: str) -> str:
     """The worst standing deviation; a deviation stands also while its reading is bad, as silence clears nothing."""
     standing = [event for event in warnings if event["state"] in DEVIATING]
     of_machine = [event["severity"] for event in standing if event["kind"] not in OF_THE_SENSOR]
     if of_machine:
         return "alarm" if "alarm" in of_machine else "warning"
-    if not judged or standing:
-        return "bad"
-    return "normal" if normed else "none"
-
-
-def _outside(value: float | None, limits: Mapping[str, Mapping[str, float]]) -> str | None:
-    """The severity of the limits that the value is beyond right now, on-delay or not."""
-    for level in ("alarm", "warning"):
-        band = limits[level]
-        if value is not None and not band.get("low", -math.inf) <= value <= band.get("high", math.inf):
-            return level
-    return None
+    return "bad" if standing else plain
 
 
 def _sides(band: Mapping[str, float | None]) -> dict[str, float]:
@@ -435,7 +504,3 @@ def _most_urgent_first(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]
     """What nobody has acknowledged first, alarms before warnings, the newest before the older."""
     newest_first = sorted(events, key=lambda event: str(event["since"]), reverse=True)
     return sorted(newest_first, key=lambda event: (event["state"] not in WAITING, event["severity"] != "alarm"))
-
-
-def _worst_first(machine: Mapping[str, Any]) -> tuple[int, str, str]:
-    return RANK[machine["verdict"]], machine["area"], machine["title"]

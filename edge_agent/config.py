@@ -9,6 +9,7 @@ import base64
 import json
 import os
 import re
+import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -35,6 +36,7 @@ from edge_agent.configuration.nouns import (
     WebConfig,
 )
 from edge_agent.configuration.report import MISSING, Report
+from edge_agent.configuration.words import FORMS, SECRET_NAME
 from edge_agent.contract import Driver
 from edge_agent.yamlfile import Place, Problem
 
@@ -51,11 +53,12 @@ SECRET_BYTES_MAX = 64_000
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A valid configuration with what was read for it. sha: 12 hex of sha256 over all files."""
+    """A valid configuration with what was read for it. sha: 12 hex of sha256 over all files. folders: see yamlfile.Tree."""
 
     config: Config
     sha: str
     files: tuple[Path, ...]
+    folders: tuple[Path, ...]
     notes: tuple[str, ...]
     named_secrets: tuple[tuple[SecretRef, Place, str], ...] = ()
     """Every {secret: NAME}, where it stands, and the keys that lead there."""
@@ -69,9 +72,9 @@ class ConfigError:
     line: int
     column: int
     path: str
-    found: str | None
-    allowed: str | None
-    text: str
+    found: str | None = None
+    allowed: str | None = None
+    text: str = ""
     suggestion: str | None = None
 
     @property
@@ -83,16 +86,24 @@ class ConfigError:
         return f"{self.text}{extra}"
 
     def __str__(self) -> str:
-        where = f"{self.path}: " if self.path else ""
+        # One line, whatever somebody put into a key.
+        where = f"{_printable(self.path)}: " if self.path else ""
         return f"{self.file}:{self.line}:{self.column}: {where}{self.words}"
 
 
-class ConfigErrors(Exception):
-    """The configuration is not valid; `errors` are all faults in the order of the files."""
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
-    def __init__(self, errors: Sequence[ConfigError]) -> None:
+
+class ConfigErrors(Exception):
+    """The configuration is not valid; `errors` are all faults in the order of the files. files, folders: as in Loaded."""
+
+    def __init__(
+        self, errors: Sequence[ConfigError], files: tuple[Path, ...] = (), folders: tuple[Path, ...] = ()
+    ) -> None:
         super().__init__("\n".join(map(str, errors)))
         self.errors = list(errors)
+        self.files, self.folders = files, folders
 
 
 class SecretError(Exception):
@@ -107,14 +118,14 @@ def load(path: Path, registry: plugins.Plugins | None = None) -> Loaded:
     tree = yamlfile.load(path)
     if not tree.complete:
         # With a part missing, what refers to it would be told as wrong too: first mend what cannot be read.
-        raise ConfigErrors(_told(tree.problems, tree))
+        raise ConfigErrors(_told(tree.problems, tree), tree.files, tree.folders)
     report = Report()
     config = sections.resolved(report, tree.root, registry or plugins.installed())
     problems = (*tree.problems, *report.problems)
     if problems or config is None:
-        raise ConfigErrors(_told(problems, tree))
+        raise ConfigErrors(_told(problems, tree), tree.files, tree.folders)
     named = tuple(_named_secrets(tree.root, ()))
-    return Loaded(config, tree.sha[:12], tree.files, (*tree.notes, *report.notes), named)
+    return Loaded(config, tree.sha[:12], tree.files, tree.folders, (*tree.notes, *report.notes), named)
 
 
 def _named_secrets(node: Any, keys: tuple[Any, ...]) -> Iterator[tuple[SecretRef, Place, str]]:
@@ -176,7 +187,14 @@ def data_dir_of(path: Path, holds: str, environment: Mapping[str, str] = os.envi
     state = environment.get(sections.STATE_DIRECTORY, "").partition(":")[0]
     installed = [SERVICE_STATE] if path.resolve().is_relative_to(SERVICE_FOLDER) else []
     defaults = [*([Path(state)] if state else []), *installed, path.parent / "data", Path("data")]
-    return next((each for each in defaults if (each / holds).exists()), defaults[0])
+    return next((each for each in defaults if _is_there(each / holds)), defaults[0])
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a folder that is not ours to look into: whoever asks is told there
+        return True
 
 
 def secret(ref: SecretRef, config: Config) -> str:
@@ -184,6 +202,8 @@ def secret(ref: SecretRef, config: Config) -> str:
 
     One line end at its end is dropped. Raises SecretError, with words and without the value.
     """
+    if not re.fullmatch(SECRET_NAME, ref.name):
+        raise SecretError(f"{ref.name!r} is no name of a secret ({FORMS[SECRET_NAME]})")
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     if folder and (given := Path(folder, ref.name)).is_file():
         return _secret_file(given)
@@ -191,8 +211,14 @@ def secret(ref: SecretRef, config: Config) -> str:
         if text := os.environ.get(f"EDGE_AGENT_SECRET_{name}"):
             return text
     own = config.agent.data_dir / "secrets" / ref.name
-    if own.is_file():
-        if own.stat().st_mode & 0o077:
+    try:
+        mode = own.stat().st_mode
+    except FileNotFoundError:
+        mode = None
+    except OSError as error:
+        raise SecretError(f"no secret {ref.name!r} for this user: {own}: {error.strerror}") from error
+    if mode is not None and stat.S_ISREG(mode):
+        if mode & 0o077:
             raise SecretError(f"{own} may be read by others; set its mode to 0600")
         return _secret_file(own)
     raise SecretError(

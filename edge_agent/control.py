@@ -189,7 +189,8 @@ def ask(data_dir: Path, request: Mapping[str, Any], timeout: float = 10.0) -> An
     except TimeoutError as error:
         raise ConnectionError(f"{path}: no answer within {timeout:g} s") from error
     except OSError as error:
-        raise NoAgent(f"no agent works on {data_dir} ({error.strerror or error})") from error
+        hint = "; if its data_dir was changed while it runs, name the old one with --data-dir"
+        raise NoAgent(f"no agent works on {data_dir} ({error.strerror or error}){hint}") from error
     if not answer.endswith(b"\n"):
         raise ConnectionError(f"{path}: the agent closed the line without an answer")
     found = json.loads(answer)

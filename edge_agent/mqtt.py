@@ -14,7 +14,7 @@ import ssl
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -192,7 +192,7 @@ class Link:
         try:
             attempt = self._attempt(url, version)
         except (OSError, ValueError) as error:
-            self._failed(f"TLS settings: {error}")
+            self._failed(f"TLS: {error}")
             return None, None
         self._now = attempt
         began = None
@@ -377,15 +377,26 @@ def _words(error: BaseException | None) -> str:
 
 def _tls(settings: LinkSettings) -> ssl.SSLContext:
     """Certificates are read anew for each connection, so a renewed one is taken over. Raises OSError."""
-    context = ssl.create_default_context(cafile=settings.ca)
+    with _about(f"the authorities' file {settings.ca}"):
+        context = ssl.create_default_context(cafile=settings.ca)
     if settings.cert is None:
         return context
     if isinstance(settings.key, str):
-        with _as_file(settings.key) as path:
+        with _about(f"the certificate {settings.cert} with its secret key"), _as_file(settings.key) as path:
             context.load_cert_chain(settings.cert, path, password="")
     else:
-        context.load_cert_chain(settings.cert, settings.key, password="")
+        with _about(f"the certificate {settings.cert} with the key {settings.key}"):
+            context.load_cert_chain(settings.cert, settings.key, password="")
     return context
+
+
+@contextlib.contextmanager
+def _about(what: str) -> Iterator[None]:
+    """OpenSSL's errors do not say which file they mean."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise OSError(f"{what} cannot be used: {error}") from error
 
 
 @contextlib.contextmanager

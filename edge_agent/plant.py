@@ -33,6 +33,8 @@ class Signal:
     advice: dict[str, str]
     every_us: int
     column: str | None
+    names: dict[int, str]
+    """What values are called (`map`)."""
     bands: tuple[dict[str, dict[str, float]], ...]
 
 
@@ -147,6 +149,7 @@ def _machine(index: int, machine: MachineConfig, start: int) -> Machine:
                 advice=dict(signal.advice),
                 every_us=signal.every_us,
                 column=signal.column if signal.column not in (None, signal.name) else None,
+                names=dict(signal.map),
                 bands=tuple(_band(row[offset]) for row in norms),
             )
             for offset, signal in enumerate(signals)

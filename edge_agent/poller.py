@@ -136,11 +136,14 @@ Missed = Callable[[str, int, int, int], None]
 """(connection, machine rows, from UTC µs, to UTC µs) of beats that were not taken."""
 
 
-def lines(config: Config, plant: Plant, registry: plugins.Plugins) -> list[Line]:
-    """The connections of a configuration with their signals, secrets put in. Raises SecretError, UnknownPluginError."""
+def lines(config: Config, plant: Plant, registry: plugins.Plugins, only: Collection[str] | None = None) -> list[Line]:
+    """The connections of a configuration with their signals, secrets put in. Raises SecretError, UnknownPluginError.
+
+    only: names of points (`machine.signal`); the others, and connections without any, are left out.
+    """
     found = []
     for connection in config.connections.values():
-        signals = tuple(_signals(config, connection.name))
+        signals = tuple(s for s in _signals(config, connection.name) if only is None or s.point.name in only)
         if signals:
             widths = {s.machine: plant.by_name[s.machine].stop - plant.by_name[s.machine].start for s in signals}
             settings = with_secrets(connection.settings, config)

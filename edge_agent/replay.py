@@ -7,9 +7,11 @@ and ticks pass the time in which no row came. Rule 2: how the rows are cut into 
 import csv
 import gzip
 import io
+import re
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, tzinfo
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,6 +33,8 @@ MS_FROM, US_FROM, NS_FROM = 1e11, 1e14, 1e17
 """Numbers of this size on are ms, µs, ns since 1970; smaller ones are seconds (1e11 s is the year 5138)."""
 MIDDLE_US, REACH_US = 95_633_352_000 * SECOND_US, 157_705_876_800 * SECOND_US
 """Times from year 3 to year 9997 are believed: every zone's offset stays within the calendar."""
+SUSPICIOUS_US = 315_532_800 * SECOND_US
+"""1980: recordings of machines are younger; an older time is more often a wrong column."""
 WRITTEN_MISSING = frozenset({"", "na", "n/a", "null", "none", "nan"})
 
 
@@ -40,11 +44,16 @@ class RecordingError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A table of readings. ts: (rows,) int64 UTC µs in the order of the file; columns: name → (values, quality), (rows,)."""
+    """A table of readings. ts: (rows,) int64 UTC µs in the order of the file; columns: name → (values, quality), (rows,).
+
+    strange: of columns with cells that are no number, in words. notes: what a person should know of the whole.
+    """
 
     name: str
     ts: Ints
     columns: dict[str, tuple[Floats, Codes]]
+    strange: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def spacing_us(self) -> int:
@@ -62,37 +71,76 @@ def read_csv(path: Path, *, time: str | None = None, sep: str = ",", zone: tzinf
         with gzip.open(path, "rb") if packed else path.open("rb") as data:
             with io.TextIOWrapper(data, encoding="utf-8-sig", newline="") as text:
                 return _table(path, text, time, sep, zone)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, gzip.BadGzipFile) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise RecordingError(f"{path}: cannot be read: {error}") from error
 
 
-def _table(path: Path, text: TextIO, time: str | None, sep: str, zone: tzinfo) -> Recording:
+def _lines(path: Path, text: TextIO, sep: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows with their line numbers. Raises RecordingError with the line."""
     reader = csv.reader(text, delimiter=sep)
-    try:
-        header = [name.strip() for name in next(reader)]
-    except StopIteration:
-        raise RecordingError(f"{path}:1: is empty; the first line names the columns") from None
-    clock = _time_column(path, header, time)
-    twice = {name for name in header if header.count(name) > 1}
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except (UnicodeDecodeError, csv.Error) as error:
+            # Text is decoded some lines ahead.
+            about = (
+                "near this line is no UTF-8" if isinstance(error, UnicodeDecodeError) else f"cannot be read: {error}"
+            )
+            raise RecordingError(f"{path}:{reader.line_num + 1}: {about}") from error
+        yield reader.line_num, row
+
+
+def _table(path: Path, text: TextIO, time: str | None, sep: str, zone: tzinfo) -> Recording:
+    given = _lines(path, text, sep)
+    _, first = next(given, (1, None))
+    if first is None:
+        raise RecordingError(f"{path}:1: is empty; the first line names the columns")
+    header = [name.strip() for name in first]
+    clock = _time_column(path, header, time, sep)
+    twice = {name for name in header if name and header.count(name) > 1}
     if twice:
         raise RecordingError(f"{path}:1: the column {min(twice)!r} stands twice")
     rows, lines = [], []
-    for row in reader:
+    for line, row in given:
         if not row:  # an empty line
             continue
         if len(row) != len(header):
-            raise RecordingError(
-                f"{path}:{reader.line_num}: has {len(row)} cells, the header {len(header)} (separator {sep!r})"
-            )
+            raise RecordingError(f"{path}:{line}: has {len(row)} cells, the header {len(header)} (separator {sep!r})")
         rows.append(row)
-        lines.append(reader.line_num)
+        lines.append(line)
     cells = list(zip(*rows, strict=True)) if rows else [()] * len(header)
     ts = _times(path, cells[clock], lines, zone)
-    columns = {name: _numbers(cells[i]) for i, name in enumerate(header) if i != clock}
-    return Recording(path.name.removesuffix(".gz").removesuffix(".csv"), ts, columns)
+    named = {name: cells[i] for i, name in enumerate(header) if i != clock and name}
+    columns = {name: _numbers(its) for name, its in named.items()}
+    strange = {name: _strange(named[name], quality, lines) for name, (_, quality) in columns.items()}
+    return Recording(
+        path.name.removesuffix(".gz").removesuffix(".csv"),
+        ts,
+        columns,
+        {name: words for name, words in strange.items() if words},
+        tuple(_about_times(path, ts)),
+    )
 
 
-def _time_column(path: Path, header: list[str], wanted: str | None) -> int:
+def _strange(cells: Sequence[str], quality: Codes, lines: Sequence[int]) -> str:
+    """How many cells are no number, and the first of them."""
+    wrong = np.flatnonzero(quality == Quality.NOT_A_NUMBER)
+    if not wrong.size:
+        return ""
+    first = int(wrong[0])
+    comma = " (numbers are written with a point)" if re.fullmatch(r"\s*-?[0-9.]*,[0-9]+\s*", cells[first]) else ""
+    return f"{wrong.size} of {len(cells)} cells are no number, the first {cells[first]!r} in line {lines[first]}{comma}"
+
+
+def _about_times(path: Path, ts: Ints) -> Iterator[str]:
+    if len(ts) and int(ts.min()) < SUSPICIOUS_US:
+        since = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(ts.min()))
+        yield f"{path}: the first time is {since:%Y-%m-%d %H:%M:%S} UTC: is that meant?"
+
+
+def _time_column(path: Path, header: list[str], wanted: str | None, sep: str) -> int:
     if wanted is not None:
         if wanted not in header:
             raise RecordingError(f"{path}:1: has no column {wanted!r}; it has {', '.join(header[:20])}")
@@ -101,7 +149,11 @@ def _time_column(path: Path, header: list[str], wanted: str | None) -> int:
     for name in TIME_NAMES:
         if name in lower:
             return lower.index(name)
-    raise RecordingError(f"{path}:1: has no time column ({', '.join(TIME_NAMES)}); name it with --time")
+    if len(header) == 1 and (other := next((mark for mark in ";\t|," if mark != sep and mark in header[0]), None)):
+        name = "tab" if other == "\t" else f"'{other}'"
+        raise RecordingError(f"{path}:1: {header[0]!r} is one column with the separator {sep!r}: try --sep {name}")
+    found = ", ".join(header[:20])
+    raise RecordingError(f"{path}:1: has no time column ({', '.join(TIME_NAMES)}), only {found}; name it with --time")
 
 
 def _times(path: Path, cells: Sequence[str], lines: Sequence[int], zone: tzinfo) -> Ints:
@@ -136,13 +188,21 @@ def _stamps(path: Path, cells: Sequence[str], lines: Sequence[int], zone: tzinfo
         except ValueError:
             raise _no_time(path, lines[i], cell) from None
         try:
-            since = (stamp if stamp.tzinfo else stamp.replace(tzinfo=zone)) - epoch
+            stamps[i] = _since(stamp if stamp.tzinfo else stamp.replace(tzinfo=zone), epoch)
+            if i and stamp.tzinfo is None and stamps[i] < stamps[i - 1]:
+                # In autumn an hour comes twice, and naive times seem to step back: the second one is meant.
+                again = _since(stamp.replace(tzinfo=zone, fold=1), epoch)
+                stamps[i] = again if again >= stamps[i - 1] else stamps[i]
         except OverflowError:  # the offset leads out of the calendar
             raise _no_time(path, lines[i], cell) from None
-        stamps[i] = since.days * 86_400 * SECOND_US + since.seconds * SECOND_US + since.microseconds
         if abs(int(stamps[i]) - MIDDLE_US) >= REACH_US:
             raise _no_time(path, lines[i], cell)
     return stamps
+
+
+def _since(stamp: datetime, epoch: datetime) -> int:
+    since = stamp - epoch
+    return since.days * 86_400 * SECOND_US + since.seconds * SECOND_US + since.microseconds
 
 
 def _no_time(path: Path, line: int, cell: str) -> RecordingError:
@@ -196,12 +256,11 @@ def _slowly(cells: Sequence[str]) -> tuple[Floats, Codes]:
 def column_of(config: Config, machine: str, signal: str) -> tuple[str, ...]:
     """The names under which this signal may stand in the data, best first."""
     its = config.machines[machine].signals[signal]
-    names = [f"{machine}.{signal}"]
-    if its.column:
-        names.insert(0, its.column)
-    if len(config.machines) == 1:
-        names.append(signal)
-    return tuple(names)
+    whole = f"{machine}.{signal}"
+    if its.column and its.column != signal:
+        return its.column, whole
+    # A column that is only the signal's own name by default gives way to the full name.
+    return (whole, signal) if its.column or len(config.machines) == 1 else (whole,)
 
 
 def fitted(config: Config, recording: Recording) -> tuple[Config, dict[tuple[str, str], str], list[str]]:
@@ -218,11 +277,17 @@ def fitted(config: Config, recording: Recording) -> tuple[Config, dict[tuple[str
         for key, signal in machine.signals.items():
             found = next((c for c in column_of(config, name, key) if c in recording.columns), None)
             if signal.formula is None:
+                wanted = min(column_of(config, name, key), key=len)
+                missing = f"{name}.{key}: the data has no column {wanted!r}"
                 if found is None and not _needed(machine, key):
-                    notes.append(f"{name}.{key}: the data has no column {column_of(config, name, key)[0]!r}: left out")
+                    notes.append(f"{missing}: left out")
                     continue
-                if found is not None:
+                if found is None:
+                    notes.append(f"{missing}, which a formula or an operating state needs: it is never read")
+                else:
                     columns[name, key] = found
+                    if words := recording.strange.get(found):
+                        notes.append(f"column {found}: {words}")
             every_us = signal.every_us if signal.every_written else recording.spacing_us
             signals[key] = replace(signal, every_us=every_us)
         if signals:

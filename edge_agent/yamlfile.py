@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,12 +111,14 @@ class Tree:
     """All files joined. root: the top-level table; sha: 64 hex of sha256 over all files in the order they were read.
 
     names: the files as the user would name them, in that order (as in a Place). complete: False when a part is unread.
+    folders: where a new file may be included.
     """
 
     root: Table
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
     files: tuple[Path, ...]
+    folders: tuple[Path, ...]
     names: tuple[str, ...]
     sha: str
     complete: bool
@@ -131,17 +133,33 @@ def load(path: Path) -> Tree:
         problems=tuple(reading.problems),
         notes=tuple(reading.notes),
         files=tuple(reading.files),
+        folders=tuple(reading.folders),
         names=tuple(reading.names),
         sha=reading.sha.hexdigest(),
         complete=reading.complete,
     )
 
 
+_SURROGATES = re.compile(r"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
+
+
+def _joined_escapes(text: str) -> str:
+    """JSON writes what lies beyond U+FFFF as two escapes, which YAML does not know."""
+    if "\\ud" not in text and "\\uD" not in text:
+        return text
+
+    def one(pair: re.Match[str]) -> str:
+        high, low = int(pair[2], 16) - 0xD800, int(pair[3], 16) - 0xDC00
+        return f"{pair[1]}\\U{0x10000 + (high << 10) + low:08X}"
+
+    return _SURROGATES.sub(one, text)
+
+
 def parse(data: bytes, name: str) -> Document:
     """Read one document of at most FILE_BYTES_MAX bytes of UTF-8. Never raises."""
     builder = _Builder(name)
     try:
-        builder.build(_text(data, name))
+        builder.build(_joined_escapes(_text(data, name)))
     except _Stop as stop:
         return Document(None, (*builder.problems, stop.problem), complete=False)
     return Document(builder.root, tuple(builder.problems))
@@ -180,6 +198,22 @@ def shown(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
     return repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a very large number"
+
+
+SECRET_KEYS = re.compile(r"password|secret|token|passphrase|heartbeat|^key$|^pin$|^to$", re.IGNORECASE)
+"""Keys whose values are never repeated in a message (a heartbeat's or a route's address is a secret by itself)."""
+URL_WITH_USER = re.compile(r"://\S*@")
+HIDDEN = "a value that is not shown"
+
+
+def shown_under(keys: Iterable[Any], value: Any) -> str:
+    """A value for a message that stands under these keys; hidden when it may be a secret."""
+    secret = any(isinstance(key, str) and SECRET_KEYS.search(key) for key in keys)
+    if secret and value is not None and not isinstance(value, bool | dict | list):
+        return HIDDEN
+    if isinstance(value, str) and URL_WITH_USER.search(value):
+        return "an address with a user that is not shown"
+    return shown(value)
 
 
 # --- plain scalars: the core schema of YAML 1.2 (section 10.3.2), and what must not be guessed ---
@@ -427,7 +461,10 @@ class _Builder:
             if text == "<<":
                 trap = _Trap("merge keys are not part of YAML 1.2", "`type:` for what many machines share")
                 self.stack[-1].skip = self.stack[-1].merge = True
-        self.problems.append(self._problem(at, trap.text, text, trap.allowed))
+        problem = self._problem(at, trap.text, text, trap.allowed)
+        if not is_key and shown_under(problem.path, text) == HIDDEN:
+            problem = self._problem(at, "a password is never written in plain", HIDDEN, "{secret: NAME}")
+        self.problems.append(problem)
         if not is_key:
             self._put(text, at, 1, 0)
 
@@ -511,6 +548,20 @@ class _Builder:
 # --- several files ---
 
 
+def _meant(path: Path, pattern: str) -> bool:
+    """As in a shell, a pattern means no hidden files (an editor's lock, a copy's other half) unless it says so."""
+    return not path.name.startswith(".") or Path(pattern).name.startswith(".")
+
+
+def _standing(folder: Path, pattern: str) -> Path:
+    """The folder of a pattern, as far as it is plain."""
+    for part in Path(pattern).parts[:-1]:
+        if any(char in part for char in "*?["):
+            break
+        folder /= part
+    return folder
+
+
 def _content(path: Path) -> tuple[bytes | None, str, str | None]:
     """The bytes of a regular file; None with what is wrong and what is allowed."""
     try:
@@ -536,6 +587,7 @@ class _Reading:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     complete: bool = True
     seen: set[Path] = field(default_factory=set)
@@ -621,8 +673,9 @@ class _Reading:
         """The files that a pattern means, sorted, each with the name that the user would give it."""
         folder, shown_folder = (Path(pattern).anchor or str(path.parent)), str(Path(name).parent)
         relative = str(Path(pattern).relative_to(Path(pattern).anchor)) if Path(pattern).anchor else pattern
+        self.folders.append(_standing(Path(folder), relative))
         try:
-            found = sorted(Path(folder).glob(relative))
+            found = sorted(one for one in Path(folder).glob(relative) if _meant(one, relative))
         except (ValueError, NotImplementedError, OSError, re.error, RecursionError) as error:
             self.problems.append(
                 Problem(at, where, f"is no pattern for files: {error}", shown(pattern), "such as machines/*.yaml")

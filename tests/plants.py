@@ -49,6 +49,7 @@ def signal(name: str, its_norm: SimpleNamespace | None = None, **more: Any) -> S
         "every_us": SECOND,
         "formula": None,
         "column": None,
+        "map": {},
         "norm": its_norm or norm(),
     }
     return SimpleNamespace(**{**plain, **more})

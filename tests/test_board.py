@@ -170,16 +170,16 @@ def test_the_trend_keeps_the_last_samples_at_the_pace_of_the_signals() -> None:
     for step in range(4 * (SAMPLES + 10)):
         frame(made, T0 + step * SECOND_US // 4, [float(step), math.nan], [Quality.GOOD, Quality.TIMEOUT])
     trends = made.trends("press-3")
-    assert len(trends["ts"]) == SAMPLES
-    assert set(np.diff(trends["values"]["oil_temperature"])) == {4.0}, "one sample a second of four frames a second"
-    assert trends["values"]["oil_level"] == [None] * SAMPLES
+    assert trends.shape == (2, SAMPLES)
+    assert set(np.diff(trends[0])) == {4.0}, "one sample a second of four frames a second"
+    assert np.isnan(trends[1]).all()
 
 
 def test_a_clock_that_is_set_back_does_not_stop_the_trend() -> None:
     made = board()
     frame(made, T0, [1.0, 1.0])
     frame(made, T0 - 3600 * SECOND_US, [2.0, 2.0])
-    assert made.trends("press-3")["values"]["oil_level"] == [1.0, 2.0]
+    assert made.trends("press-3")[1].tolist() == [1.0, 2.0]
 
 
 def test_a_reload_keeps_what_is_known_of_unchanged_signals() -> None:
@@ -191,7 +191,7 @@ def test_a_reload_keeps_what_is_known_of_unchanged_signals() -> None:
     assert made.names == ("press-3",)
     assert [each["value"] for each in made.machine("press-3")["signals"]] == [None, None, 54.2]
     assert signal(made, "oil_temperature")["limits"] == BANDS[0]
-    assert made.trends("press-3")["values"] == {"flow": [None], "oil_level": [None], "oil_temperature": [54.2]}
+    np.testing.assert_array_equal(made.trends("press-3"), [[np.nan], [np.nan], [54.2]])
     with pytest.raises(KeyError):
         made.machine("pump-1")
 
@@ -204,13 +204,51 @@ def test_a_reload_that_changes_nothing_keeps_the_very_same_sheet() -> None:
     assert made.machine_version("press-3") == version
 
 
-def test_the_overview_is_plain_json() -> None:
+def test_what_is_shown_is_plain_json_and_counted_as_it_is_shown() -> None:
     made = board()
     frame(made, T0, [math.inf, 71.0])
     made.active([event()])
-    overview = json.loads(json.dumps(made.overview(), allow_nan=False))
-    assert overview["machines"][0]["signals"][0]["value"] is None
-    assert overview["summary"] == {"signals": 3, "alarm": 0, "warning": 1, "bad": 1, "normal": 1, "none": 0}
+    shown = json.loads(json.dumps(made.machines(), allow_nan=False))
+    assert shown[0]["signals"][0]["value"] is None
+    verdicts = [each["verdict"] for machine in shown for each in machine["signals"]]
+    counts = made.counts()
+    assert counts == {"signals": 3, "alarm": 0, "warning": 1, "bad": 1, "normal": 1, "none": 0}
+    assert all(verdicts.count(verdict) == count for verdict, count in counts.items() if verdict != "signals")
+
+
+def test_the_living_part_of_a_machine_names_only_what_is_odd() -> None:
+    made = board()
+    frame(made, T0, [54.2, 71.0])
+    assert made.living("press-3")["odd"] == []
+    assert made.living("press-3")["values"].tolist() == [54.2, 71.0]
+    frame(made, T0 + SECOND_US, [65.0, math.nan], [Quality.GOOD, Quality.TIMEOUT])
+    made.active([event()])
+    living, whole = made.living("press-3"), made.machine("press-3")
+    keys = ("quality", "quality_since", "verdict", "outside", "ts")
+    assert living["odd"] == [[i, *(each[key] for key in keys)] for i, each in enumerate(whole["signals"])]
+    assert living["warnings"] == {"oil_temperature": ["w-1"]}
+    assert (living["verdict"], living["state"], living["ts"]) == (whole["verdict"], whole["state"], whole["ts"])
+
+
+def test_an_uncertain_reading_is_judged_where_the_norm_takes_it() -> None:
+    taking = BoardMachine("m", "M", "", (BoardSignal("s", "S", "", SECOND_US, use_uncertain=True),))
+    made = Board([taking])
+    made.norms("m", [{"warning": {"high": 60.0}}])
+    made.frame("m", T0, np.array([61.0]), np.array([Quality.UNCERTAIN], dtype=np.uint8))
+    (only,) = made.machine("m")["signals"]
+    assert (only["verdict"], only["outside"], only["quality"]) == ("normal", "warning", "uncertain")
+
+
+def test_new_norms_turn_the_layout_of_their_machine_and_of_no_other() -> None:
+    made = board()
+    before = made.layout_version("press-3"), made.layout_version("pump-1"), made.shape_version
+    made.norms("press-3", BANDS)
+    assert before == (made.layout_version("press-3"), made.layout_version("pump-1"), made.shape_version)
+    version = made.machine_version("press-3")
+    made.norms("press-3", [{"warning": {"high": 50.0}}, {}])
+    assert made.layout_version("press-3") > before[0]
+    assert made.machine_version("press-3") > version
+    assert before[1:] == (made.layout_version("pump-1"), made.shape_version)
 
 
 def test_readers_are_woken_together_at_once_and_then_at_most_four_times_a_second() -> None:
@@ -255,7 +293,7 @@ def test_a_frame_wakes_nobody_when_nobody_waits_and_its_arrays_are_not_copied() 
     made.frame("press-3", T0, values, np.zeros(2, dtype=np.uint8))
     values[0] = 55.0
     assert signal(made, "oil_temperature")["value"] == 55.0
-    assert made.trends("press-3")["values"]["oil_temperature"] == [54.2], "the trend has a copy of its own"
+    assert made.trends("press-3")[0].tolist() == [54.2], "the trend has a copy of its own"
 
 
 def test_times_are_utc_with_milliseconds() -> None:

@@ -1,6 +1,7 @@
 """The commands as a script sees them: exit statuses of the contract, words on stderr, JSON that parses."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -161,6 +162,10 @@ def test_replay_ends_with_zero_also_when_it_finds_warnings(tmp_path: Path) -> No
         ("read", "desk.yaml"),
         ("check", "none.yaml"),
         ("status", "none.yaml"),
+        ("replay", "desk.yaml", "week.csv", "--out", "week.csv"),
+        ("replay", "desk.yaml", "week.csv", "--out", "x.csv", "--alarms", "./x.csv"),
+        ("check", "--connect", "desk.yaml"),
+        ("check", "--js", "desk.yaml"),
         ("read",),
         ("no-such-command",),
         (),
@@ -168,6 +173,7 @@ def test_replay_ends_with_zero_also_when_it_finds_warnings(tmp_path: Path) -> No
 )
 def test_wrong_use_ends_with_two_and_words(words: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "desk.yaml").write_text(RECORDINGS)
+    (tmp_path / "week.csv").write_text("ts,oil\n2026-11-23T15:53:00Z,1\n")
     done = run(*words, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr or not words
@@ -206,6 +212,61 @@ def test_the_schema_is_json_and_the_example_is_valid(tmp_path: Path) -> None:
     schema = json.loads(done.stdout)
     assert {"agent", "mqtt", "connections", "machines", "include"} <= set(schema["properties"])
     assert run("check", ROOT / "config" / "demo.yaml").returncode == 0
+
+
+def test_options_may_stand_anywhere_and_each_command_tells_its_own_usage(tmp_path: Path) -> None:
+    (tmp_path / "desk.yaml").write_text(RECORDINGS)
+    for words in (("check", "--json", "desk.yaml"), ("check", "desk.yaml", "--json")):
+        assert json.loads(run(*words, cwd=tmp_path).stdout)["ok"]
+    assert "--connect" in run("check", "--no-such", cwd=tmp_path).stderr
+    assert run("read", "desk.yaml", "--json", "press.oil", cwd=tmp_path).stderr.startswith(
+        "edge-agent: desk.yaml has no"
+    )
+
+
+def test_output_that_cannot_be_written_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "desk.yaml").write_text(RECORDINGS)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "edge_agent", "schema"],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "edge-agent: the output cannot be written: No space left on device\n")
+
+
+def test_status_of_an_agent_that_nobody_installed_is_that_none_runs(tmp_path: Path) -> None:
+    done = run("status", "--json", cwd=tmp_path)
+    assert (done.returncode, json.loads(done.stdout)["ok"]) == (3, False)
+
+
+@pytest.mark.root
+def test_a_secret_of_another_user_is_told_in_words(tmp_path: Path) -> None:
+    config = tmp_path / "agent.yaml"
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    config.write_text(
+        "agent: {id: a}\nmqtt: {url: 'mqtt://h', username: u, password: {secret: x}}\n"
+        "connections: {plc: {driver: modbus, url: 'tcp://127.0.0.1'}}\n"
+        "machines: {m: {connection: plc, signals: {s: {address: 'holding:1'}}}}\n"
+    )
+    assert os.geteuid() == 0, "needs root, to become somebody else: sudo make test"
+    tmp_path.chmod(0o755)
+    # Everything is imported as root first: the interpreter's own files may be closed to others.
+    program = (
+        "import os, sys; sys.path.insert(0, '.'); from edge_agent.__main__ import main; "
+        "sys.stdout = sys.stderr = open(os.devnull, 'w'); main(sys.argv[1:]); "
+        "sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__; os.seteuid(65534); sys.exit(main(sys.argv[1:]))"
+    )
+    for asked, code, says in (("check", 0, "Permission denied"), ("status", 3, "another user")):
+        done = subprocess.run(
+            [sys.executable, "-c", program, asked, str(config)], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, says in done.stdout + done.stderr) == (code, True), done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_help_and_version_answer_at_once() -> None:

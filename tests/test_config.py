@@ -437,7 +437,7 @@ def test_advice_without_a_language_is_in_the_agents(tmp_path: Path) -> None:
         ("current_loop: {low: 3, high: 3}", "current_loop.high"),
         ("map: {a: b}", "map"),
         ("map: {}", "map"),
-        ("advice: {fr: Non.}", "advice"),
+        ("advice: {fr: Non.}", "advice.fr"),
         ("every: 1ms", "every"),
         ("sentinel: [x]", "sentinel.0"),
         ("word_order: middle", "word_order"),

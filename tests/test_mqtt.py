@@ -177,7 +177,7 @@ def test_a_missing_certificate_file_is_told_and_tried_again(tmp_path: Path) -> N
     async def main() -> None:
         async with linked(me("mqtts://localhost:1", ca=tmp_path / "none.pem")) as link:
             await eventually(lambda: link.state is LinkState.BACKING_OFF)
-            assert "TLS settings" in link.reason
+            assert "TLS: the authorities" in link.reason
 
     asyncio.run(main())
 

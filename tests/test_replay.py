@@ -122,7 +122,10 @@ def test_rows_stay_in_the_order_of_the_file(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("", "data.csv:1: is empty; the first line names the columns"),
-        ("s,t\n1,2\n", "data.csv:1: has no time column (ts, time, datetime, timestamp); name it with --time"),
+        (
+            "s,t\n1,2\n",
+            "data.csv:1: has no time column (ts, time, datetime, timestamp), only s, t; name it with --time",
+        ),
         ("ts,s,s\n1,2,3\n", "data.csv:1: the column 's' stands twice"),
         ("ts,s\n1,2\n2,3,4\n", "data.csv:3: has 3 cells, the header 2 (separator ',')"),
         ("ts,s\n1,2\n\n2\n", "data.csv:4: has 1 cells, the header 2 (separator ',')"),
@@ -168,9 +171,28 @@ def test_a_missing_named_time_column_a_missing_file_and_a_broken_archive_are_tol
     torn.write_bytes(gzip.compress(b"ts,s\n" + b"1767225600,1\n" * 500)[:-20])
     with pytest.raises(replay.RecordingError, match="cannot be read"):
         replay.read_csv(torn)
-    path.write_bytes(b"ts,s\n1,\xff\n")
+    whole = bytearray(gzip.compress(b"ts,s\n" + b"1767225600,1\n" * 5000))
+    whole[30:50] = b"x" * 20
+    torn.write_bytes(whole)
     with pytest.raises(replay.RecordingError, match="cannot be read"):
+        replay.read_csv(torn)
+    path.write_bytes(b"ts,s\n1,\xff\n")
+    with pytest.raises(replay.RecordingError, match=r"data.csv:1: near this line is no UTF-8"):
         replay.read_csv(path)
+    path.write_text("ts;s\n1;2\n")
+    with pytest.raises(replay.RecordingError, match=r"'ts;s' is one column with the separator ',': try --sep ';'"):
+        replay.read_csv(path)
+
+
+def test_the_hour_that_comes_twice_in_autumn_is_read_as_two(tmp_path: Path) -> None:
+    zone = ZoneInfo("Europe/Amsterdam")
+    cells = [f"2026-10-25T{hour:02d}:{minute:02d}" for hour in (1, 2, 2, 3) for minute in (0, 30)]
+    recording = replay.read_csv(written(tmp_path, "ts,s\n" + "".join(f"{c},1\n" for c in cells)), zone=zone)
+    assert np.diff(recording.ts).tolist() == [1800 * SECOND] * 7
+
+
+def test_nameless_columns_are_left_out(tmp_path: Path) -> None:
+    assert replay.read_csv(written(tmp_path, "ts,s,,\n1767225600,2,,x\n")).columns.keys() == {"s"}
 
 
 def test_a_header_alone_is_an_empty_recording(tmp_path: Path) -> None:
@@ -238,7 +260,29 @@ machines:
     plant, _, columns, notes = compiled(tmp_path, text, "ts,a\n1,2\n")
     assert [signal.name for signal in plant.machines[0].signals] == ["a", "b", "c", "f"]
     assert columns == {("m", "a"): "a"}
-    assert notes == ["m.d: the data has no column 'd': left out"]
+    needed = "which a formula or an operating state needs: it is never read"
+    assert notes == [
+        f"m.b: the data has no column 'b', {needed}",
+        f"m.c: the data has no column 'c', {needed}",
+        "m.d: the data has no column 'd': left out",
+    ]
+
+
+def test_the_full_name_of_a_signal_goes_before_a_name_that_others_have_too(tmp_path: Path) -> None:
+    text = "agent: {id: a}\nmachines: {p1: {signals: {t: {}}}, p2: {signals: {t: {}}}}\n"
+    _, _, columns, _ = compiled(tmp_path, text, "ts,t,p1.t,p2.t\n1767225600,50,5,6\n")
+    assert columns == {("p1", "t"): "p1.t", ("p2", "t"): "p2.t"}
+    _, _, columns, _ = compiled(tmp_path, text, "ts,t\n1767225600,50\n")
+    assert columns == {("p1", "t"): "t", ("p2", "t"): "t"}
+
+
+def test_cells_that_are_no_number_are_told_of_and_old_times_are_doubted(tmp_path: Path) -> None:
+    text = "agent: {id: a}\nmachines: {m: {signals: {s: {}}}}\n"
+    _, recording, _, notes = compiled(tmp_path, text, 'ts,s,t\n20231114,"5,0",x\n20231115,"5,1",y\n')
+    assert notes[0] == (
+        "column s: 2 of 2 cells are no number, the first '5,0' in line 2 (numbers are written with a point)"
+    )
+    assert "the first time is 1970-08-23" in recording.notes[0]
 
 
 # --- time in which no row came ---

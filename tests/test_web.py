@@ -17,7 +17,7 @@ from edge_agent.contract import Quality
 from edge_agent.web import server
 from edge_agent.web.app import Pages, open_web
 from edge_agent.web.guard import BODY_MAX, HEAD_MAX, SECURITY_HEADERS
-from tests.pages import BoardOperator, Site, event, serving, show
+from tests.pages import BANDS, PRESS, PUMP, BoardOperator, Site, event, serving, show
 
 GET = [
     ("/", 200, "text/html; charset=utf-8"),
@@ -301,7 +301,7 @@ def test_loopback_names_are_answered_also_through_a_tunnel(http: httpx.Client, h
         "evil.example:8080",
         "localhost.evil.example",
         "127.0.0.1.evil.example",
-        "127.0.0.2",
+        "127.0.0.256",
         "[::2]",
         "localhost:x",
         "a@localhost",
@@ -456,15 +456,16 @@ def test_the_stream_begins_with_everything_and_then_says_what_changes(site: Site
     with http.stream("GET", "/events") as answer:
         assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
         stream = messages(answer)
-        name, overview = next(stream)
-        assert name == "overview"
-        assert {machine["name"] for machine in overview["machines"]} == {"press-3", "pump-1"}
-        assert overview["machines"][0]["trends"]["oil_level"]
+        assert next(stream)[0] == "begin"
+        whole = {message["machine"]["name"]: message for name, message in (next(stream), next(stream))}
+        assert whole.keys() == {"press-3", "pump-1"}
+        assert whole["press-3"]["trends"][1], "the samples of the oil level"
+        assert next(stream)[0] == "ready"
         site.do(lambda: show(site.board, level=12.5, quality=Quality.UNCERTAIN))
         update = until(stream, lambda _, message: bool(message.get("machines")))
-        rows = dict(zip(("oil_temperature", "oil_level"), update["machines"][0]["rows"], strict=True))
-        level = dict(zip(overview["live"], rows["oil_level"], strict=True))
-        assert (level["value"], level["quality"], level["verdict"]) == (12.5, "uncertain", "bad")
+        (machine,) = update["machines"]
+        assert machine["values"] == [54.2, 12.5]
+        assert [(row[0], row[1], row[3]) for row in machine["odd"]] == [(0, "good", "warning"), (1, "uncertain", "bad")]
         assert "warnings" not in update, "what has not changed is not sent again"
         site.do(lambda: site.board.active([]))
         assert until(stream, lambda _, message: "warnings" in message)["warnings"] == []
@@ -472,7 +473,12 @@ def test_the_stream_begins_with_everything_and_then_says_what_changes(site: Site
         assert until(stream, lambda _, message: "config_errors" in message)["config_errors"] == ["agent.yaml:1:1: x"]
         site.do(lambda: site.board.config_errors([]))
         site.do(lambda: site.board.norms("press-3", [{"warning": {"high": 50}}, {}]))
-        assert until(stream, lambda name, _: name == "overview")["machines"]
+        (fresh,) = until(stream, lambda _, message: "whole" in message)["whole"]
+        assert fresh["machine"]["signals"][0]["limits"] == {"warning": {"high": 50}, "alarm": {}}
+        site.do(lambda: site.board.use([PRESS]))
+        assert until(stream, lambda name, _: name == "begin")["status"]
+        site.do(lambda: site.board.use([PRESS, PUMP]))
+        site.do(lambda: site.board.norms("press-3", BANDS))
     site.do(lambda: show(site.board))
 
 
@@ -488,7 +494,7 @@ def test_too_many_streams_are_refused_and_ended_ones_make_room(
     monkeypatch.setattr("edge_agent.web.stream.STREAMS_MAX", 1)
     with http.stream("GET", "/events") as first:
         stream = messages(first)  # httpx ends a stream whose iterator is forgotten
-        assert next(stream)[0] == "overview"
+        assert next(stream)[0] == "begin"
         assert http.get("/events").status_code == 503
     for _ in range(200):
         with http.stream("GET", "/events") as again:
@@ -506,7 +512,7 @@ def test_the_server_ends_at_once_also_with_an_open_stream_and_an_idle_connection
             http.stream("GET", "/events") as answer,
         ):
             stream = messages(answer)
-            assert next(stream)[0] == "overview"
+            assert next(stream)[0] == "begin"
             assert site.stop() < 2
 
 

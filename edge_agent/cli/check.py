@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 VALID, INVALID = 0, 2
 EXCERPT_COLUMNS = 100
 """Of a long line, so much is shown around the fault."""
+MAY_BE_SECRET = re.compile(
+    r"password|secret|token|passphrase|heartbeat|\b(key|pin|to)\b[\"']?\s*:|://\S*@", re.IGNORECASE
+)
+"""Lines that are not shown: an error may stand beside what nobody should see."""
 RED, BOLD, DIM, PLAIN = "\x1b[31m", "\x1b[1m", "\x1b[2m", "\x1b[0m"
 
 
@@ -57,7 +62,11 @@ def check(args: argparse.Namespace) -> int:
         _tell_errors(invalid.errors, as_json=args.json)
         return INVALID
     summary = _summary(loaded, registry)
-    if args.connect and not loaded.config.for_recordings:
+    if args.connect and loaded.config.for_recordings:
+        return _wrong_use(
+            args, f"{args.config} has no connections: it is for recordings, there is nothing to connect to"
+        )
+    if args.connect:
         return _connect(args, loaded.config, summary)
     if args.json:
         print(json.dumps(summary, ensure_ascii=False))
@@ -74,8 +83,7 @@ def _connect(args: argparse.Namespace, found: "Config", summary: dict[str, Any])
     try:
         rows, faults = read.read_all(found)
     except config.SecretError as error:
-        print(f"edge-agent: {error}", file=sys.stderr)
-        return INVALID
+        return _wrong_use(args, str(error))
     failing = [row for row in rows if row.verdict == "bad"]
     if args.json:
         signals = [
@@ -100,6 +108,23 @@ def _connect(args: argparse.Namespace, found: "Config", summary: dict[str, Any])
     if rows and all(row.quality in read.UNREACHED for row in rows):
         return read.UNREACHABLE
     return read.NOT_SO if failing else VALID
+
+
+def _wrong_use(args: argparse.Namespace, text: str) -> int:
+    if args.json:
+        error = {
+            "file": str(args.config),
+            "line": 1,
+            "column": 1,
+            "path": "",
+            "found": None,
+            "allowed": None,
+            "text": text,
+        }
+        print(json.dumps({"ok": False, "errors": [error]}, ensure_ascii=False))
+    else:
+        print(f"edge-agent: {text}", file=sys.stderr)
+    return INVALID
 
 
 def schema(args: argparse.Namespace) -> int:  # noqa: ARG001 - every command is called alike
@@ -145,6 +170,11 @@ def _notes(loaded: "Loaded") -> Iterable[str]:
     from edge_agent import config
 
     yield from map(str, config.missing_secrets(loaded))
+    tls = loaded.config.mqtt.tls if loaded.config.mqtt else None
+    for key in ("ca", "cert", "key"):
+        path = getattr(tls, key, None)
+        if isinstance(path, Path) and not os.access(path, os.R_OK):
+            yield f"mqtt.tls.{key}: {path} cannot be read here"
     if _is_unverified(loaded.config):
         yield "mqtt.version 3.1.1: a message that the broker refuses looks delivered there (delivery unverified)"
 
@@ -193,6 +223,8 @@ def _excerpt(error: "ConfigError", *, colour: bool) -> str | None:
     if error.line > len(lines):
         return None
     line = "".join(char if char.isprintable() else " " for char in lines[error.line - 1])
+    if MAY_BE_SECRET.search(line):
+        return None
     start = max(0, error.column - 1 - EXCERPT_COLUMNS // 2)
     shown = line[start : start + EXCERPT_COLUMNS]
     margin = f"{error.line:>6} | "

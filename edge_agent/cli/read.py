@@ -66,8 +66,9 @@ def read(arguments: argparse.Namespace) -> int:
     if unknown:
         print(f"edge-agent: no such signal: {', '.join(unknown)}", file=sys.stderr)
         return WRONG_USE
+    chosen = [pair for pair in _all(loaded.config) if not arguments.signals or _wanted(arguments.signals, *pair)]
     try:
-        rows, faults = read_all(loaded.config)
+        rows, faults = read_all(loaded.config, chosen)
     except config.SecretError as error:
         print(f"edge-agent: {error}", file=sys.stderr)
         return WRONG_USE
@@ -86,8 +87,31 @@ def _wanted(names: "Sequence[str]", machine: str, signal: str) -> bool:
     return any(name in (machine, signal, f"{machine}.{signal}") for name in names)
 
 
-def read_all(config: "Config") -> tuple[list[Row], dict[str, str]]:
-    """Each signal once, judged without delays; and by connection why it could not be reached. Raises SecretError."""
+def _needed(config: "Config", chosen: "Sequence[tuple[str, str]]") -> set[str]:
+    """The points (`machine.signal`) to read for these signals: their own, what formulas use, what tells the state."""
+    from edge_agent import expression
+
+    found: set[str] = set()
+    waiting = list(chosen)
+    for name in {machine for machine, _ in chosen}:
+        machine = config.machines[name]
+        texts = machine.states.values()
+        waiting += [(name, used) for text in texts for used in expression.parse(text, machine.signals).names]
+    while waiting:
+        machine_name, signal = waiting.pop()
+        if f"{machine_name}.{signal}" not in found:
+            found.add(f"{machine_name}.{signal}")
+            signals = config.machines[machine_name].signals
+            formula = signals[signal].formula
+            waiting += [(machine_name, used) for used in (expression.parse(formula, signals).names if formula else ())]
+    return found
+
+
+def read_all(config: "Config", chosen: "Sequence[tuple[str, str]] | None" = None) -> tuple[list[Row], dict[str, str]]:
+    """Each signal once, judged without delays; and by connection why it could not be reached. Raises SecretError.
+
+    chosen: (machine, signal); only the lines that these need are opened.
+    """
     import asyncio
 
     from edge_agent import plugins, service
@@ -98,7 +122,7 @@ def read_all(config: "Config") -> tuple[list[Row], dict[str, str]]:
     clock = SystemClock()
     service.configure_logging("error", clock)  # what could not be reached stands in the answer
     plant = compile_plant(config, list(plugins.detectors().values()))
-    found = lines(config, plant, plugins.installed())
+    found = lines(config, plant, plugins.installed(), None if chosen is None else _needed(config, chosen))
     once = asyncio.run(read_once(found, clock, AgentTime(clock, clock.wall_us())))
     return _rows(config, plant, once), once.faults
 

@@ -41,21 +41,13 @@ def replay(arguments: argparse.Namespace) -> int:
     from edge_agent import config, plugins, replay
     from edge_agent.plant import compile_plant
 
-    if arguments.learn_until:
-        return _refused("--learn-until is not available yet")
-    if arguments.rows is not None and arguments.rows < 1:
-        return _refused(f"--rows {arguments.rows}: at least 1")
+    if (wrong := _wrong_use(arguments)) is not None:
+        return _refused(wrong)
     sep = "\t" if arguments.sep in ("tab", "\\t") else arguments.sep
-    if len(sep) != 1:
-        return _refused(f"--sep {arguments.sep!r}: one character, or tab")
     try:
         zone = ZoneInfo(arguments.tz)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         return _refused(f"--tz {arguments.tz!r}: no such time zone (Europe/Amsterdam, UTC)")
-    if arguments.data.suffix in (".parquet", ".pq") or arguments.data.is_dir():
-        return _refused(
-            f"{arguments.data}: only CSV can be read; Parquet and the agent's own history are not available yet"
-        )
     try:
         loaded = config.load(arguments.config)
     except config.ConfigErrors as error:
@@ -66,7 +58,7 @@ def replay(arguments: argparse.Namespace) -> int:
     except replay.RecordingError as error:
         return _refused(str(error))
     fitted, columns, notes = replay.fitted(loaded.config, recording)
-    for note in (*loaded.notes, *notes):
+    for note in (*loaded.notes, *recording.notes, *notes):
         print(f"note: {note}", file=sys.stderr)
     if not columns:
         return _refused(f"{arguments.data}: has no column of any signal of {arguments.config}")
@@ -75,10 +67,36 @@ def replay(arguments: argparse.Namespace) -> int:
     try:
         _write(arguments, recording.name, events)
     except OSError as error:
-        return _refused(f"{error.filename}: cannot be written: {error.strerror}")
+        return _refused(f"{error.filename or 'the output'}: cannot be written: {error.strerror}")
     if not arguments.json:
         _show(events, fitted.agent.timezone, len(recording.ts))
     return DONE
+
+
+def _wrong_use(arguments: argparse.Namespace) -> str | None:
+    """What is wrong with the words of the command."""
+    if arguments.learn_until:
+        return "--learn-until is not available yet"
+    if arguments.rows is not None and arguments.rows < 1:
+        return f"--rows {arguments.rows}: at least 1"
+    if arguments.sep not in ("tab", "\\t") and len(arguments.sep) != 1:
+        return f"--sep {arguments.sep!r}: one character, or tab"
+    if arguments.data.suffix in (".parquet", ".pq") or arguments.data.is_dir():
+        return f"{arguments.data}: only CSV can be read; Parquet and the agent's own history are not available yet"
+    if (taken := _taken_twice(arguments)) is not None:
+        return f"{taken}: would be overwritten; write to another file"
+    return None
+
+
+def _taken_twice(arguments: argparse.Namespace) -> Path | None:
+    """A file that is read or written twice would be lost."""
+    seen = {path.resolve() for path in (arguments.config, arguments.data)}
+    for path in (arguments.out, arguments.alarms):
+        if path is not None and path.resolve() in seen:
+            return Path(path)
+        if path is not None:
+            seen.add(path.resolve())
+    return None
 
 
 def _refused(text: str) -> int:

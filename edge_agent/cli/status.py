@@ -43,7 +43,7 @@ def add_reload(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _add_finding(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", type=Path, nargs="?", default=DEFAULT_CONFIG, help="%(default)s")
+    parser.add_argument("config", metavar="CONFIG", type=Path, nargs="?", help=f"default: {DEFAULT_CONFIG}")
     parser.add_argument("--data-dir", type=Path, help="the agent's data directory, when CONFIG does not tell it")
     parser.add_argument("--json", action="store_true", help="the agent's answer as JSON")
 
@@ -77,17 +77,23 @@ def _asked(arguments: argparse.Namespace, command: str, timeout_s: float) -> dic
     """The agent's answer, or the exit status after the reason was told."""
     from edge_agent import config, control
 
-    if arguments.data_dir is None and not arguments.config.exists():
-        print(f"edge-agent: {arguments.config}: no such file; name a CONFIG or --data-dir", file=sys.stderr)
-        return WRONG_USE
-    data_dir = arguments.data_dir or config.data_dir_of(arguments.config, control.SOCKET)
+    given = arguments.config is not None
+    path = arguments.config if given else DEFAULT_CONFIG
+    if arguments.data_dir is None and not path.exists():
+        error = f"{path}: no such file; name a CONFIG or --data-dir"
+        return _failed(arguments, error, WRONG_USE if given else UNREACHABLE)
+    data_dir = arguments.data_dir or config.data_dir_of(path, control.SOCKET)
     try:
         return control.ask(data_dir, {"command": command}, timeout_s)
     except ConnectionError as error:
-        if arguments.json:
-            print(json.dumps({"ok": False, "error": str(error)}, ensure_ascii=False))
-        print(f"edge-agent: {error}", file=sys.stderr)
-        return UNREACHABLE
+        return _failed(arguments, str(error), UNREACHABLE)
+
+
+def _failed(arguments: argparse.Namespace, error: str, status: int) -> int:
+    if arguments.json:
+        print(json.dumps({"ok": False, "error": error}, ensure_ascii=False))
+    print(f"edge-agent: {error}", file=sys.stderr)
+    return status
 
 
 # ------------------------------------------------------------------------------------------------------- for people
@@ -131,7 +137,7 @@ def _connection(each: object) -> list[str]:
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
+    return ", ".join(f"{key} {value}" for key, value in facts.items() if value not in (None, ""))
 
 
 def _warning_lines(warnings: object) -> Iterator[str]:
@@ -181,10 +187,6 @@ def _show_reload(answer: Mapping[str, Any]) -> None:
 
 def error_line(error: object) -> str:
     """`file:line:column: key.path: text`, as every command prints it."""
-    if not isinstance(error, Mapping):
-        return str(error)
-    place = ":".join(str(error[key]) for key in ("file", "line", "column") if error.get(key) is not None)
-    parts = [place, str(error.get("path") or ""), str(error.get("text") or "")]
-    if not error.get("text"):
-        parts[2] = f"found {error.get('found')}, allowed: {error.get('allowed')}"
-    return ": ".join(part for part in parts if part)
+    from edge_agent.config import ConfigError
+
+    return str(ConfigError(**error)) if isinstance(error, Mapping) else str(error)

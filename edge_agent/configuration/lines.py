@@ -6,9 +6,9 @@ from types import NoneType
 from edge_agent import plugins
 from edge_agent.configuration import words
 from edge_agent.configuration.nouns import ConnectionConfig
-from edge_agent.configuration.report import Part, Report, shown
+from edge_agent.configuration.report import Part, Report
 from edge_agent.contract import Driver
-from edge_agent.yamlfile import Place, Table
+from edge_agent.yamlfile import Place, Table, shown_under
 
 NOWHERE = Place("", 1, 1)
 
@@ -82,7 +82,9 @@ class Lines:
         own = part.without({"driver"})
         if not isinstance(own.table.get("password"), Table | NoneType):
             spot = own.value("password")
-            self.report.add(spot, "a password is never written in plain", shown(("password",), ""), "{secret: NAME}")
+            self.report.add(
+                spot, "a password is never written in plain", shown_under(("password",), ""), "{secret: NAME}"
+            )
             own = own.without({"password"})
         settings = self.report.checked(driver.Connection, own)
         return None if settings is None else ConnectionConfig(name, about.driver, settings)
@@ -95,6 +97,6 @@ class Lines:
             self.report.unknown_word(part.value("driver"), "no such driver is installed", kind, error.known)
             self.drivers[kind] = None
         except plugins.BrokenPluginError as error:
-            self.report.add(part.value("driver"), str(error), shown((), kind))
+            self.report.add(part.value("driver"), str(error), shown_under((), kind))
             self.drivers[kind] = None
         return self.drivers[kind]

@@ -97,6 +97,8 @@ def _type(report: Report, part: Part, types: Part | None) -> Table | None:
         report.unknown_word(part.value("type"), "there is no such type", kind, known)
         return None
     base = known[kind] if kind is not None else None
+    if kind is not None and base is None:
+        return Table(types.table.value_at[kind]) if types else None  # an empty type
     return base if isinstance(base, Table) else None
 
 

@@ -41,8 +41,13 @@ def check_order(report: Report, part: Part, words: NormFile) -> None:
 
 
 def _check_sides(report: Report, layers: Layers, band: BandFile, severity: str) -> None:
-    if band.low is not None and band.high is not None and band.low >= band.high:
-        spot = _spot(layers, severity, "low")
+    """Told at the low, or at the high when that one is laid over it."""
+    if band.low is None or band.high is None or band.low < band.high:
+        return
+    spot = _strongest(layers, (severity, "low"), (severity, "high"))
+    if spot is not None and spot.keys[-1] == "high":
+        report.add(spot, "high is not above low", f"{band.high:g}", f"more than {band.low:g}")
+    else:
         report.add(spot, "low is not below high", f"{band.low:g}", f"less than {band.high:g}")
 
 
@@ -80,7 +85,7 @@ def _band(report: Report, layers: Layers, words: StateNormFile, severity: str) -
 def _deadband(report: Report, layers: Layers, severity: str, band: BandFile, words: StateNormFile) -> float:
     """In the signal's unit. A percentage is of high - low; half the band or more would never let a warning return."""
     own = band.deadband is not None
-    spot = _spot(layers, severity, "deadband") if own else _spot(layers, "deadband")
+    spot = _strongest(layers, (severity, "deadband") if own else ("deadband",), (severity, "low"), (severity, "high"))
     written: Deadband = _said(band.deadband, words.deadband, Deadband(0.0, percent=False))
     if band.low is None or band.high is None:
         if not written.percent:
@@ -104,10 +109,10 @@ def _check_nesting(report: Report, layers: Layers, warning: BandConfig, alarm: B
     if alarm.high is not None and warning.high is not None and alarm.high < warning.high:
         _tell_nesting(report, layers, "high", alarm.high, warning.high)
     if alarm.low is not None and warning.high is not None and alarm.low >= warning.high:
-        spot, allowed = _spot(layers, "alarm", "low"), f"less than {warning.high:g}"
+        spot, allowed = _strongest(layers, ("alarm", "low"), ("warning", "high")), f"less than {warning.high:g}"
         report.add(spot, "alarm low is not below warning high", f"{alarm.low:g}", allowed)
     if alarm.high is not None and warning.low is not None and alarm.high <= warning.low:
-        spot, allowed = _spot(layers, "alarm", "high"), f"more than {warning.low:g}"
+        spot, allowed = _strongest(layers, ("alarm", "high"), ("warning", "low")), f"more than {warning.low:g}"
         report.add(spot, "alarm high is not above warning low", f"{alarm.high:g}", allowed)
 
 
@@ -125,6 +130,11 @@ def _tell_nesting(report: Report, layers: Layers, side: str, alarm: float, warni
 def _spot(layers: Layers, *keys: str) -> Spot | None:
     """The value in the strongest layer that says it."""
     return next((spot for layer in layers if (spot := layer.value(*keys))), None)
+
+
+def _strongest(layers: Layers, *paths: tuple[str, ...]) -> Spot | None:
+    """The first of these values that the strongest layer says: what was laid over makes the difference."""
+    return next((spot for layer in layers for path in paths if (spot := layer.value(*path))), None)
 
 
 def _said(*values: Any) -> Any:

@@ -17,15 +17,12 @@ from pydantic import BaseModel, ValidationError
 from edge_agent import yamlfile
 from edge_agent.configuration.words import FORMS
 from edge_agent.contract import WrongKey
-from edge_agent.yamlfile import Items, Place, Problem, Table
+from edge_agent.yamlfile import Items, Place, Problem, Table, shown_under
 
 Keys = tuple[Any, ...]
 """Keys (and list positions) from the top of the file downwards."""
 Model = TypeVar("Model", bound=BaseModel)
 
-SECRET_KEYS = re.compile(r"password|secret|token|passphrase|^key$|^pin$", re.IGNORECASE)
-"""Keys whose values are never printed."""
-URL_WITH_USER = re.compile(r"://[^/\s]*@")
 MISSING = "the key is missing"
 LISTED_MAX = 40
 """Allowed words that one message names."""
@@ -159,19 +156,26 @@ class Report:
             return None
         value = holder.table[name]
         if value is not None and not isinstance(value, Table):
-            self.add(holder.value(name), "is no mapping", shown((*holder.keys, name), value), "keys with values")
+            self.add(holder.value(name), "is no mapping", shown_under((*holder.keys, name), value), "keys with values")
             return None
         return holder.part(name)
 
     def checked(self, model: type[Model], part: Part) -> Model | None:
-        """The part as its model; None, with its faults noted, when it does not fit."""
+        """The part as its model, faults noted: what fits of it, so that the rest is checked too; None when nothing does."""
         self.refuse_later(model, part)
         try:
             return model.model_validate(part.table)
         except ValidationError as errors:
-            for error in errors.errors(include_url=False, include_input=False):
-                self._translate(model, part, dict(error))
-        return None
+            found: list[dict[str, Any]] = [
+                dict(error) for error in errors.errors(include_url=False, include_input=False)
+            ]
+        for error in found:
+            self._translate(model, part, error)
+        wrong = {error["loc"][0] for error in found if error["loc"]}
+        try:
+            return model.model_validate(part.without(wrong).table) if wrong else None
+        except ValidationError:
+            return None
 
     def refuse_later(self, model: type[BaseModel], part: Part) -> None:
         """Note every use of a key that a later version brings."""
@@ -188,7 +192,7 @@ class Report:
                         "nothing" if whole else f"only {off[0] if isinstance(off[0], str) else json.dumps(off[0])}"
                     )
                     spot = part.key(key) if whole else part.value(key)
-                    self.add(spot, "is not available yet", shown((key,), value), allowed)
+                    self.add(spot, "is not available yet", shown_under((key,), value), allowed)
             elif isinstance(value, Table) and (inner := _model_in(about.annotation)):
                 named = get_origin(about.annotation) is dict
                 for one in [part.part(key).part(name) for name in value] if named else [part.part(key)]:
@@ -223,7 +227,9 @@ class Report:
     def _wrong_value(self, part: Part, spot: Spot, value: Any, error: dict[str, Any]) -> None:
         context = error.get("ctx", {})
         fault = context.get("error")
-        if isinstance(fault, WrongKey) and fault.key in part.table:
+        if isinstance(fault, WrongKey) and error["loc"] and isinstance(value, Table) and fault.key in value:
+            spot, value = Spot(value.key_at[fault.key], (*spot.keys, fault.key)), fault.key
+        elif isinstance(fault, WrongKey) and fault.key in part.table:
             # An inherited key stands elsewhere in the file.
             keys = part.origins.get(fault.key, (*spot.keys, fault.key))
             spot, value = Spot(part.table.value_at[fault.key], keys), part.table[fault.key]
@@ -234,11 +240,11 @@ class Report:
             allowed = allowed.format_map(context)
         else:
             text, allowed = str(error["msg"]).removeprefix("Value error, "), None
-            if isinstance(value, str) and value in text and shown(spot.keys, value) != yamlfile.shown(value):
+            if isinstance(value, str) and value in text and shown_under(spot.keys, value) != yamlfile.shown(value):
                 text = "is not right"  # a driver's words may repeat what must not be shown
         words = re.findall(r"'([^']*)'", allowed or "") if error["type"] in ("literal_error", "enum") else ()
         near = context.get("near") if error["type"] == "refused" else near_word(value, words)
-        self.add(spot, text, shown(spot.keys, value), allowed, near)
+        self.add(spot, text, shown_under(spot.keys, value), allowed, near)
 
 
 def near_word(word: Any, words: Iterable[str]) -> str | None:
@@ -254,15 +260,6 @@ def listed(words: Iterable[str]) -> str:
     """Words for a message, cut when there are many."""
     names = list(words)
     return ", ".join(names[:LISTED_MAX]) + (f", … ({len(names)} in all)" if len(names) > LISTED_MAX else "")
-
-
-def shown(keys: Keys, value: Any) -> str:
-    """A value for a message; hidden when it may be a secret."""
-    if isinstance(value, str | int) and any(isinstance(key, str) and SECRET_KEYS.search(key) for key in keys):
-        return "a value that is not shown"
-    if isinstance(value, str) and URL_WITH_USER.search(value):
-        return "an address with a user that is not shown"
-    return yamlfile.shown(value)
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

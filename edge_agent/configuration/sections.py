@@ -17,8 +17,8 @@ from edge_agent.configuration.nouns import (
     TlsConfig,
     WebConfig,
 )
-from edge_agent.configuration.report import MISSING, Model, Part, Report, Spot, shown
-from edge_agent.yamlfile import Place, Table
+from edge_agent.configuration.report import MISSING, Model, Part, Report, Spot
+from edge_agent.yamlfile import Place, Table, shown_under
 
 STATE_DIRECTORY = "STATE_DIRECTORY"
 """Where systemd says which folder is the service's own."""
@@ -75,7 +75,7 @@ def _section(report: Report, top: Part, key: str) -> Part | None:
     """A section of the file, empty when nothing is written under its key; None (told) when it is no mapping."""
     value = top.table.get(key)
     if value is not None and not isinstance(value, Table):
-        report.add(top.value(key), "is no mapping", shown((key,), value), "keys with values")
+        report.add(top.value(key), "is no mapping", shown_under((key,), value), "keys with values")
         return None
     return top.part(key)
 

@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from edge_agent.contract import WrongKey
+
 NAME = r"[A-Za-z0-9_-]{1,64}"
 """Machines and connections (contract §6)."""
 WORD = r"[A-Za-z_][A-Za-z0-9_]{0,63}"
@@ -155,6 +157,16 @@ def _text(value: Any) -> str:
 Text = Annotated[str, BeforeValidator(_text), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": TEXT_MAX})]
 
 
+def _line(value: Any) -> str:
+    text = _text(value)
+    if not text.isprintable():
+        raise refused("has a character that cannot be printed", "one line of text")
+    return text
+
+
+Line = Annotated[str, BeforeValidator(_line), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": TEXT_MAX})]
+
+
 def _matches(pattern: str, what: str) -> BeforeValidator:
     def check(value: Any) -> str:
         if not isinstance(value, str):
@@ -202,6 +214,12 @@ def _root(value: Any) -> str:
     if "{" in plain or "}" in plain:
         raise refused("only {site} and {agent} are known in braces", form)
     return text
+
+
+def _further_url(value: Any) -> str:
+    if isinstance(value, str) and value.startswith("embedded:"):
+        raise refused("the broker inside the agent cannot be a further one", "mqtt://HOST[:PORT], mqtts://HOST[:PORT]")
+    return _broker_url(value)
 
 
 def _broker_url(value: Any) -> str:
@@ -274,7 +292,7 @@ def _advice(value: Any) -> Any:
     if isinstance(value, dict):
         for language, text in value.items():
             if language not in ("en", "nl", "de"):
-                raise refused(f"{language!r} is no language of the agent", "a text, or texts for en, nl and de")
+                raise WrongKey(language, "is no language of the agent; allowed: a text, or texts for en, nl and de")
             _text(text)
         return value
     return _text(value)
@@ -297,6 +315,7 @@ def _enumeration(value: Any) -> Any:
 Site = Annotated[str, BeforeValidator(_site), WithJsonSchema({"type": "string"})]
 Root = Annotated[str, BeforeValidator(_root), WithJsonSchema({"type": "string"})]
 BrokerUrl = Annotated[str, BeforeValidator(_broker_url), WithJsonSchema({"type": "string"})]
+FurtherUrl = Annotated[str, BeforeValidator(_further_url), WithJsonSchema({"type": "string"})]
 Timezone = Annotated[str, BeforeValidator(_timezone), WithJsonSchema({"type": "string"})]
 Listen = Annotated[str, BeforeValidator(_listen), WithJsonSchema({"type": "string"})]
 Version = Annotated[str, BeforeValidator(_version), WithJsonSchema({"enum": ["auto", "5", "3.1.1", 5]})]
@@ -387,7 +406,7 @@ class TlsFile(_Part):
 
     ca: Text | None = Field(None, description="file of the authorities to trust; default: those of the system")
     cert: Text | None = Field(None, description="file of the agent's own certificate")
-    key: KeyFile | None = Field(None, description="{secret: NAME}, or a file (mode 0600)")
+    key: KeyFile | None = Field(None, description="{secret: NAME}, or a file")
 
 
 class SparkplugFile(_Part):
@@ -419,7 +438,7 @@ class MqttFile(_Part):
     username: Text | None = Field(None, description="user at the broker")
     password: Secret | None = Field(None, description="{secret: NAME}; never printed")
     tls: TlsFile | None = Field(None, description="certificates for mqtts://")
-    urls: list[BrokerUrl] = Field([], description="further brokers, tried in order")
+    urls: list[FurtherUrl] = Field([], description="further brokers, tried in order")
     root: Root = Field("edge/{site}/{agent}", description="the topic root")
     publish: Literal["all"] | PublishFile = later("all", "all | {on_change: {heartbeat: 60s}}", off=("all",))
     commands: bool = later(False, "true: acknowledge, shelve … by MQTT", off=(False,))
@@ -579,7 +598,7 @@ class StateNormFile(_Part):
     )
     latch: bool = later(False, "true: the warning stays until it is reset", off=(False, None))
     rate: RateFile | None = later(None, "rate of change")
-    frozen: Delay | None = later(None, "a live sensor never stays exactly the same for so long")
+    frozen: Delay | None = later(None, "a live sensor never stays exactly the same for so long", off=(None,))
     stale: Stale | None = Field(None, description="no good reading for so long; default max(3 × every, 10s)")
     drift: DriftFile | bool | None = later(None, "small lasting shift against the learned baseline")
     forecast: ForecastFile | bool | None = later(
@@ -636,7 +655,7 @@ class WaveformFile(_Part):
 class SignalFile(_Part):
     """A signal: one measured quantity. Exactly one of address, formula, manual, waveform or column."""
 
-    title: Text | None = Field(None, description="for people; default: the name")
+    title: Line | None = Field(None, description="for people; default: the name")
     address: Text | None = Field(None, description="where the driver reads it")
     formula: Text | None = Field(
         None,
@@ -651,7 +670,7 @@ class SignalFile(_Part):
     scale: Scale = Field(1.0, description="value = raw * scale + offset")
     offset: Number = Field(0.0, description="value = raw * scale + offset")
     current_loop: CurrentLoopFile | None = Field(None, description="4-20 mA with NAMUR NE 43 failure limits")
-    unit: Text | None = Field(None, description="engineering unit")
+    unit: Line | None = Field(None, description="engineering unit")
     map: Enumeration | None = Field(None, description="names of values: {0: stopped, 1: running}")
     valid: ValidFile | None = Field(None, description="outside: the reading is bad (sensor failure), not a deviation")
     norm: NormFile | None = Field(None, description="the range in which values are normal")
@@ -668,8 +687,8 @@ class GroupFile(_Part):
 class TypeFile(_Part):
     """Written once, used by many machines."""
 
-    title: Text | None = Field(None, description="for people; default: the name")
-    area: Text | None = Field(None, description="for grouping on the page")
+    title: Line | None = Field(None, description="for people; default: the name")
+    area: Line | None = Field(None, description="for grouping on the page")
     connection: Text | None = Field(None, description="default for its signals")
     every: Period = spoken("1s", "default poll period")
     states: dict[str, Text] = Field({}, description="operating states, first match wins: name and condition")

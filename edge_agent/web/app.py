@@ -4,6 +4,7 @@ Rule 1: a route looks at the board and asks the operator; it decides nothing of 
 Rule 2: every string of a device or a configuration is hostile: it travels as JSON and is shown as text.
 """
 
+import asyncio
 import hashlib
 import html
 import json
@@ -142,7 +143,12 @@ class Pages:
     # -- for scripts ---------------------------------------------------------------------------------------------
 
     async def machines(self, _: Request) -> Response:
-        return self._json({"machines": self._board.machines()})
+        async def pieces() -> AsyncIterator[bytes]:
+            for piece in stream.machines(self._board):
+                yield piece
+                await asyncio.sleep(0)  # thousands of signals take their time, and the loop is the plant's
+
+        return StreamingResponse(pieces(), media_type=JSON_TYPE)
 
     async def machine(self, request: Request) -> Response:
         name = request.path_params["machine"]
@@ -244,7 +250,7 @@ def _text(value: Any, name: str, chars_max: int) -> str:
         raise Refused(400, f"{name} is not valid Unicode") from None
     if len(value) > chars_max:
         raise Refused(400, f"{name} has at most {chars_max} characters")
-    if CONTROL.search(value):
+    if CONTROL.search(value) or (name == "by" and not value.isprintable()):
         raise Refused(400, f"{name} has control characters")
     return value.strip()
 

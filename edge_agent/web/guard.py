@@ -26,7 +26,7 @@ BODY_MAX = 64 * 1024
 BODY_S_MAX = 5.0
 """Seconds that a request's body may take to arrive."""
 TOKEN_HEADER = "x-edge-agent-token"  # noqa: S105 -- a header's name, not a secret
-HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
+HOST = re.compile(r"(127(\.(25[0-5]|2[0-4][0-9]|1?[0-9]{1,2})){3}|localhost|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
 """Loopback names with any port: an SSH tunnel (`ssh -L 9000:localhost:8080`) has a port of its own, and what DNS
 rebinding needs is a foreign name."""
 

@@ -6,7 +6,7 @@ Unknown parts of the health are left out, not guessed: a metric that is absent i
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from edge_agent.board import VERDICTS, Board, summary
+from edge_agent.board import VERDICTS, Board
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Sample = tuple[dict[str, str], float]
@@ -43,7 +43,7 @@ def text(board: Board) -> str:
 
 
 def _readings(board: Board) -> Iterator[str]:
-    counts = summary(board.machines())
+    counts = board.counts()
     signals = [({"verdict": verdict}, float(counts[verdict])) for verdict in VERDICTS]
     yield from _metric("edge_agent_signals", "gauge", "Signals by their verdict against the norm.", signals)
     active = board.warnings(active=True)

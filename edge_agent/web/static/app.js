@@ -15,6 +15,8 @@ const VERY_WIDE = matchMedia("(min-width: 1900px)");
 const boot = document.documentElement.dataset.boot;
 const [, place, wanted] = location.pathname.split("/").map(decodeURIComponent);
 const known = { machines: new Map(), warnings: [], events: [], status: {}, health: {}, config_errors: [], heard: null, ahead: 0 };
+// What `begin` and the machines after it have brought so far; shown when `ready` says that it is everything.
+let coming = null;
 let view = null;
 
 // An open dialog stands beside it and outlives a rebuilt page.
@@ -38,34 +40,49 @@ function hear(name, message) {
   known.ahead = new Date(message.now) - Date.now();
   known.heard = message.now;
   setData(document.body, "live", "yes");
-  if (name === "overview") begin(message);
-  else if (name === "update") update(message);
-  if (view !== null) refresh(name === "overview" ? { machines: [], ...message } : message);
+  switch (name) {
+    case "begin": coming = { head: message, machines: new Map() }; return;
+    case "machine": coming?.machines.set(message.machine.name, arrived(message)); return;
+    case "ready": if (coming !== null) begin(); break;
+    case "update": update(message); break;
+    default:
+  }
+  if (view !== null) refresh(name === "ready" ? known : message);
 }
 
-function begin(message) {
-  known.machines = new Map(message.machines.map((machine) => [machine.name, machine]));
-  for (const machine of known.machines.values()) {
-    machine.sampledAt = machine.ts === null ? -Infinity : new Date(machine.ts).getTime();
-    for (const signal of machine.signals) signal.trend = machine.trends[signal.name] ?? [];
-  }
-  known.live = message.live;
-  keep(message);
+// A machine with all that the agent knows of it.
+function arrived({ machine, trends }) {
+  machine.sampledAt = machine.ts === null ? -Infinity : new Date(machine.ts).getTime();
+  machine.signals.forEach((signal, index) => {
+    signal.trend = trends[index] ?? [];
+    signal.normed = Object.values(signal.limits).some((band) => Object.keys(band).length > 0);
+  });
+  return machine;
+}
+
+function begin() {
+  known.machines = coming.machines;
+  keep(coming.head);
+  coming = null;
   speak(known.status.language);
   useZone(known.status.timezone);
   view = build();
 }
 
 function update(message) {
+  for (const whole of message.whole ?? []) known.machines.set(whole.machine.name, arrived(whole));
   for (const news of message.machines ?? []) {
     const machine = known.machines.get(news.name);
     if (!machine) continue;
     Object.assign(machine, { state: news.state, verdict: news.verdict, ts: news.ts });
-    news.rows.forEach((row, index) => {
-      const signal = machine.signals[index];
-      known.live.forEach((key, position) => { signal[key] = row[position]; });
+    machine.signals.forEach((signal, index) => {
+      const verdict = signal.normed ? "normal" : "none";
+      Object.assign(signal, { value: news.values[index], quality: "good", verdict, outside: null, ts: news.ts });
       signal.warnings = news.warnings[signal.name] ?? [];
     });
+    for (const [index, quality, quality_since, verdict, outside, ts] of news.odd) {
+      Object.assign(machine.signals[index], { quality, quality_since, verdict, outside, ts });
+    }
     sample(machine);
   }
   keep(message);
@@ -107,6 +124,14 @@ function overviewView() {
   const counters = counts();
   const active = activeList(titleOf, false);
   const cards = new Map([...known.machines.values()].map((machine) => [machine.name, card(machine, false)]));
+
+  // A machine whose norms have changed gets a new card in the place of the old one.
+  function renew(name) {
+    const fresh = card(known.machines.get(name), false);
+    cards.get(name).element.replaceWith(fresh.element);
+    cards.set(name, fresh);
+  }
+
   const grid = h("div", { class: `grid${cards.size > MANY ? " many" : ""}` });
   const none = h("p", { class: "calm", hidden: cards.size > 0 }, say("machines.none"));
   let arranged = "";
@@ -136,7 +161,9 @@ function overviewView() {
     show(message) {
       const byId = new Map(known.warnings.map((warning) => [warning.id, warning]));
       active.show(known.warnings, now());
-      const changed = message.warnings ? [...cards.keys()] : (message.machines ?? []).map(({ name }) => name);
+      for (const { machine } of message.whole ?? []) renew(machine.name);
+      const some = (message.machines instanceof Array ? message.machines : []).map(({ name }) => name);
+      const changed = message.warnings ? [...cards.keys()] : some;
       for (const name of changed) cards.get(name)?.show(now(), byId);
       counters.show();
       arrange();
@@ -157,10 +184,15 @@ function machineView(name) {
   if (!machine) return { elements: [back, h("p", { class: "calm" }, say("machine.gone"))], show() {}, tick() {} };
   const active = activeList(titleOf, true);
   active.element.querySelector("h1").remove();
-  const sheet = card(machine, true);
+  let sheet = card(machine, true);
   return {
     elements: [back, active.element, sheet.element],
-    show() {
+    show(message) {
+      if ((message.whole ?? []).some((whole) => whole.machine.name === name)) {
+        const fresh = card(known.machines.get(name), true);
+        sheet.element.replaceWith(fresh.element);
+        sheet = fresh;
+      }
       const byId = new Map(known.warnings.map((warning) => [warning.id, warning]));
       active.show(known.warnings.filter((warning) => warning.machine === name), now());
       sheet.show(now(), byId);

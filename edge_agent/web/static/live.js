@@ -15,7 +15,7 @@ export function connect({ hear, lose }) {
   function open() {
     close();
     source = new EventSource("/events");
-    for (const name of ["overview", "update", "beat"]) {
+    for (const name of ["begin", "machine", "ready", "update", "beat"]) {
       source.addEventListener(name, (event) => {
         heardAt = performance.now();
         failedAt = 0;

@@ -76,7 +76,7 @@ function countMarks({ signals, old }) {
 
 function row(signal) {
   const scale = scaleOf(signal);
-  const decimals = decimalsFor(scale === null ? Math.abs(signal.value ?? 0) * 2 : scale[1] - scale[0]);
+  const span = scale === null ? null : scale[1] - scale[0];
   const band = gauge(signal);
   const line = trend(scale === null ? null : scale[1] - scale[0]);
   const sign = h("span", { class: "sign" });
@@ -96,7 +96,7 @@ function row(signal) {
     }
     setData(element, "verdict", verdict);
     setData(element, "readable", signal.value === null ? "no" : "yes");
-    const text = signal.value === null ? "–" : number(signal.value, decimals);
+    const text = textOf(signal, span);
     setText(figure, text);
     setText(note, noteOf(signal, warnings, now));
     setHidden(note, note.textContent === "");
@@ -105,6 +105,15 @@ function row(signal) {
   }
 
   return { element, show };
+}
+
+// The value as people read it: by its name where values have names, whole where it is whole and nothing says how fine it is.
+function textOf(signal, span) {
+  if (signal.value === null) return "–";
+  const named = signal.names?.[String(signal.value)];
+  if (named !== undefined) return named;
+  if (span === null && Number.isInteger(signal.value)) return number(signal.value, 0);
+  return number(signal.value, decimalsFor(span ?? Math.abs(signal.value) * 2));
 }
 
 // Why this row is not simply normal, in words.
