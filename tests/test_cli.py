@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -244,17 +245,21 @@ def test_status_of_an_agent_that_nobody_installed_is_that_none_runs(tmp_path: Pa
 
 
 @pytest.mark.root
-def test_a_secret_of_another_user_is_told_in_words(tmp_path: Path) -> None:
-    config = tmp_path / "agent.yaml"
-    data = tmp_path / "data"
-    data.mkdir(mode=0o700)
+def test_a_secret_of_another_user_is_told_in_words() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        as_somebody_else(Path(name))
+
+
+def as_somebody_else(folder: Path) -> None:
+    config = folder / "agent.yaml"
+    (folder / "data").mkdir(mode=0o700)
     config.write_text(
         "agent: {id: a}\nmqtt: {url: 'mqtt://h', username: u, password: {secret: x}}\n"
         "connections: {plc: {driver: modbus, url: 'tcp://127.0.0.1'}}\n"
         "machines: {m: {connection: plc, signals: {s: {address: 'holding:1'}}}}\n"
     )
     assert os.geteuid() == 0, "needs root, to become somebody else: sudo make test"
-    tmp_path.chmod(0o755)
+    folder.chmod(0o755)
     # Everything is imported as root first: the interpreter's own files may be closed to others.
     program = (
         "import os, sys; sys.path.insert(0, '.'); from edge_agent.__main__ import main; "

@@ -87,7 +87,7 @@ FAULTS = {
         "19:56: machines.m6.signals.v.valid.low: low is not below high",
         "20:42: machines.m6.signals.w.advice.fr: is no language of the agent",
         "20:109: machines.m6.signals.w.norm.by_state.up.warning.high: high is not above low (found 10, allowed more than 20)",
-        "21:53: machines.m6.signals.x.title: has a character that cannot be printed",
+        "21:55: machines.m6.signals.x.title: has a character that cannot be printed",
         "22:20: machines.m6.signals.y.address: 'holding:٣' is no Modbus address",
     ],
     "no_connection.yaml": [

@@ -93,6 +93,55 @@ def test_values_verdicts_and_reasons_follow_the_board_live(site: Site, visit: Vi
     assert visit.errors == []
 
 
+def test_new_norms_change_the_gauge_of_their_machine_where_it_stands(site: Site, visit: Visit) -> None:
+    visit.page.goto(site.url)
+    limits = visit.row("oil_temperature").locator(".limit.warning.high")
+    expect(limits).to_have_text("60")
+    visit.page.locator('[data-machine="pump-1"]').evaluate("(card) => { card.dataset.kept = 'yes'; }")
+    fresh = [{"warning": {"low": 20.0, "high": 50.0}}, {"warning": {"low": 30.0}}]
+    site.do(lambda: site.board.norms("press-3", fresh))
+    expect(limits).to_have_text("50")
+    site.do(lambda: show(site.board, 55.0))
+    expect(visit.row("oil_temperature")).to_have_attribute("data-verdict", "pending")
+    expect(visit.page.locator('[data-machine="pump-1"]')).to_have_attribute("data-kept", "yes")
+    assert visit.errors == []
+
+
+def test_values_that_have_names_are_called_by_them_and_counts_are_whole(site: Site, visit: Visit) -> None:
+    signals = (
+        BoardSignal("mode", "Mode", "", SECOND_US, names={0: "stopped", 1: "running"}),
+        BoardSignal("guard", "Guard", "", SECOND_US),
+    )
+    site.do(lambda: site.board.use([BoardMachine("m", "M", "", signals)]))
+    good = np.zeros(2, dtype=np.uint8)
+    site.do(lambda: site.board.frame("m", now_us(), np.array([1.0, 1.0]), good))
+    visit.page.goto(site.url)
+    expect(visit.row("mode", "m").locator(".figure")).to_have_text("running")
+    expect(visit.row("guard", "m").locator(".figure")).to_have_text("1")
+    site.do(lambda: site.board.frame("m", now_us(), np.array([0.0, 0.0]), good))
+    expect(visit.row("mode", "m").locator(".figure")).to_have_text("stopped")
+    expect(visit.row("guard", "m").locator(".figure")).to_have_text("0")
+    assert visit.errors == []
+
+
+@pytest.mark.parametrize(("language", "heading", "figure"), [("nl", "Overzicht", "54,2"), ("de", "Übersicht", "54,2")])
+def test_the_page_speaks_the_language_of_its_agent(
+    site: Site, visit: Visit, language: str, heading: str, figure: str
+) -> None:
+    status = site.board.agent()["status"]
+    site.do(lambda: site.board.status({**status, "language": language}))
+    visit.page.goto(site.url)
+    expect(visit.page.locator("html")).to_have_attribute("lang", language)
+    expect(visit.page.locator("nav a").first).to_have_text(heading)
+    expect(visit.row("oil_temperature").locator(".figure")).to_have_text(figure)
+    every = visit.page.evaluate(
+        "import('/static/words.js').then(({ words }) => Object.values(words).map((w) => Object.keys(w).join()))"
+    )
+    assert len(every) == 3
+    assert len(set(every)) == 1, "each language has every word"
+    assert visit.errors == []
+
+
 def test_nothing_is_asked_of_any_other_host(site: Site, visit: Visit) -> None:
     for path in ("/", "/machines/press-3", "/warnings"):
         visit.page.goto(site.url + path)
