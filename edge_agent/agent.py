@@ -22,7 +22,7 @@ from edge_agent.board import Board, BoardMachine, BoardSignal
 from edge_agent.broker import NoBrokerError, open_broker
 from edge_agent.clock import AgentTime, SystemClock
 from edge_agent.config import Config, ConfigErrors, SecretError
-from edge_agent.contract import SECOND_US
+from edge_agent.contract import SECOND_US, Frame
 from edge_agent.health import Meter
 from edge_agent.messages import topics as messages
 from edge_agent.mqtt import LinkSettings
@@ -30,7 +30,7 @@ from edge_agent.pipeline import MACHINE_TOPICS, TICK_EVERY_S, Pipeline
 from edge_agent.plant import Plant, compile_plant
 from edge_agent.poller import Line, Poller
 from edge_agent.publisher import STATUS, Publisher
-from edge_agent.records import Command, Event, Gap, GapCause
+from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame
 from edge_agent.store.journal import FILE as STORE_FILE
 from edge_agent.store.journal import Committed, Store, open_store
 from edge_agent.web.app import Web, open_web
@@ -44,6 +44,8 @@ DOWN_MAX_US = 3_600 * SECOND_US
 """The most that a stop counts as time that passed (contract §6, `time`)."""
 STOP_S = 2.0
 """How long the broker may take to hear the last of us; what it does not hear waits in the store."""
+REJUDGED_AT_ONCE = 5_000
+"""Frames of the journal in one step."""
 ERRORS_TOLD = 20
 """Errors of a refused configuration in the log and in the status; `check` tells all."""
 DONE, WRONG_CONFIG = 0, 2
@@ -226,7 +228,8 @@ class _Agent:
         )
         self.pipeline.drop(orphans)
         if recovery.last_t_us is not None:
-            self.pipeline.resume(_down_time(plant, recovery.last_wall_us, wall))
+            lines = poller.lines(self.config, plant, self.registry)
+            self.pipeline.resume(_down_time(lines, recovery.last_wall_us, wall))
 
     def _kept_config(self) -> Config | None:
         """The configuration with which the last run ended."""
@@ -308,18 +311,27 @@ class _Agent:
     def _poll(self, lines: Iterable[Line]) -> None:
         """Start, keep, change or end pollers so that exactly these lines are polled."""
         wanted = {line.name: line for line in lines}
+        ending: dict[str, asyncio.Task[None]] = {}
         for name in list(self.pollers):
             running = self.pollers[name]
             if name in wanted and running.poller.use(wanted[name]):
                 self._worker(wanted.pop(name))
                 continue
             running.task.cancel()
-            del self.pollers[name]
+            ending[name] = self.pollers.pop(name).task
             self.beats.forget(f"poller {name}")
         for name, line in wanted.items():
             stroke = self._worker(line)
             each = Poller(line, self.clock, self.time, self.pipeline.take, self.pipeline.missed, stroke)
-            self.pollers[name] = _Running(each, self.tasks.create_task(each.run(), name=f"poller {name}"))
+            running_now = self._after(ending.get(name), each)
+            self.pollers[name] = _Running(each, self.tasks.create_task(running_now, name=f"poller {name}"))
+
+    @staticmethod
+    async def _after(before: asyncio.Task[None] | None, poller_: Poller) -> None:
+        """Devices with room for one connection want the old one closed before the new one opens."""
+        if before is not None:
+            await asyncio.wait([before])
+        await poller_.run()
 
     def _worker(self, line: Line) -> service.Beat:
         """The pulse of a line's poller: it turns at each beat, and a beat may wait for its read."""
@@ -547,24 +559,28 @@ def _replayed(plant: Plant, recovery: Any, epoch: str) -> judge.JudgeState:
             state = snapshot.load(plant, recovery.snapshot)
         except snapshot.SnapshotDamaged as error:
             log.error("snapshot_damaged", fault=str(error))
-    for item in recovery.items:
+    frames: list[Frame] = []
+    for item in (*recovery.items, None):
+        if isinstance(item, JudgedFrame) and len(frames) < REJUDGED_AT_ONCE:
+            frames += [item.frame] if item.frame.machine in plant.by_name else []
+            continue
+        state, _ = judge.step(plant, state, frames, epoch)  # stacked: however they are cut, the result is equal
+        frames = [item.frame] if isinstance(item, JudgedFrame) and item.frame.machine in plant.by_name else []
         if isinstance(item, Command):
             try:
                 state, _ = judge.acknowledge(plant, state, item.id, item.by, item.comment, item.ts)
             except (KeyError, ValueError) as error:
                 log.error("command_not_repeated", command=item.command, fault=str(error))
-        elif item.frame.machine in plant.by_name:
-            state, _ = judge.step(plant, state, [item.frame], epoch)
     judge.numbered(state, recovery.numbers)
     return state
 
 
-def _down_time(plant: Plant, last_wall_us: int | None, wall_us: int) -> Gap | None:
+def _down_time(lines: Sequence[Line], last_wall_us: int | None, wall_us: int) -> Gap | None:
     """What was never taken while the agent did not run: the rows that were due."""
     if last_wall_us is None or wall_us <= last_wall_us:
         return None
-    rows = sum((wall_us - last_wall_us) // machine.every_us for machine in plant.machines)
-    return Gap(GapCause.RESTART, int(rows), last_wall_us, wall_us) if rows else None
+    rows = poller.rows_due(lines, last_wall_us, wall_us)
+    return Gap(GapCause.RESTART, rows, last_wall_us, wall_us) if rows else None
 
 
 def _board_machines(plant: Plant) -> list[BoardMachine]:

@@ -75,7 +75,8 @@ class Board:
         """Turns when machines or signals change: readers that hold a layout fetch all of it anew."""
         self._sheets: dict[str, _Sheet] = {}
         self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_MAX)
-        self._active: list[dict[str, Any]] = []
+        self._active: list[dict[str, Any]] | None = []
+        """Most urgent first; None: to be put in order when somebody asks."""
         self._by_signal: dict[tuple[str, str], list[dict[str, Any]]] = {}
         self._by_machine: dict[str, list[dict[str, Any]]] = {}
         self._warnings_version = 1
@@ -90,6 +91,8 @@ class Board:
     def use(self, machines: Iterable[BoardMachine]) -> None:
         """Show these machines from now on; readings of a signal that keeps its name and unit are kept."""
         self._sheets = {machine.name: _sheet(machine, self._sheets.get(machine.name)) for machine in machines}
+        for name in self._by_machine.keys() - self._sheets.keys():
+            self.active(name, ())
         self.shape_version += 1
         self._changed()
 
@@ -133,17 +136,22 @@ class Board:
         self._warnings_version += 1
         self._changed()
 
-    def active(self, events: Sequence[dict[str, Any]]) -> None:
-        """All warnings that are not back to normal: the last event of each."""
-        self._active = _most_urgent_first(events)
-        self._by_signal, self._by_machine = {}, {}
-        for event in self._active:
-            self._by_signal.setdefault((event["machine"], event["signal"]), []).append(event)
-            self._by_machine.setdefault(event["machine"], []).append(event)
+    def active(self, machine: str, events: Sequence[dict[str, Any]]) -> None:
+        """All warnings of a machine that are not back to normal: the last event of each."""
+        if not events and machine not in self._by_machine:
+            return
+        for event in self._by_machine.pop(machine, ()):
+            self._by_signal.pop((machine, event["signal"]), None)
+        ordered = _most_urgent_first(events)
+        if ordered:
+            self._by_machine[machine] = ordered
+        for event in ordered:
+            self._by_signal.setdefault((machine, event["signal"]), []).append(event)
+        self._active = None
         self._warnings_version += 1
-        for sheet in self._sheets.values():
-            sheet.version = self.version + 1
         self._changed()
+        if machine in self._sheets:
+            self._sheets[machine].version = self.version
 
     def status(self, status: dict[str, Any]) -> None:
         """The agent's status (contract §2), with `agent`, `site` and `timezone` beside it for the page's header."""
@@ -250,6 +258,8 @@ class Board:
 
     def warnings(self, active: bool = True) -> list[dict[str, Any]]:
         """The last event of each warning, most urgent first when `active`; else all known ones, newest first."""
+        if self._active is None:
+            self._active = _most_urgent_first(event for events in self._by_machine.values() for event in events)
         if active:
             return list(self._active)
         last = {event["id"]: event for event in self._events}

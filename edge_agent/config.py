@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from edge_agent import plugins, yamlfile
 from edge_agent.configuration import sections
+from edge_agent.configuration.machines import with_periods
 from edge_agent.configuration.nouns import (
     AgentConfig,
     BandConfig,
@@ -44,7 +45,7 @@ __all__ = [
     "AgentConfig", "BandConfig", "Config", "ConfigError", "ConfigErrors", "ConnectionConfig", "CurrentLoop", "Loaded",
     "MachineConfig", "MqttConfig", "NormConfig", "SecretError", "SecretRef", "SignalConfig", "StoreConfig", "TlsConfig",
     "WebConfig", "data_dir_of", "from_resolved_json", "load", "missing_secrets", "secret", "secrets_of",
-    "to_resolved_json", "with_secrets",
+    "to_resolved_json", "with_periods", "with_secrets",
 ]  # fmt: skip
 
 SECRET_BYTES_MAX = 64_000

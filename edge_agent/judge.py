@@ -60,6 +60,7 @@ class JudgeState:
 
     held, held_quality: the last reading of each column. seen_t, seen_ts: int64 µs, when the last good one came.
     faded: bool, that reading is too old to stand (it stands again when a driver vouches for it).
+    stamp: int64 UTC µs that the last reading came with, its source's own.
     last_t: (machines,) int64, NEVER before the first row. mode: (machines,) int16 operating state, UNKNOWN, UNDECIDED.
     settle_until: (machines,) int64 agent time.
     detectors: the state of each of the plant's detectors. norms: those in force. standing: by (column, kind).
@@ -70,6 +71,7 @@ class JudgeState:
     seen_t: Ints
     seen_ts: Ints
     faded: Bools
+    stamp: Ints
     last_t: Ints
     mode: npt.NDArray[np.int16]
     settle_until: Ints
@@ -98,6 +100,7 @@ def start(plant: Plant) -> JudgeState:
         seen_t=np.full(columns, NEVER, dtype=np.int64),
         seen_ts=np.full(columns, NEVER, dtype=np.int64),
         faded=np.zeros(columns, dtype=np.bool_),
+        stamp=np.full(columns, NEVER, dtype=np.int64),
         last_t=np.full(machines, NEVER, dtype=np.int64),
         mode=np.full(machines, UNDECIDED, dtype=np.int16),
         settle_until=np.full(machines, NEVER, dtype=np.int64),
@@ -168,10 +171,14 @@ def readings(state: JudgeState, machine: Machine) -> tuple[Floats, Codes]:
     return values, np.where(faded, np.uint8(MISSING), state.held_quality[machine.columns])
 
 
-def active(state: JudgeState, machine: Machine) -> list[Event]:
-    """The last event of every warning of this machine whose state is not normal, oldest first."""
-    found = [s for (column, _), s in state.standing.items() if machine.start <= column < machine.stop]
-    return [standing.event for standing in sorted(found, key=lambda s: (s.since, s.event.id))]
+def active(plant: Plant, state: JudgeState) -> dict[str, list[Event]]:
+    """The last event of every warning whose state is not normal, oldest first, by machine (each of them)."""
+    found: dict[str, list[Standing]] = {machine.name: [] for machine in plant.machines}
+    for standing in state.standing.values():
+        found[standing.event.machine].append(standing)
+    return {
+        name: [each.event for each in sorted(its, key=lambda s: (s.since, s.event.id))] for name, its in found.items()
+    }
 
 
 def advice_of(signal: Signal, language: str) -> str:
@@ -273,7 +280,7 @@ def _judge(plant: Plant, state: JudgeState, stack: _Stack, epoch: str) -> tuple[
     rows = len(stack.frames[0].t)
     if rows == 0:
         return [_silent(frame) for frame in stack.frames], []
-    work = _side_by_side(state, stack)
+    work = _side_by_side(plant, state, stack)
     _validate(plant, stack.columns, work, slice(None))
     _fill(state, stack, work)
     _silence(plant, state, stack, work)
@@ -291,13 +298,15 @@ def _silent(frame: Frame) -> JudgedFrame:
     return JudgedFrame(frame, np.empty(0, dtype=np.int16), np.empty(0, dtype=np.bool_))
 
 
-def _side_by_side(state: JudgeState, stack: _Stack) -> _Work:
+def _side_by_side(plant: Plant, state: JudgeState, stack: _Stack) -> _Work:
     if len(stack.frames) == 1:
         frame = stack.frames[0]
         values, quality, t, row_ts = frame.values.copy(), frame.quality.copy(), frame.t[:, None], frame.ts[:, None]
-        ts = row_ts if frame.at is None else frame.at
         before = state.last_t[stack.machines[0].index]
         previous = np.concatenate(([t[0, 0] if before == NEVER else before], frame.t[:-1]))[:, None]
+        ts = row_ts
+        if frame.at is not None:
+            ts = frame.at
     else:
         values = np.concatenate([frame.values for frame in stack.frames], axis=1)
         quality = np.concatenate([frame.quality for frame in stack.frames], axis=1)
@@ -314,6 +323,9 @@ def _side_by_side(state: JudgeState, stack: _Stack) -> _Work:
             )
         previous = np.repeat(state.last_t[stack.indices], stack.sizes)[None, :]
         previous = np.where(previous == NEVER, t, previous)
+    # A formula has no source of its own (and a HOLD that was judged too old once is one still).
+    fresh = ((quality & CODE_MASK) != HOLD) & (quality != FADED) & ~plant.formula[stack.columns]
+    ts = _known_at(state, stack, fresh, ts, row_ts)
     step_us = np.maximum(t - previous, 0)
     nothing = np.empty((0, 0))
     return _Work(
@@ -330,6 +342,25 @@ def _side_by_side(state: JudgeState, stack: _Stack) -> _Work:
         nothing.astype(np.bool_),
         nothing.astype(np.bool_),
     )
+
+
+def _known_at(state: JudgeState, stack: _Stack, fresh: Bools, stamps: Ints, row_ts: Ints) -> Ints:
+    """When what each reading says became true: at its source's stamp while that is new, and never after its row.
+
+    A value that stands unchanged for hours comes with the same old stamp each time it is read; what its norm makes of it
+    today did not happen then. stamps: (rows, columns), or row_ts itself where no source has stamps of its own.
+    """
+    before = state.stamp[stack.columns]
+    if stamps is row_ts:
+        last = _last_row(fresh)[-1]
+        whole = np.broadcast_to(row_ts, fresh.shape)
+        state.stamp[stack.columns] = np.where(last < 0, before, whole[np.maximum(last, 0), np.arange(len(last))])
+        return row_ts
+    place = np.vstack((np.full((1, fresh.shape[1]), -1), _last_row(fresh)))
+    columns = np.arange(fresh.shape[1])
+    known = np.where(place < 0, before, stamps[np.maximum(place, 0), columns])
+    state.stamp[stack.columns] = known[-1]
+    return np.where(fresh & (stamps > known[:-1]), np.minimum(stamps, row_ts), row_ts)
 
 
 def _validate(plant: Plant, columns: slice | npt.NDArray[np.intp], work: _Work, where: slice | list[int]) -> None:

@@ -104,9 +104,9 @@ class Pipeline:
             self._publish_norms(machine, mode)
 
     def _tell(self, events: Sequence[Event]) -> None:
+        standing = judge.active(self.plant, self.state)
         for name in dict.fromkeys(event.machine for event in events):
-            self._publish_active(self.plant.by_name[name])
-        self._board.active(self.active())
+            self._publish_active(name, standing[name])
         for event in events:
             log.info(
                 EVENT_NAMES[event.event],
@@ -119,18 +119,18 @@ class Pipeline:
 
     def active(self) -> list[dict[str, object]]:
         """The last event of every standing warning of the plant, as contract §2 writes it."""
-        return [messages.event_plain(e) for machine in self.plant.machines for e in judge.active(self.state, machine)]
+        return [messages.event_plain(e) for its in judge.active(self.plant, self.state).values() for e in its]
 
     # --- retained topics ----------------------------------------------------------------------------------------------
 
     def publish_all(self) -> None:
         """Norms and active warnings of every machine, and the board: at start and after a reload."""
+        standing = judge.active(self.plant, self.state)
         for machine in self.plant.machines:
             mode = int(self.state.mode[machine.index])
             self._mode[machine.name] = mode
             self._publish_norms(machine, mode)
-            self._publish_active(machine)
-        self._board.active(self.active())
+            self._publish_active(machine.name, standing[machine.name])
 
     def _publish_norms(self, machine: Machine, mode: int) -> None:
         bands = [judge.bands(machine, offset, mode) for offset in range(len(machine.signals))]
@@ -142,9 +142,9 @@ class Pipeline:
         }
         self._retain(f"{machine.name}/norms", messages.norms(self._clock.wall_us(), self._config_sha, norms))
 
-    def _publish_active(self, machine: Machine) -> None:
-        events = judge.active(self.state, machine)
-        self._retain(f"{machine.name}/active", messages.active(self._clock.wall_us(), events))
+    def _publish_active(self, name: str, events: Sequence[Event]) -> None:
+        self._board.active(name, [messages.event_plain(event) for event in events])
+        self._retain(f"{name}/active", messages.active(self._clock.wall_us(), events))
 
     # --- a new life -------------------------------------------------------------------------------------------------
 

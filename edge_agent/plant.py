@@ -4,6 +4,7 @@ Rule 1: columns stand machine by machine in the order of the configuration; a ma
 Rule 2: what may differ by operating state is an array for each state, so that a change of state copies columns.
 """
 
+import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,11 +86,12 @@ class Plant:
     formula: Bools
     language: str
     detectors: tuple[Detector, ...]
+    starts: tuple[int, ...]
+    """The first column of each machine."""
     stacks: dict[tuple[int, ...], Any] = field(default_factory=dict, compare=False, repr=False)
 
     def machine_of(self, column: int) -> Machine:
-        starts = [machine.start for machine in self.machines]
-        return self.machines[int(np.searchsorted(starts, column, side="right")) - 1]
+        return self.machines[bisect.bisect_right(self.starts, column) - 1]
 
     def signal_of(self, column: int) -> tuple[Machine, Signal]:
         machine = self.machine_of(column)
@@ -115,6 +117,7 @@ def compile_plant(config: Config, detectors: Sequence[Detector]) -> Plant:
         formula=np.array([signal.formula is not None for signal in signals], dtype=np.bool_),
         language=config.agent.language,
         detectors=tuple(detectors),
+        starts=tuple(machine.start for machine in machines),
     )
 
 
@@ -140,7 +143,7 @@ def _machine(index: int, machine: MachineConfig, start: int) -> Machine:
         area=machine.area or "",
         start=start,
         stop=start + len(signals),
-        every_us=min(signal.every_us for signal in signals),
+        every_us=min((s.every_us for s in signals if s.formula is None), default=machine.every_us),
         signals=tuple(
             Signal(
                 name=signal.name,

@@ -56,6 +56,10 @@ LOOP_SHORTED_MA = 21.0
 """NAMUR NE 43: at or beyond these currents the transmitter signals a failure."""
 LOOP_ZERO_MA, LOOP_SPAN_MA = 4.0, 16.0
 HOLD = int(Quality.HOLD)
+NOT_WAITED_FOR_US = 10 * SECOND_US
+"""Signals with a longer period are read as soon as their line is open: nobody should wait an hour for a first value."""
+PERIODS_COUNTED_FORTH = 8
+BEATS_AT_ONCE = 100_000
 
 
 class ConnectionState(StrEnum):
@@ -215,6 +219,8 @@ class Poller:
         self._asked = line
         """The line whose points the open session was told."""
         self._changed, self._broken = asyncio.Event(), asyncio.Event()
+        self._first_due = False
+        """Nothing has been read yet over this line, or of these signals: slow ones are read at once, before their beat."""
         self._why = Quality.DISCONNECTED
         self._lost_at: int | None = None
         self._reached = 0
@@ -256,6 +262,7 @@ class Poller:
         self.line, self._periods = line, _periods(line)
         self._beats.clear()
         self._places.clear()
+        self._first_due = bool(self._slow())
         self._changed.set()
         return True
 
@@ -302,6 +309,9 @@ class Poller:
             limit.reschedule(None)
             self._broken.clear()
             self._session, self._asked = session, line
+            self._first_due = bool(self._slow())
+            if self._first_due:
+                self._changed.set()
             try:
                 yield
             finally:
@@ -362,7 +372,10 @@ class Poller:
         while True:
             self._changed.clear()
             beat, periods = self._next(last)
-            if not await self._waited_until(beat):
+            if self._first_due and self._session is not None:
+                self._first_due = False
+                beat, periods = self._clock.monotonic_us(), self._slow()
+            elif not await self._waited_until(beat):
                 last = max(last, self._clock.monotonic_us())
                 continue
             self._stroke()
@@ -371,6 +384,9 @@ class Poller:
             self._count_missed(self._reached, now)
             # What was due while the read went on is missed; the next beat lies in the future.
             last = max(self._reached, now)
+
+    def _slow(self) -> tuple[int, ...]:
+        return tuple(period for period in self._periods if period > NOT_WAITED_FOR_US)
 
     async def _waited_until(self, beat_us: int) -> bool:
         """False when there are other signals before it comes, which may have other beats."""
@@ -475,10 +491,24 @@ class Poller:
         return [_frame(target, values, quality, readings.ts, t, wall) for target in beat.targets]
 
 
+def rows_due(lines_: Sequence[Line], from_us: int, until_us: int) -> int:
+    """How many machine rows were due in a span (UTC µs): on each line a machine's beats, shared ones once."""
+    total = 0
+    for line in lines_:
+        periods: dict[str, set[int]] = {}
+        for signal in line.signals:
+            periods.setdefault(signal.machine, set()).add(signal.every_us)
+        total += sum(beats_between(from_us, until_us, its) for its in periods.values())
+    return total
+
+
 def beats_between(after_us: int, until_us: int, periods: Collection[int]) -> int:
     """How many beats lie in (after, until], one that several periods share counted once. Exact however long it is."""
-    # A multiple of another period has no beat of its own; of what is left, what k periods share is counted back and forth.
-    own = [p for p in periods if not any(p > other and p % other == 0 for other in periods)]
+    # A multiple of another period has no beat of its own; of what is left, what k periods share is counted back and forth,
+    # or, where they are many, beat by beat.
+    own = sorted({p for p in periods if not any(p > other and p % other == 0 for other in periods)})
+    if len(own) > PERIODS_COUNTED_FORTH:
+        return _beats_one_by_one(after_us, until_us, own)
     total = 0
     for size in range(1, len(own) + 1):
         for chosen in itertools.combinations(own, size):
@@ -487,11 +517,33 @@ def beats_between(after_us: int, until_us: int, periods: Collection[int]) -> int
     return total
 
 
+def _beats_one_by_one(after_us: int, until_us: int, periods: Sequence[int]) -> int:
+    """In steps, so that it stays small in memory."""
+    total, start = 0, after_us
+    while start < until_us:
+        stop = min(until_us, start + BEATS_AT_ONCE * periods[0])
+        beats = [np.arange(start // p + 1, stop // p + 1, dtype=np.int64) * p for p in periods]
+        total += len(np.unique(np.concatenate(beats)))
+        start = stop
+    return total
+
+
+KNOWN = np.zeros(256, dtype=np.bool_)
+KNOWN[[int(quality) for quality in Quality]] = True
+"""The bytes that are a quality."""
+
+
 def checked(readings: Readings, count: int) -> Readings:
     """What a driver gave, as the frames need it: `count` values, qualities and stamps. Raises ValueError else."""
-    shapes = {array.shape for array in (readings.values, readings.quality, readings.ts)}
-    if shapes != {(count,)}:
-        raise ValueError(f"the driver gave readings of the shapes {sorted(shapes)} for {count} points")
+    for name, dtype in (("values", np.float64), ("quality", np.uint8), ("ts", np.int64)):
+        array = getattr(readings, name)
+        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != (count,):
+            found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise ValueError(f"the driver gave {name} as {found}, not {np.dtype(dtype)} ({count},)")
+    if not KNOWN[readings.quality].all():
+        raise ValueError(
+            f"the driver gave the quality {int(readings.quality[~KNOWN[readings.quality]][0])}, which is none"
+        )
     return readings
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent import expression, judge
-from edge_agent.config import Config
+from edge_agent.config import Config, with_periods
 from edge_agent.contract import SECOND_US, Codes, Floats, Frame, Ints, Quality
 from edge_agent.plant import Machine, Plant
 from edge_agent.records import Event, EventKind, Severity
@@ -291,7 +291,7 @@ def fitted(config: Config, recording: Recording) -> tuple[Config, dict[tuple[str
             every_us = signal.every_us if signal.every_written else recording.spacing_us
             signals[key] = replace(signal, every_us=every_us)
         if signals:
-            machines[name] = replace(machine, signals=signals)
+            machines[name] = replace(machine, signals=with_periods(signals, machine.signals))
     unknown = sorted(set(recording.columns) - set(columns.values()))
     if unknown:
         notes.append(f"ignored, in no signal of the configuration: {', '.join(unknown)}")

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -64,6 +64,12 @@ def event(warning_id: str = "w-1", **changes: Any) -> dict[str, Any]:
     }
 
 
+def show_active(board: Board, events: Sequence[dict[str, Any]]) -> None:
+    """All active warnings, machine by machine as the pipeline tells them."""
+    for name in board.names:
+        board.active(name, [each for each in events if each["machine"] == name])
+
+
 def show(board: Board, temperature: float = 54.2, level: float = 71.0, quality: Quality = Quality.GOOD) -> None:
     """One frame of the press; `quality` is that of its oil level."""
     codes = np.array([Quality.GOOD, quality], dtype=np.uint8)
@@ -86,7 +92,7 @@ class BoardOperator:
         active = {each["id"]: each for each in self.board.warnings(active=True)}
         done = {**active[warning_id], "event": "acknowledged", "state": "acknowledged", "by": by, "comment": comment}
         self.board.event(done)
-        self.board.active([*(each for key, each in active.items() if key != warning_id), done])
+        show_active(self.board, [*(each for key, each in active.items() if key != warning_id), done])
         return done
 
 

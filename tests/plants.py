@@ -64,6 +64,7 @@ def machine(
         area=None,
         states=states or {},
         settle_us=round(settle * SECOND),
+        every_us=SECOND,
         signals={each.name: each for each in signals},
     )
 

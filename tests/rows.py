@@ -82,7 +82,7 @@ class Machine:
 
     def acknowledge(self, by: str = "Ada", comment: str = "") -> Event:
         """Somebody has seen the only standing warning."""
-        (standing,) = judge.active(self.state, self.plant.machines[0])
+        (standing,) = judge.active(self.plant, self.state)["m"]
         self.state, event = judge.acknowledge(self.plant, self.state, standing.id, by, comment, self.ts + 1)
         return event
 

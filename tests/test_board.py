@@ -9,7 +9,7 @@ import pytest
 
 from edge_agent.board import EVENTS_MAX, SAMPLES, TELL_EVERY_S, Board, BoardMachine, BoardSignal, reason, to_utc
 from edge_agent.contract import REASONS, SECOND_US, VOUCHED, Quality
-from tests.pages import BANDS, PRESS, PUMP, event, show
+from tests.pages import BANDS, PRESS, PUMP, event, show, show_active
 
 T0 = 1_795_000_000_000_000
 
@@ -108,7 +108,7 @@ def test_a_value_beyond_a_limit_during_its_on_delay_is_outside_but_has_no_verdic
 def test_the_verdict_of_a_signal_is_read_off_its_warnings(change: dict[str, str], verdict: str) -> None:
     made = board()
     frame(made, T0, [54.2, 71.0])
-    made.active([event(**change)])
+    show_active(made, [event(**change)])
     assert signal(made, "oil_temperature")["verdict"] == verdict
     assert signal(made, "oil_temperature")["warnings"] == ["w-1"]
     assert made.machine("press-3")["verdict"] == verdict
@@ -117,7 +117,7 @@ def test_the_verdict_of_a_signal_is_read_off_its_warnings(change: dict[str, str]
 def test_silence_does_not_take_back_an_alarm() -> None:
     made = board()
     frame(made, T0, [math.nan, 71.0], [Quality.DISCONNECTED, Quality.GOOD])
-    made.active([event(severity="alarm")])
+    show_active(made, [event(severity="alarm")])
     assert signal(made, "oil_temperature")["verdict"] == "alarm"
 
 
@@ -132,19 +132,20 @@ def test_machines_come_worst_first() -> None:
     frame(made, T0, [54.2, 71.0])
     made.frame("pump-1", T0, np.array([12.0]), np.array([Quality.GOOD], dtype=np.uint8))
     assert [machine["name"] for machine in made.machines()] == ["press-3", "pump-1"]
-    made.active([event(machine="pump-1", signal="flow")])
+    show_active(made, [event(machine="pump-1", signal="flow")])
     assert [machine["name"] for machine in made.machines()] == ["pump-1", "press-3"]
 
 
 def test_active_warnings_come_unacknowledged_and_worst_and_newest_first() -> None:
     made = board()
-    made.active(
+    show_active(
+        made,
         [
             event("acknowledged alarm", severity="alarm", state="acknowledged"),
             event("old warning", since="2026-11-23T10:00:00.000Z"),
             event("new warning", since="2026-11-23T11:00:00.000Z"),
             event("alarm", severity="alarm", since="2026-11-23T09:00:00.000Z"),
-        ]
+        ],
     )
     order = [each["id"] for each in made.warnings(active=True)]
     assert order == ["alarm", "new warning", "old warning", "acknowledged alarm"]
@@ -207,7 +208,7 @@ def test_a_reload_that_changes_nothing_keeps_the_very_same_sheet() -> None:
 def test_what_is_shown_is_plain_json_and_counted_as_it_is_shown() -> None:
     made = board()
     frame(made, T0, [math.inf, 71.0])
-    made.active([event()])
+    show_active(made, [event()])
     shown = json.loads(json.dumps(made.machines(), allow_nan=False))
     assert shown[0]["signals"][0]["value"] is None
     verdicts = [each["verdict"] for machine in shown for each in machine["signals"]]
@@ -222,7 +223,7 @@ def test_the_living_part_of_a_machine_names_only_what_is_odd() -> None:
     assert made.living("press-3")["odd"] == []
     assert made.living("press-3")["values"].tolist() == [54.2, 71.0]
     frame(made, T0 + SECOND_US, [65.0, math.nan], [Quality.GOOD, Quality.TIMEOUT])
-    made.active([event()])
+    show_active(made, [event()])
     living, whole = made.living("press-3"), made.machine("press-3")
     keys = ("quality", "quality_since", "verdict", "outside", "ts")
     assert living["odd"] == [[i, *(each[key] for key in keys)] for i, each in enumerate(whole["signals"])]

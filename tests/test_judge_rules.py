@@ -571,7 +571,7 @@ def test_there_is_one_warning_of_a_signal_and_kind() -> None:
     machine = both()
     for value in (65.0, 66.0, 75.0, 76.0, 65.0, 64.0):
         machine.row(value)
-        assert len(judge.active(machine.state, machine.plant.machines[0])) == 1
+        assert len(judge.active(machine.plant, machine.state)["m"]) == 1
     assert [event.event for event in machine.events] == ["raised", "escalated", "deescalated"]
 
 
@@ -585,7 +585,7 @@ def test_auto_ends_with_the_deviation_whether_seen_or_not() -> None:
     machine.row(61.0)
     assert machine.acknowledge().state == "acknowledged"
     assert machine.row(50.0)[0].state == "normal"
-    assert judge.active(machine.state, machine.plant.machines[0]) == []
+    assert judge.active(machine.plant, machine.state)["m"] == []
 
 
 def test_required_stays_until_somebody_has_seen_it() -> None:
@@ -593,12 +593,12 @@ def test_required_stays_until_somebody_has_seen_it() -> None:
     raised = machine.row(61.0)[0]
     (cleared,) = machine.row(50.0)
     assert (cleared.event, cleared.state) == ("cleared", "returned_unacknowledged")
-    assert [event.id for event in judge.active(machine.state, machine.plant.machines[0])] == [raised.id]
+    assert [event.id for event in judge.active(machine.plant, machine.state)["m"]] == [raised.id]
     seen = machine.acknowledge("Ada", "cleaned")
     assert (seen.event, seen.state, seen.by, seen.comment) == ("acknowledged", "normal", "Ada", "cleaned")
     assert seen.message == "S: seen by Ada"
     assert seen.ts == machine.ts + 1
-    assert judge.active(machine.state, machine.plant.machines[0]) == []
+    assert judge.active(machine.plant, machine.state)["m"] == []
 
 
 def test_raised_again_before_it_was_seen_is_the_same_warning_counted_up() -> None:
@@ -679,6 +679,27 @@ def test_an_event_is_told_at_the_time_of_its_own_reading() -> None:
     machine.row(61.0, 1.0, at=[own, TS0])
     (event,) = machine.row(61.0, 1.0, at=[own + 2 * plants.SECOND, TS0 + plants.SECOND])
     assert (event.ts, event.since) == (own + 2 * plants.SECOND, own)
+
+
+def test_a_value_that_stands_for_long_deviates_when_its_norm_changes_and_not_at_its_old_stamp() -> None:
+    its = norm(by_state={"busy": norm(band(high=60))})
+    machine = Machine(signal("mode"), signal("s", its), states={"busy": "mode > 0", "idle": "mode <= 0"})
+    old = TS0 - 1800 * plants.SECOND
+    events = []
+    for second in range(8):
+        busy = float(second % 4 > 1)
+        events += machine.row(busy, 70.0, at=[TS0 + second * plants.SECOND, old])
+    assert [(e.event.value, machine.second(e.ts), machine.second(e.since)) for e in events] == [
+        ("raised", 2, 2), ("cleared", 4, 2), ("raised", 6, 6),
+    ]  # fmt: skip
+    assert len({e.id for e in events}) == 2, "two warnings"
+
+
+def test_a_stamp_from_the_future_is_no_time_of_an_event() -> None:
+    machine = Machine(signal("s", norm(band(high=60, on=1))))
+    machine.row(70.0, at=[TS0 + 3540 * plants.SECOND])
+    (event,) = machine.row(70.0, at=[TS0 + 3541 * plants.SECOND])
+    assert (machine.second(event.ts), machine.second(event.since)) == (1, 0)
 
 
 def test_an_event_carries_column_unit_title_and_count() -> None:

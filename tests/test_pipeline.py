@@ -66,8 +66,8 @@ class FakeBoard:
     def frame(self, name: str, ts: int, values: Any, quality: Any, at: Any = None, state: str | None = None) -> None:
         self.frames.append((name, values.tolist(), quality.tolist(), state))
 
-    def active(self, events: list[dict[str, object]]) -> None:
-        self.standing = events
+    def active(self, machine: str, events: list[dict[str, object]]) -> None:
+        self.standing = [each for each in self.standing if each["machine"] != machine] + events
 
     def norms(self, name: str, bands: Any) -> None:
         self.bands[name] = bands
@@ -387,7 +387,7 @@ def test_warnings_of_removed_machines_are_ended() -> None:
     room = told(story)
     raised, cleared = room.store.of(Event)[:2]
     assert (cleared.id, cleared.event, cleared.state) == (raised.id, "cleared", "normal")
-    assert room.board.standing == []
+    assert room.pipeline.active() == []
 
 
 def test_a_machine_that_comes_back_starts_anew() -> None:

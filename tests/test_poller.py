@@ -582,7 +582,7 @@ def test_a_shorter_period_is_not_waited_for_as_long_as_the_old_one() -> None:
         return watched
 
     watched = virtual.run(story())
-    assert [round(t) for t, _ in watched.told()] == [1001, 1002, 1003]
+    assert [round(t) for t, _ in watched.told()] == [0, 1001, 1002, 1003], "the first one at once"
     assert watched.gaps == [], "what was never due is not missed"
 
 
@@ -643,6 +643,55 @@ def test_a_slow_device_that_answers_is_an_overload_and_not_silence() -> None:
     assert sum(rows for _, rows, _, _ in watched.gaps) == 4
 
 
+def test_slow_signals_are_read_as_soon_as_their_line_is_open_or_they_are_new() -> None:
+    async def story() -> tuple[Device, Watched]:
+        device = Device(on_open=takes(0.5))
+        watched = Watched(line(device, points(1, HOUR_S)))
+        await watched.until(10.7)
+        watched.poller.use(line(device, points(1, HOUR_S, 2 * HOUR_S)))
+        await watched.until(12.2)
+        await watched.end()
+        return device, watched
+
+    device, watched = virtual.run(story())
+    slow = [((t - watched.start_us) / SECOND, due) for t, due in device.reads if due != [0]]
+    assert slow == [(0.5, [1]), (pytest.approx(10.7, abs=0.01), [1, 2])]
+    assert watched.gaps == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda r: Readings(r.values.astype(np.int64), r.quality, r.ts),
+        lambda r: Readings(r.values.tolist(), r.quality, r.ts),
+        lambda r: Readings(r.values, r.quality + np.uint8(200), r.ts),
+        lambda r: Readings(r.values, r.quality.astype(np.int64), r.ts),
+        lambda r: Readings(r.values, r.quality, r.ts.astype(np.float64)),
+        lambda r: Readings(r.values, r.quality, np.full(1, np.nan)),
+        lambda r: Readings(r.values[:0], r.quality, r.ts),
+    ],
+)
+def test_what_a_driver_must_not_give_is_a_fault_of_its_connection(wrong: Callable[[Readings], Readings]) -> None:
+    device = Device()
+    device.answer = lambda due: wrong(device.good(due))
+    assert {quality for _, quality in watch(device, 5).told()} == {Quality.OTHER}
+
+
+def test_many_periods_are_counted_exactly_and_in_time() -> None:
+    periods = [SECOND * (97 + 2 * k) // 100 for k in range(25)]
+    begun = time.monotonic()
+    count = poller.beats_between(12_345, 600 * SECOND, periods)
+    assert count == len({b for p in periods for b in range(p, 600 * SECOND + 1, p) if b > 12_345})
+    assert time.monotonic() - begun < 10
+
+
+def test_rows_due_are_counted_line_by_line_and_machine_by_machine() -> None:
+    device = Device()
+    one = line(device, points(1, 2, 5, machine="a") + points(1, machine="b"))
+    other = line(device, points(3, machine="a"))
+    assert poller.rows_due([one, other], 0, 30 * SECOND) == 30 + 30 + 10
+
+
 def test_silence_keeps_its_reason_while_the_line_is_opened_again() -> None:
     watched = watch(Device(on_read=raises(DeviceSilent("does not answer", Quality.TIMEOUT))), 60)
     assert {quality for t, quality in watched.told()} == {Quality.TIMEOUT}
@@ -653,7 +702,9 @@ def test_silence_keeps_its_reason_while_the_line_is_opened_again() -> None:
 
 def one_value(raw: float, quality: int = GOOD, **more: Any) -> tuple[float, int]:
     device = Device()
-    device.answer = lambda due: Readings(np.array([raw]), np.array([quality], dtype=np.uint8), device.good(due).ts)
+    device.answer = lambda due: Readings(
+        np.array([float(raw)]), np.array([quality], dtype=np.uint8), device.good(due).ts
+    )
     (frame,) = watch(device, 1, points(1, **more)).frames
     return float(frame.values[0, 0]), int(frame.quality[0, 0])
 

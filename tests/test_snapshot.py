@@ -55,7 +55,7 @@ def hot() -> tuple[Plant, JudgeState]:
 
 
 def standing(plant: Plant, state: JudgeState) -> list[tuple[str, str, str]]:
-    return [(e.machine, e.signal, e.state.value) for its in plant.machines for e in judge.active(state, its)]
+    return [(e.machine, e.signal, e.state.value) for its in judge.active(plant, state).values() for e in its]
 
 
 # --- as bytes ---
@@ -67,7 +67,7 @@ def test_what_is_loaded_is_what_was_kept(hot: tuple[Plant, JudgeState]) -> None:
     again = snapshot.load(plant, blob)
     assert snapshot.dump(plant, again) == blob
     assert again.standing == state.standing
-    assert [np.array_equal(a, b) for a, b in zip(vars_of(again), vars_of(state), strict=True)] == [True] * 8
+    assert [np.array_equal(a, b) for a, b in zip(vars_of(again), vars_of(state), strict=True)] == [True] * 9
 
 
 def vars_of(state: JudgeState) -> list[npt.NDArray[Any]]:
@@ -155,7 +155,7 @@ def test_unchanged_signals_keep_readings_and_warnings_wherever_they_stand_now(ho
 
 def test_a_run_goes_on_through_the_change(hot: tuple[Plant, JudgeState]) -> None:
     old, state = hot
-    old_id = judge.active(state, old.by_name["press"])[0].id
+    old_id = judge.active(old, state)["press"][0].id
     step(old, state, 5, press=[50.0, 50.0])
     step(old, state, 6, press=[50.0, 50.0])
     plant, new, _ = moved(old, state, machine("other", signal("x")), press())

@@ -17,7 +17,7 @@ from edge_agent.contract import Quality
 from edge_agent.web import server
 from edge_agent.web.app import Pages, open_web
 from edge_agent.web.guard import BODY_MAX, HEAD_MAX, SECURITY_HEADERS
-from tests.pages import BANDS, PRESS, PUMP, BoardOperator, Site, event, serving, show
+from tests.pages import BANDS, PRESS, PUMP, BoardOperator, Site, event, serving, show, show_active
 
 GET = [
     ("/", 200, "text/html; charset=utf-8"),
@@ -55,7 +55,7 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture
 def http(site: Site) -> Iterator[httpx.Client]:
-    site.do(lambda: site.board.active([event(), event("w-refused"), event("w-bug")]))
+    site.do(lambda: show_active(site.board, [event(), event("w-refused"), event("w-bug")]))
     with httpx.Client(base_url=site.url, timeout=10, trust_env=False) as client:
         yield client
 
@@ -467,7 +467,7 @@ def test_the_stream_begins_with_everything_and_then_says_what_changes(site: Site
         assert machine["values"] == [54.2, 12.5]
         assert [(row[0], row[1], row[3]) for row in machine["odd"]] == [(0, "good", "warning"), (1, "uncertain", "bad")]
         assert "warnings" not in update, "what has not changed is not sent again"
-        site.do(lambda: site.board.active([]))
+        site.do(lambda: show_active(site.board, []))
         assert until(stream, lambda _, message: "warnings" in message)["warnings"] == []
         site.do(lambda: site.board.config_errors(["agent.yaml:1:1: x"]))
         assert until(stream, lambda _, message: "config_errors" in message)["config_errors"] == ["agent.yaml:1:1: x"]
@@ -520,7 +520,7 @@ def test_the_server_ends_also_with_a_reader_that_no_longer_reads() -> None:
     with serving() as site:
         port = int(site.url.rpartition(":")[2])
         many = [event(f"w-{number}", message="x" * 20_000) for number in range(400)]
-        site.do(lambda: site.board.active(many))
+        site.do(lambda: show_active(site.board, many))
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert connection.recv(12) == b"HTTP/1.1 200"

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, 
 
 from edge_agent.board import BoardMachine, BoardSignal
 from edge_agent.contract import SECOND_US, Quality
-from tests.pages import BANDS, PRESS, PUMP, Site, event, now_us, serving, show
+from tests.pages import BANDS, PRESS, PUMP, Site, event, now_us, serving, show, show_active
 
 NO_NETWORK_OF_ITS_OWN = [
     "--no-sandbox",  # the tests may run as root, where Chromium's sandbox refuses to
@@ -84,7 +84,7 @@ def test_values_verdicts_and_reasons_follow_the_board_live(site: Site, visit: Vi
     expect(temperature).to_have_attribute("data-verdict", "pending")
     expect(level.locator(".figure")).to_have_text("–")
     expect(level.locator(".note")).to_have_text(re.compile(r"^no answer \(timeout\) since \d\d:\d\d:\d\d$"))
-    site.do(lambda: site.board.active([event(severity="alarm")]))
+    site.do(lambda: show_active(site.board, [event(severity="alarm")]))
     expect(temperature).to_have_attribute("data-verdict", "alarm")
     expect(temperature.locator(".mark .letter")).to_have_text("A")
     expect(temperature.locator(".spoken")).to_have_text("alarm")
@@ -152,7 +152,7 @@ def test_nothing_is_asked_of_any_other_host(site: Site, visit: Visit) -> None:
 
 
 def test_a_warning_is_acknowledged_by_click_and_the_name_is_remembered(site: Site, visit: Visit) -> None:
-    site.do(lambda: site.board.active([event("w-1"), event("w-2", signal="oil_level", kind="low")]))
+    site.do(lambda: show_active(site.board, [event("w-1"), event("w-2", signal="oil_level", kind="low")]))
     visit.page.goto(site.url)
     visit.entry("w-1").get_by_role("button").click()
     dialog = visit.page.get_by_role("dialog")
@@ -176,7 +176,7 @@ def test_a_warning_is_acknowledged_by_click_and_the_name_is_remembered(site: Sit
 
 
 def test_a_refused_acknowledgement_says_why_and_keeps_what_was_written(site: Site, visit: Visit) -> None:
-    site.do(lambda: site.board.active([event("w-refused")]))
+    site.do(lambda: show_active(site.board, [event("w-refused")]))
     visit.page.goto(site.url)
     visit.entry("w-refused").get_by_role("button").click()
     dialog = visit.page.get_by_role("dialog")
@@ -187,7 +187,7 @@ def test_a_refused_acknowledgement_says_why_and_keeps_what_was_written(site: Sit
 
 
 def test_a_new_overview_does_not_close_the_dialog_somebody_is_writing_in(site: Site, visit: Visit) -> None:
-    site.do(lambda: site.board.active([event()]))
+    site.do(lambda: show_active(site.board, [event()]))
     visit.page.goto(site.url)
     visit.entry("w-1").get_by_role("button").click()
     visit.page.get_by_label("Your name").fill("Jan")
@@ -218,7 +218,7 @@ def test_a_machine_of_which_nothing_comes_any_more_is_not_counted_as_in_its_norm
 
 def test_the_worst_machine_comes_first_and_a_refused_configuration_is_said(site: Site, visit: Visit) -> None:
     visit.page.goto(site.url)
-    site.do(lambda: site.board.active([event(machine="pump-1", signal="flow", severity="alarm")]))
+    site.do(lambda: show_active(site.board, [event(machine="pump-1", signal="flow", severity="alarm")]))
     expect(visit.page.locator(".card").first).to_have_attribute("data-machine", "pump-1")
     site.do(lambda: site.board.config_errors(["press.yaml:3:5: machines.press-3.titel: unknown key"]))
     expect(visit.page.locator(".banner.refused")).to_contain_text("press.yaml:3:5: machines.press-3.titel: unknown key")
@@ -246,7 +246,7 @@ def test_a_restarted_agent_gives_the_page_a_new_token(
     site.stop()
     monkeypatch.setattr("tests.pages.PORT", port)
     with serving() as again:
-        again.do(lambda: again.board.active([event()]))
+        again.do(lambda: show_active(again.board, [event()]))
         visit.entry("w-1").get_by_role("button").click()
         assert visit.page.locator('meta[name="edge-agent-token"]').get_attribute("content") != first
 
@@ -281,7 +281,8 @@ def poison(site: Site) -> None:
         warnings += [warning, {**warning, "id": text + "2", "state": "acknowledged", "machine": text}]
         board.event({**warning, "event": "acknowledged"})
         board.event({**warning, "event": text, "kind": text})
-    board.active(warnings)
+    for name in {warning["machine"] for warning in warnings}:
+        board.active(name, [warning for warning in warnings if warning["machine"] == name])
     board.status({"state": "online", "agent": together, "site": together, "timezone": together, "language": together})
     board.health(
         {"connections": {text: {"state": text, "since": text} for text in HOSTILE}, "broker": {"state": together}}
@@ -311,7 +312,7 @@ def test_no_string_of_a_device_or_a_configuration_is_read_as_markup(site: Site, 
 def test_the_page_fits_its_screen_and_has_targets_for_fingers(
     site: Site, visit: Visit, path: str, width: int, height: int
 ) -> None:
-    site.do(lambda: site.board.active([event(message="A long sentence about what is going on here. " * 4)]))
+    site.do(lambda: show_active(site.board, [event(message="A long sentence about what is going on here. " * 4)]))
     visit.page.set_viewport_size({"width": width, "height": height})
     visit.page.goto(site.url + path)
     button = visit.entry("w-1").get_by_role("button")

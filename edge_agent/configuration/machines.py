@@ -1,13 +1,13 @@
 """Types and machines: a type laid under its machines, their states and formulas, and all their signals."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edge_agent import expression, yamlfile
 from edge_agent.configuration import signals, words
 from edge_agent.configuration.lines import Lines
-from edge_agent.configuration.nouns import MachineConfig
+from edge_agent.configuration.nouns import MachineConfig, SignalConfig
 from edge_agent.configuration.report import MISSING, Model, Part, Report
 from edge_agent.configuration.signals import Scope
 from edge_agent.yamlfile import Table
@@ -78,6 +78,7 @@ def resolved(
     _refuse_circles(report, parts)
     if about is None:
         return None
+    known = {key: signal for key, signal in found.items() if signal is not None}
     return MachineConfig(
         name=name,
         title=about.title or "",
@@ -85,8 +86,22 @@ def resolved(
         states=dict(about.states),
         settle_us=about.settle,
         every_us=about.every,
-        signals={key: signal for key, signal in found.items() if signal is not None},
+        signals=with_periods(known, parts),
     )
+
+
+def with_periods(found: Mapping[str, SignalConfig], names: Collection[str]) -> dict[str, SignalConfig]:
+    """A formula without a period of its own comes as seldom as the slowest of its inputs."""
+    uses = {key: _names_in(signal.formula, names) for key, signal in found.items()}
+
+    def period(key: str, seen: frozenset[str]) -> int:
+        signal = found[key]
+        inputs = [used for used in uses[key] if used in found and used not in seen]
+        if signal.formula is None or signal.every_written or not inputs:
+            return signal.every_us
+        return max(period(used, seen | {key}) for used in inputs)
+
+    return {key: replace(signal, every_us=period(key, frozenset())) for key, signal in found.items()}
 
 
 def _type(report: Report, part: Part, types: Part | None) -> Table | None:
@@ -165,9 +180,9 @@ def _refuse_circles(report: Report, parts: Mapping[str, Part]) -> None:
             )
 
 
-def _names_in(formula: Any, parts: Mapping[str, Part]) -> tuple[str, ...]:
+def _names_in(formula: Any, names: Collection[str]) -> tuple[str, ...]:
     try:
-        return expression.parse(formula, tuple(parts)).names if isinstance(formula, str) else ()
+        return expression.parse(formula, tuple(names)).names if isinstance(formula, str) else ()
     except expression.ExpressionError:
         return ()
 

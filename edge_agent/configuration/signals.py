@@ -61,7 +61,7 @@ def resolved(report: Report, name: str, layers: norms.Layers, scope: Scope, line
         valid_low=about.valid.low if about.valid else None,
         valid_high=about.valid.high if about.valid else None,
         every_us=every_us,
-        every_written="every" in part.table or "every" in scope.part.table,
+        every_written="every" in part.table or (source != "formula" and "every" in scope.part.table),
         connection=connection,
         point=point,
         formula=about.formula,
