@@ -44,6 +44,8 @@ DOWN_MAX_US = 3_600 * SECOND_US
 """The most that a stop counts as time that passed (contract §6, `time`)."""
 STOP_S = 2.0
 """How long the broker may take to hear the last of us; what it does not hear waits in the store."""
+TURN_MAX_S = 60.0
+"""A turn of the store or the publisher that takes longer is a hang: a disk may be slow, but not for a minute."""
 REJUDGED_AT_ONCE = 5_000
 """Frames of the journal in one step."""
 ERRORS_TOLD = 20
@@ -122,6 +124,15 @@ class _Running:
     task: asyncio.Task[None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Broker:
+    """A broker inside the agent. asked: as the configuration says it; url: where it is."""
+
+    asked: str
+    url: str
+    stack: AsyncExitStack
+
+
 @dataclass(slots=True)
 class _Watched:
     """What the file watcher saw last."""
@@ -147,6 +158,7 @@ class _Agent:
         self.files = found.watched
         self.watched = _Watched()
         self.pollers: dict[str, _Running] = {}
+        self.brokers: list[_Broker] = []
         self.board = Board()
         self.meter = Meter(self.clock)
         self.told_states: dict[str, str] = {}
@@ -164,7 +176,8 @@ class _Agent:
         handlers: dict[str, control.Handler] = {}
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(control.open_control(self.found.data_dir, handlers))
-            self.store: Store = stack.enter_context(open_store(self.found.data_dir, self.clock))
+            progress = service.Progress(self.notifier, self.clock)
+            self.store: Store = stack.enter_context(open_store(self.found.data_dir, self.clock, progress.made))
             if not self._choose():
                 return WRONG_CONFIG
             self._limit_store()
@@ -221,6 +234,7 @@ class _Agent:
             state, orphans = snapshot.migrate(old, state, plant)
         self.board.use(_board_machines(plant))
         self.store.use_layouts([machine.layout for machine in plant.machines])
+        self.leftovers = set(filter(None, self.store.load_leftovers().split("\n")))
         self._leave_behind(self._kept_config())
         self.store.save_config(text, self.sha)
         self.pipeline = Pipeline(
@@ -244,6 +258,14 @@ class _Agent:
         """Retained topics of machines, or of a root, that are no longer in the configuration."""
         self.leftovers |= _retained_topics(old) if old is not None else set()
         self.leftovers -= _retained_topics(self.config)
+        self._keep_leftovers()
+
+    def _keep_leftovers(self) -> None:
+        self.store.save_leftovers("\n".join(sorted(self.leftovers)))
+
+    def _cleared(self, topic: str) -> None:
+        self.leftovers.discard(topic)
+        self._keep_leftovers()
 
     def _old_plant(self, text: str | None, now: str, plant: Plant) -> Plant:
         if text is None or text == now:
@@ -256,22 +278,41 @@ class _Agent:
 
     async def _open_doors(self, stack: AsyncExitStack) -> None:
         self.reload_soon = asyncio.Event()
-        mqtt = self.config.mqtt
-        assert mqtt is not None
-        self.broker_url = mqtt.url
-        if mqtt.url.startswith("embedded:"):
-            port = int(mqtt.url.rpartition(":")[2].strip("/") or 1883)
-            info = await stack.enter_async_context(open_broker(port))
-            self.broker_url = info.url
+        stack.push_async_callback(self._close_brokers)
+        self.broker_url = await self._broker_of(self.config)
         if self.config.web is not None:
             web = await stack.enter_async_context(
                 open_web(self.config.web.host, self.config.web.port, self.board, self.pipeline, self.clock)
             )
             self.web, self.web_url = web, web.url
 
+    async def _broker_of(self, config: Config) -> str:
+        """The address of the first broker; the one inside the agent is started first. Raises NoBrokerError, OSError."""
+        assert config.mqtt is not None
+        url = config.mqtt.url
+        if not url.startswith("embedded:") or (self.brokers and self.brokers[-1].asked == url):
+            return self.brokers[-1].url if url.startswith("embedded:") else url
+        stack = AsyncExitStack()
+        info = await stack.enter_async_context(open_broker(int(url.rpartition(":")[2].strip("/") or 1883)))
+        self.brokers.append(_Broker(url, info.url, stack))
+        return info.url
+
+    async def _close_old_broker(self) -> None:
+        """Brokers inside the agent that the configuration no longer asks for."""
+        assert self.config.mqtt is not None
+        wanted = self.config.mqtt.url
+        for each in [each for each in self.brokers if each.asked != wanted]:
+            self.brokers.remove(each)
+            await each.stack.aclose()
+
+    async def _close_brokers(self) -> None:
+        while self.brokers:
+            await self.brokers.pop().stack.aclose()
+
     async def _live(self) -> None:
         """Start everything, wait for the end, and end it in the order in which nothing is lost."""
-        store_task = self.tasks.create_task(self.store.run())
+        longest = self.config.store.commit_every_us + round(TURN_MAX_S * SECOND_US)
+        store_task = self.tasks.create_task(self.store.run(self.beats.worker("store", longest)))
         self.store.on_committed.append(self._committed)
         self._start_publisher()
         self.pipeline.publish_all()
@@ -291,6 +332,8 @@ class _Agent:
             await self.stop.wait()
         finally:
             self.notifier.stopping()
+            self.stop.set()
+            await self.reloading.acquire()  # one that is under way ends first; none begins any more
             await self._end([*(each.task for each in self.pollers.values()), *helpers])
             self.pipeline.close()
             await self.store.stop()
@@ -340,7 +383,9 @@ class _Agent:
 
     def _start_publisher(self) -> None:
         self.publisher = Publisher(self.store, _link(self.config, self.broker_url), _root(self.config), self.clock)
-        self.publisher_task = self.tasks.create_task(self.publisher.run())
+        self.publisher.on_cleared = self._cleared
+        stroke = self.beats.worker("publisher", round(TURN_MAX_S * SECOND_US))
+        self.publisher_task = self.tasks.create_task(self.publisher.run(stroke))
         for topic, payload in self.retained.items():
             self.publisher.set_retained(topic, payload)
         for topic in sorted(self.leftovers):
@@ -453,6 +498,8 @@ class _Agent:
             await self.reload()
 
     async def _on_reload(self, _request: dict[str, Any]) -> control.Answer:
+        if self.stop.is_set():
+            return {"ok": False, "error": "the agent is stopping: nothing is taken over"}
         changed = await self.reload()
         if self.errors:
             return {"ok": False, "errors": [asdict(error) for error in self.errors]}
@@ -460,6 +507,8 @@ class _Agent:
 
     async def reload(self) -> list[str]:
         """Check the changed files whole and go over to them; what changed, in words. A broken file changes nothing."""
+        if self.stop.is_set():
+            return []
         async with self.reloading:
             self.notifier.reloading(self.clock.monotonic_us())
             try:
@@ -483,15 +532,23 @@ class _Agent:
             return self._refuse([self._fault("agent.data_dir", text)])
         if missing := configuration.missing_secrets(loaded):
             return self._refuse(missing)
+        try:
+            broker_url = await self._broker_of(loaded.config)
+        except (NoBrokerError, OSError) as error:
+            return self._refuse([self._fault("mqtt.url", str(error))])
         # Thousands of signals take a second, and the loop is the plant's.
         plant, lines, text = await asyncio.to_thread(self._prepared, loaded.config)
-        link = _link(loaded.config, self.broker_url)
+        link = _link(loaded.config, broker_url)
         self.errors = []
         changed = differences(self.config, loaded.config)
-        if loaded.sha == self.sha and not changed:
+        rotated = link != self.publisher.settings or any(
+            line.settings != self.pollers[line.name].poller.line.settings for line in lines if line.name in self.pollers
+        )
+        if loaded.sha == self.sha and not changed and not rotated:
             log.info("config_unchanged", config=self.sha)
             return []
-        old, self.config, self.sha = self.config, loaded.config, loaded.sha
+        changed = changed or ["secrets: changed"]
+        old, self.config, self.sha, self.broker_url = self.config, loaded.config, loaded.sha, broker_url
         self.store.save_config(text, loaded.sha)
         self._limit_store()
         self.pipeline.use(plant, text, loaded.sha)
@@ -500,10 +557,11 @@ class _Agent:
         self._leave_behind(old)
         machines = {name for name in old.machines if name not in loaded.config.machines}
         self.retained = {t: p for t, p in self.retained.items() if t.partition("/")[0] not in machines}
-        if _root(old) != _root(loaded.config) or link != self.publisher.settings:
-            await self.publisher.stop(STOP_S)
+        if _root(old) != _root(loaded.config) or not self.publisher.use(link):
+            await self.publisher.hand_over()
             await self._end([self.publisher_task])
             self._start_publisher()
+        await self._close_old_broker()
         for topic in sorted(self.leftovers):
             self.publisher.clear(topic)
         self.pipeline.publish_all()

@@ -14,6 +14,7 @@ import ssl
 import sys
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -37,6 +38,8 @@ ANSWER_S = 20.0
 """From the beginning of an attempt to the broker's CONNACK."""
 SILENCE_S = 3.0
 """What a broker that has let us in may take to answer MQTT 5 before 3.1.1 is tried: amqtt 0.12 says nothing at all."""
+PROMPT_S = 1.0
+"""A broker that takes longer to answer 3.1.1 than this was not silent but slow: it is asked for 5 again, with patience."""
 ACK_S = 30.0
 """MQTT knows no limit for a PUBACK; a broker that owes one for longer is taken for lost."""
 LOOK_S = 1.0
@@ -91,6 +94,8 @@ class _Attempt:
     accepted: bool = False
     ended: str = ""
     refused_version: bool = False
+    silent: bool = False
+    slow: bool = False
     thread: threading.Thread | None = None
     waiting: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Message id of MQTT: our token and the monotonic time of sending, oldest first."""
@@ -117,6 +122,7 @@ class Link:
         self.url = settings.urls[0]
         self.receive_max, self.packet_max = RECEIVE_MAX, PACKET_MAX
         self._speaks_311: set[str] = set()
+        self._slow: set[str] = set()
         self._may_retain = True
         self._now: _Attempt | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -125,6 +131,10 @@ class Link:
     @property
     def connected(self) -> bool:
         return self.state is LinkState.CONNECTED
+
+    def use(self, settings: LinkSettings) -> None:
+        """The settings of the next connection."""
+        self._settings = settings
 
     async def run(self) -> None:
         """Keep the connection up until `disconnect` or cancellation; a cancelled one is cut, so the will speaks."""
@@ -171,13 +181,19 @@ class Link:
     async def _try_all(self) -> float:
         """Every broker once, until one lasts. Returns how many seconds the connection lasted, 0 when there was none."""
         for url in self._settings.urls:
-            for version in self._versions(url):
-                if self._closing.is_set():
-                    return 0.0
-                attempt, lasted_s = await self._one(url, version)
+            versions = deque(self._versions(url))
+            silent = False
+            while versions and not self._closing.is_set():
+                attempt, lasted_s = await self._one(url, versions.popleft(), silent)
                 if lasted_s is not None:
                     return lasted_s
-                if attempt is None or not attempt.refused_version:
+                if attempt is None:
+                    break
+                silent = attempt.silent
+                if attempt.slow:
+                    self._slow.add(url)
+                    versions = deque(("5", "3.1.1"))
+                elif not attempt.refused_version:
                     break
         return 0.0
 
@@ -186,8 +202,11 @@ class Link:
             return (self._settings.version,)
         return ("3.1.1",) if url in self._speaks_311 else ("5", "3.1.1")
 
-    async def _one(self, url: str, version: str) -> tuple[_Attempt | None, float | None]:
-        """Connect and stay so. Returns the seconds that it lasted, None when the broker never took us."""
+    async def _one(self, url: str, version: str, after_silence: bool) -> tuple[_Attempt | None, float | None]:
+        """Connect and stay so. Returns the seconds that it lasted, None when the broker never took us.
+
+        after_silence: the broker gave no answer to MQTT 5 a moment ago.
+        """
         self.url = url
         try:
             attempt = self._attempt(url, version)
@@ -195,14 +214,20 @@ class Link:
             self._failed(f"TLS: {error}")
             return None, None
         self._now = attempt
-        began = None
+        began, tried_us = None, self._clock.monotonic_us()
         try:
             _start(attempt)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ANSWER_S):
                     await attempt.answered.wait()
             if not attempt.accepted or attempt.over.is_set():
+                if not attempt.ended and version == "5" and url in self._slow:
+                    attempt.refused_version = True  # silent in spite of all patience
                 self._failed(attempt.ended or f"no answer within {ANSWER_S:g} s")
+                return attempt, None
+            if after_silence and self._clock.monotonic_us() - tried_us > PROMPT_S * SECOND_US:
+                attempt.slow = True
+                self._failed("slow, not silent: MQTT 5 is tried again")
                 return attempt, None
             began = self._clock.monotonic_us()
             self._connected(attempt)
@@ -284,12 +309,12 @@ class Link:
             self._loop.call_soon_threadsafe(hook, *facts)
 
     def _on_open(self, attempt: _Attempt) -> None:
-        if self._settings.version == "auto" and attempt.version == "5":
+        if self._settings.version == "auto" and attempt.version == "5" and attempt.url not in self._slow:
             asyncio.get_running_loop().call_later(SILENCE_S, self._on_silence, attempt)
 
     def _on_silence(self, attempt: _Attempt) -> None:
         if not attempt.answered.is_set():
-            attempt.refused_version = True
+            attempt.refused_version = attempt.silent = True
             self._cut(attempt, f"no answer to MQTT 5 within {SILENCE_S:g} s")
 
     def _on_connack(self, attempt: _Attempt, reason: Any, given: Any) -> None:

@@ -9,7 +9,7 @@ Rule 3: one bad topic or message never holds up the others.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import structlog
@@ -17,7 +17,7 @@ import structlog
 from edge_agent.contract import SECOND_US, Clock
 from edge_agent.messages import topics as messages
 from edge_agent.mqtt import FAILURE, Link, LinkSettings
-from edge_agent.store.journal import Committed
+from edge_agent.store.journal import Committed, Page
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +31,12 @@ BACKLOG_EVERY = 4
 """While there is live traffic, every fourth message is one of the backlog."""
 LATE_US = 30 * SECOND_US
 REFUSED_MIN_S, REFUSED_MAX_S = 5.0, 300.0
+ABOUT_THE_MESSAGE = frozenset({0x99})
+"""Refusals that mean one message and not its topic: payload format invalid (MQTT 5.0, 3.4.2.1)."""
+ASK_AGAIN_S = 1.0
+"""After the store could not say what is due."""
+TURN_S = 5.0
+"""The pump turns at least so often, also when there is nothing to do: a hang must show."""
 HEADER = 16
 """The most that MQTT adds to topic and payload of a PUBLISH without properties."""
 STATUS = "status"
@@ -45,8 +51,8 @@ class Outbox(Protocol):
     last_committed: int
     pending_count: int
 
-    def pending(self, after_seq: int, limit: int) -> list[Committed]:
-        """What was committed after this number and not delivered, in the order of seq."""
+    def pending(self, after_seq: int, limit: int) -> Page | None:
+        """What was committed after this number and not delivered, in the order of seq; None: it cannot be said now."""
         ...
 
     def delivered(self, seqs: Iterable[int]) -> None:
@@ -65,11 +71,12 @@ class _Flight:
 
 @dataclass(slots=True)
 class _Refusal:
-    """A topic that the broker refuses. It is tried again with one message at a time; the others wait in the store."""
+    """A topic that the broker refuses. It is tried again with `probe` alone; the others wait in the store."""
 
     pauses: int = 0
     paused: bool = True
     flying: int = 0
+    probe: Committed | None = None
     behind: int | None = None
     """The first seq that waits in the store because of it."""
     timer: asyncio.TimerHandle | None = None
@@ -94,33 +101,55 @@ class Publisher:
         """The backlog lane: what lies in the store after `_cursor`, up to and with `_end`, and in the page at hand."""
         self._sent = 0
         self._late: dict[int, bool] = {}
-        """The flag of each message that was sent and not acknowledged: a repeat carries the same."""
+        """The flag of each message that was sent over this connection and not acknowledged."""
         self._newest: dict[str, int] = {}
+        self._arrived: dict[str, int] = {}
+        """By topic: the newest number that was sent over this connection, and that any broker has acknowledged."""
+        self._probes: deque[Committed] = deque()
+        self._stalled = False
+        self.on_cleared: Callable[[str], None] = lambda _topic: None
+        """Told of each topic (whole) that was cleared at the broker."""
         self._status_topic = f"{root}/{STATUS}"
         self._retained: dict[str, bytes] = {}
         self._due: dict[str, None] = {}
         """Retained topics (whole) to be sent, in the order in which they changed; the status always goes first."""
         self._refusals: dict[str, _Refusal] = {}
-        self._too_large: set[int] = set()
-        """Set aside until the next connection, which may be to a broker that takes more."""
-        self._told_too_large: set[str] = set()
+        self._aside: set[int] = set()
+        """Messages that this broker does not take: set aside until the next connection, which may be to another one."""
+        self._told_aside: set[str] = set()
         self._refused = self._published = 0
         self._saying_goodbye = False
 
     # --- what others call ---------------------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Publish until `stop` has said good-bye, or until cancelled: then the broker sends the will."""
+    async def run(self, stroke: Callable[[], None] = lambda: None) -> None:
+        """Publish until `stop` has said good-bye, or until cancelled: then the broker sends the will.
+
+        stroke: called at each turn of the pump.
+        """
         self._store.on_committed.append(self._on_committed)
         try:
             async with asyncio.TaskGroup() as tasks:
-                pump = tasks.create_task(self._pump(), name="publisher pump")
+                pump = tasks.create_task(self._pump(stroke), name="publisher pump")
                 await self._link.run()
                 pump.cancel()
         finally:
             self._store.on_committed.remove(self._on_committed)
             for refusal in self._refusals.values():
                 _stop_timer(refusal)
+
+    def use(self, settings: LinkSettings) -> bool:
+        """Take over further brokers without leaving the present one; False when anything else has changed."""
+        if replace(settings, urls=self.settings.urls) != self.settings or self._link.url not in settings.urls:
+            return False
+        self.settings = settings
+        self._link.use(settings)
+        return True
+
+    async def hand_over(self) -> None:
+        """Leave in order and say nothing: the agent goes on, another publisher speaks for it."""
+        self._saying_goodbye = True
+        await self._link.disconnect(GOODBYE_S)
 
     async def stop(self, within_s: float) -> None:
         """Send what is committed as far as time allows, then the last status and DISCONNECT; `run` ends by itself."""
@@ -164,7 +193,7 @@ class Publisher:
             "in_flight": len(self._flights),
             "backlog": max(0, self._store.pending_count),
             "refused": self._refused,
-            "quarantined": len(self._too_large),
+            "quarantined": len(self._aside),
             "published": self._published,
             "reason": link.reason,
         }
@@ -191,11 +220,14 @@ class Publisher:
         """Nothing that was not acknowledged counts as delivered: the next connection begins with the store."""
         self._flights.clear()
         self._flying.clear()
+        self._late.clear()
+        self._newest = dict(self._arrived)
+        self._probes.clear()
         self._live.clear()
         self._live_seqs.clear()
         self._page.clear()
         self._cursor = self._end = 0
-        self._too_large.clear()
+        self._aside.clear()
         for refusal in self._refusals.values():
             refusal.flying, refusal.behind = 0, None
         self._wake.set()
@@ -215,10 +247,13 @@ class Publisher:
     def _on_delivered(self, flight: _Flight) -> None:
         if flight.message is not None:
             self._published += 1
-            self._store.delivered((flight.message.seq,))
-            self._late.pop(flight.message.seq, None)
+            topic, seq = flight.message.topic, flight.message.seq
+            self._store.delivered((seq,))
+            self._late.pop(seq, None)
+            self._arrived[topic] = max(seq, self._arrived.get(topic, 0))
         elif not flight.payload and self._retained.get(flight.topic) == b"" and flight.topic not in self._due:
             del self._retained[flight.topic]
+            self.on_cleared(flight.topic)
         refusal = self._refusals.get(flight.topic)
         if refusal is not None:
             refusal.flying -= 1
@@ -230,6 +265,9 @@ class Publisher:
     def _on_refused(self, flight: _Flight, reason: int) -> None:
         self._refused += 1
         refusal = self._refusals.get(flight.topic)
+        if refusal is None and flight.message is not None and reason in ABOUT_THE_MESSAGE:
+            self._set_aside(flight.topic, flight.message.seq, f"refused with reason code {reason:#x}")
+            return
         if refusal is None:
             # Others of this topic may be under way; each of them will be answered too.
             others = sum(1 for each in self._flights.values() if each.topic == flight.topic)
@@ -238,6 +276,8 @@ class Publisher:
         refusal.flying -= 1
         if flight.message is not None:
             _leave(refusal, flight.message.seq)
+            if refusal.probe is None or flight.message.seq < refusal.probe.seq:
+                refusal.probe = flight.message
         if refusal.timer is None:
             pause_s = min(REFUSED_MAX_S, REFUSED_MIN_S * 2.0**refusal.pauses)
             refusal.paused, refusal.pauses = True, min(refusal.pauses + 1, 10)
@@ -248,7 +288,8 @@ class Publisher:
         refusal.timer, refusal.paused = None, False
         if topic in self._retained:
             self._due[topic] = None
-        self._resume(refusal)
+        elif refusal.probe is not None:
+            self._probes.append(refusal.probe)
         self._wake.set()
 
     def _resume(self, refusal: _Refusal) -> None:
@@ -258,10 +299,15 @@ class Publisher:
 
     # --- sending ------------------------------------------------------------------------------------------------------
 
-    async def _pump(self) -> None:
+    async def _pump(self, stroke: Callable[[], None]) -> None:
         """Fill the window whenever something has changed. One look into the store, then others have a turn."""
         while True:
-            await self._wake.wait()
+            stroke()
+            try:
+                async with asyncio.timeout(TURN_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
             self._wake.clear()
             if self._link.connected and self._fill():
                 self._wake.set()
@@ -276,19 +322,21 @@ class Publisher:
                 return False
         looked = False
         while len(self._flights) < window:
-            if not self._page and self._cursor < self._end:
+            if not self._page and self._cursor < self._end and not self._stalled:
                 if looked:
                     return True
                 self._look()
                 looked = True
             lane = self._lane()
             if lane is None:
-                return self._cursor < self._end
+                return self._cursor < self._end and not self._stalled
             if not self._send(lane):
                 return False
         return False
 
     def _lane(self) -> Callable[[], Committed] | None:
+        if self._probes:
+            return self._probes.popleft
         if self._page and (not self._live or self._sent % BACKLOG_EVERY == 0):
             return self._page.popleft
         return self._take_live if self._live else None
@@ -301,14 +349,21 @@ class Publisher:
     def _look(self) -> None:
         """The next page of the backlog, without what is under way in the other lane or on the line."""
         found = self._store.pending(self._cursor, PAGE)
-        for message in found:
+        if found is None:  # the store is being mended, or its disk does not answer: what is due stays due
+            self._stalled = True
+            asyncio.get_running_loop().call_later(ASK_AGAIN_S, self._ask_again)
+            return
+        for message in found.messages:
             if message.seq > self._end:
                 break
-            busy = message.seq in self._live_seqs or message.seq in self._flying or message.seq in self._too_large
+            busy = message.seq in self._live_seqs or message.seq in self._flying or message.seq in self._aside
             if not busy:
                 self._page.append(message)
-        last = found[-1].seq if len(found) >= PAGE else self._end
-        self._cursor = min(last, self._end)
+        self._cursor = max(self._cursor, min(found.reached, self._end))
+
+    def _ask_again(self) -> None:
+        self._stalled = False
+        self._wake.set()
 
     def _rewind(self, first: int, last: int) -> None:
         """Let the backlog lane find the messages from `first` to `last` again."""
@@ -333,7 +388,7 @@ class Publisher:
             late = self._is_late(message)
         payload = message.payload(late)
         if self._exceeds(topic, payload):
-            self._too_large.add(seq)
+            self._set_aside(topic, seq, f"larger than the broker's limit of {self._link.packet_max} bytes")
             return True
         if not self._publish(_Flight(topic, message), payload, retain=False):
             return False
@@ -354,7 +409,12 @@ class Publisher:
         del self._due[topic]
         payload = self._retained[topic]
         refusal = self._refusals.get(topic)
-        if (refusal is not None and (refusal.paused or refusal.flying)) or self._exceeds(topic, payload):
+        if refusal is not None and (refusal.paused or refusal.flying):
+            return True
+        if self._exceeds(topic, payload):
+            if topic not in self._told_aside:
+                self._told_aside.add(topic)
+                log.error("message_not_taken", topic=topic, fault=f"larger than {self._link.packet_max} bytes")
             return True
         if not self._publish(_Flight(topic, None, payload), payload, retain=True):
             return False
@@ -371,13 +431,14 @@ class Publisher:
 
     def _exceeds(self, topic: str, payload: bytes) -> bool:
         """A broker closes the connection at a message beyond its limit, so it is not sent at all."""
-        size = len(payload) + len(topic.encode()) + HEADER
-        if size <= self._link.packet_max:
-            return False
-        if topic not in self._told_too_large:
-            self._told_too_large.add(topic)
-            log.error("message_too_large", topic=topic, bytes=size, limit=self._link.packet_max)
-        return True
+        return len(payload) + len(topic.encode()) + HEADER > self._link.packet_max
+
+    def _set_aside(self, topic: str, seq: int, fault: str) -> None:
+        """The store keeps the message; another broker may take it, and at the buffer's limit it becomes a gap."""
+        self._aside.add(seq)
+        if topic not in self._told_aside:
+            self._told_aside.add(topic)
+            log.error("message_not_taken", topic=topic, seq=seq, fault=fault)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

@@ -78,6 +78,10 @@ class Notifier:
     def watchdog(self) -> None:
         self._send("WATCHDOG=1")
 
+    def extend(self, span_us: int) -> None:
+        """So much longer may what is going on take (start, stop, reload)."""
+        self._send(f"EXTEND_TIMEOUT_USEC={span_us}")
+
     def _send(self, *assignments: str) -> None:
         if not self._address:
             return
@@ -125,6 +129,24 @@ class Beat:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._beats.forget(self.name)
+
+
+EXTEND_EVERY_US, EXTEND_US = 10 * SECOND_US, 60 * SECOND_US
+
+
+class Progress:
+    """Tells systemd, while a start takes long, that it goes on: a large store is saved row by row."""
+
+    def __init__(self, notifier: Notifier, clock: Clock) -> None:
+        self._notifier, self._clock = notifier, clock
+        self._told_us = clock.monotonic_us()
+
+    def made(self) -> None:
+        """Something was done; told every ten seconds, for the next minute."""
+        now = self._clock.monotonic_us()
+        if now - self._told_us >= EXTEND_EVERY_US:
+            self._told_us = now
+            self._notifier.extend(EXTEND_US)
 
 
 class Heartbeats:

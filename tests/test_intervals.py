@@ -52,3 +52,36 @@ def test_an_empty_range_adds_nothing() -> None:
     ranges = Intervals()
     assert ranges.add(5, 4) == 0
     assert ranges.ranges() == []
+
+
+@given(st.lists(st.one_of(st.tuples(st.integers(1, 60), st.integers(0, 8)), st.none())))
+def test_the_changes_that_are_told_make_a_copy_of_the_whole(steps: list[tuple[int, int] | None]) -> None:
+    """A None takes the changes; what was taken and not written is given back and comes again."""
+    numbers, copy = Intervals(), dict[int, int]()
+    for count, step in enumerate(steps):
+        if step is not None:
+            numbers.add(step[0], step[0] + step[1])
+            continue
+        changes = numbers.take_changes()
+        if count % 3 == 0:
+            numbers.give_back(changes)
+            continue
+        _apply(copy, changes)
+        assert sorted(copy.items()) == numbers.ranges()
+    _apply(copy, numbers.take_changes())
+    assert sorted(copy.items()) == numbers.ranges()
+
+
+def _apply(copy: dict[int, int], changes: dict[int, int | None]) -> None:
+    for first, last in changes.items():
+        if last is None:
+            copy.pop(first, None)
+        else:
+            copy[first] = last
+
+
+def test_a_number_more_is_one_change_however_many_ranges_there_are() -> None:
+    numbers = Intervals([(n, n) for n in range(1, 2000, 2)])
+    numbers.take_changes()
+    numbers.add(5001)
+    assert numbers.take_changes() == {5001: 5001}

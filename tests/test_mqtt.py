@@ -5,7 +5,7 @@ import gc
 import ssl
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -40,6 +40,34 @@ def me(*urls: str, version: str = "auto", **more: object) -> LinkSettings:
 
 def no_threads_left() -> bool:
     return not [each for each in threading.enumerate() if each.name == "paho-mqtt-client-press-hall"]
+
+
+def test_a_slow_broker_is_waited_for_and_not_taken_for_one_that_cannot_speak_5(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mqtt, "SILENCE_S", 0.4)
+    monkeypatch.setattr(mqtt, "PROMPT_S", 0.2)
+
+    async def delayed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                loop.call_later(0.3, writer.write, data)
+            await asyncio.sleep(0.4)
+        writer.close()
+
+    async def main() -> None:
+        async with brokers.mosquitto() as running:
+
+            async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                from_broker, to_broker = await asyncio.open_connection("127.0.0.1", running.port)
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(delayed(reader, to_broker))
+                    both.create_task(delayed(from_broker, writer))
+
+            async with brokers.scripted(serve) as url, linked(me(url)) as link:
+                await eventually(lambda: link.connected, 15)
+                assert link.version == "5"
+
+    asyncio.run(main())
 
 
 def test_a_message_is_acknowledged_with_its_token_and_the_limits_of_the_broker_are_known() -> None:

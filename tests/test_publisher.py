@@ -12,7 +12,7 @@ from edge_agent import broker, publisher
 from edge_agent.clock import SystemClock
 from edge_agent.mqtt import LinkSettings
 from edge_agent.publisher import Publisher
-from edge_agent.store.journal import Committed
+from edge_agent.store.journal import Committed, Page
 from tests import brokers
 from tests.conftest import StandingClock, eventually
 
@@ -28,6 +28,7 @@ class MemoryStore:
         self.last_committed = 0
         self.due: dict[int, Committed] = {}
         self.looks = 0
+        self.broken = False
 
     @property
     def pending_count(self) -> int:
@@ -37,9 +38,12 @@ class MemoryStore:
     def pending_count(self, _count: int) -> None:
         raise AssertionError("the publisher does not count for the store")
 
-    def pending(self, after_seq: int, limit: int) -> list[Committed]:
+    def pending(self, after_seq: int, limit: int) -> Page | None:
         self.looks += 1
-        return [self.due[seq] for seq in sorted(self.due) if seq > after_seq][:limit]
+        if self.broken:
+            return None
+        found = [self.due[seq] for seq in sorted(self.due) if seq > after_seq]
+        return Page(found[:limit], found[limit - 1].seq if len(found) > limit else self.last_committed)
 
     def delivered(self, seqs: Iterable[int]) -> None:
         for seq in seqs:
@@ -170,6 +174,35 @@ def test_without_a_good_puback_nothing_is_delivered() -> None:
         assert seqs(got[1]) == list(range(1, 13)), "what was not acknowledged is sent again, first and in order"
 
     asyncio.run(main())
+
+
+class Refusing:
+    """A broker of MQTT 5 that answers each PUBLISH with a reason code: of its topic and number; None: with nothing."""
+
+    def __init__(self, answer: Callable[[str, int], int | None]) -> None:
+        self.answer = answer
+        self.asked: list[tuple[str, int]] = []
+        self.payloads: list[bytes] = []
+        self.hang_up: Callable[[], None] = lambda: None
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.hang_up = writer.close
+        while (packet := await _packet(reader)) is not None:
+            kind, body = packet
+            if kind >> 4 == 1:
+                writer.write(b"\x20\x03\x00\x00\x00")
+            elif kind >> 4 == 3:
+                length = int.from_bytes(body[:2])
+                topic, mid = body[2 : 2 + length].decode(), body[2 + length : 4 + length]
+                payload = body[5 + length :]
+                seq = orjson.loads(payload).get("seq", 0)
+                self.asked.append((topic, seq))
+                self.payloads.append(payload)
+                reason = self.answer(topic, seq)
+                if reason is not None:
+                    writer.write(b"\x40\x03" + mid + bytes([reason]))
+            elif kind >> 4 == 12:
+                writer.write(b"\xd0\x00")
 
 
 async def _packet(reader: asyncio.StreamReader) -> tuple[int, bytes] | None:
@@ -336,6 +369,124 @@ def test_a_refused_topic_keeps_its_messages_and_the_others_flow(monkeypatch: pyt
                 await eventually(lambda: not store.due, 20)
                 refused = seqs(consumer.payloads("plant/secret/measurements"))
                 assert refused == list(range(1, 61, 2)), "in order, and none twice"
+
+    asyncio.run(main())
+
+
+def test_a_refused_topic_is_tried_again_without_looking_through_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "REFUSED_MIN_S", 0.1)
+    monkeypatch.setattr(publisher, "REFUSED_MAX_S", 0.1)
+
+    async def main() -> None:
+        store = MemoryStore(SystemClock())
+        store.commit(500)
+        refusing = Refusing(lambda topic, _seq: 0x87 if topic == TOPIC else 0)
+        async with brokers.scripted(refusing.serve) as url, publishing(store, link(url)) as one:
+            await eventually(lambda: one.status()["refused"] > 30)
+            looks, refused = store.looks, one.status()["refused"]
+            await eventually(lambda: one.status()["refused"] > refused + 5)
+            assert store.looks == looks, "one message is the probe"
+            assert set(refusing.asked[-5:]) == {(TOPIC, 1)}
+            refusing.answer = lambda _topic, _seq: 0
+            await eventually(lambda: not store.due)
+
+    asyncio.run(main())
+
+
+def test_a_message_that_is_refused_for_itself_holds_up_no_other() -> None:
+    async def main() -> None:
+        store = MemoryStore(SystemClock())
+        store.commit(200)
+        refusing = Refusing(lambda _topic, seq: 0x99 if seq in (50, 60) else 0)
+        async with brokers.scripted(refusing.serve) as url, publishing(store, link(url)) as one:
+            store.commit(50)
+            await eventually(lambda: sorted(store.due) == [50, 60])
+            assert one.status()["quarantined"] == 2
+        async with brokers.scripted(Refusing(lambda *_: 0).serve) as url, publishing(store, link(url)):
+            await eventually(lambda: not store.due)
+
+    asyncio.run(main())
+
+
+def test_a_store_that_is_mended_goes_on_being_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "ASK_AGAIN_S", 0.05)
+
+    async def main() -> None:
+        store = MemoryStore(SystemClock())
+        store.commit(1000)
+        refusing = Refusing(lambda *_: 0)
+        async with brokers.scripted(refusing.serve) as url, publishing(store, link(url), connected=False):
+            await eventually(lambda: len(store.due) < 900)
+            store.broken = True
+            left = len(store.due)
+            await asyncio.sleep(0.3)
+            assert left - len(store.due) <= publisher.PAGE
+            store.broken = False
+            await eventually(lambda: not store.due)
+
+    asyncio.run(main())
+
+
+def test_what_first_arrives_after_newer_messages_of_its_topic_is_late() -> None:
+    """The line dies with the first live message on its way; over the next one a newer message comes first."""
+
+    async def main() -> None:
+        store = MemoryStore(SystemClock())
+        first = Refusing(lambda *_: None)
+        second = Refusing(lambda *_: 0)
+        turns = [first, second]
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await turns[0].serve(reader, writer)
+
+        async with brokers.scripted(serve) as url, publishing(store, link(url)) as one:
+            store.commit()
+            await eventually(lambda: first.asked == [(TOPIC, 1)])
+            one._arrived["press/measurements"] = 2  # as if another lane had brought number 2
+            turns.pop(0)
+            first.hang_up()
+            await eventually(lambda: not store.due, 15)
+        assert [is_late(payload) for payload in first.payloads] == [False]
+        assert [is_late(payload) for payload in second.payloads] == [True]
+
+    asyncio.run(main())
+
+
+def test_the_publisher_turns_also_when_it_has_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the watchdog sees a hang of it, and takes calm for no hang."""
+    monkeypatch.setattr(publisher, "TURN_S", 0.02)
+
+    async def main() -> None:
+        one = Publisher(MemoryStore(SystemClock()), link("mqtt://127.0.0.1:1"), "plant", SystemClock())
+        turns: list[None] = []
+        running = asyncio.create_task(one.run(lambda: turns.append(None)))
+        await eventually(lambda: len(turns) > 5)
+        running.cancel()
+        await asyncio.wait([running])
+
+    asyncio.run(main())
+
+
+def test_a_further_broker_is_taken_over_without_leaving_the_present_one() -> None:
+    async def main() -> None:
+        store = MemoryStore(SystemClock())
+        async with (
+            brokers.mosquitto() as running,
+            brokers.Consumer(running.port, "plant/status") as consumer,
+            publishing(store, link(running.url)) as one,
+        ):
+            one.set_status({"state": "online"})
+            await consumer.hears("plant/status", b'{"state":"online"}')
+            since = one.status()["since"]
+            assert one.use(LinkSettings((running.url, "mqtt://127.0.0.1:1"), "press-hall"))
+            assert not one.use(LinkSettings((running.url,), "press-hall", username="other"))
+            assert not one.use(LinkSettings(("mqtt://127.0.0.1:1",), "press-hall"))
+            store.commit(5)
+            await eventually(lambda: not store.due)
+            assert one.status()["since"] == since
+            await one.hand_over()
+            await asyncio.sleep(0.2)
+            assert consumer.payloads("plant/status") == [b'{"state":"online"}'], "neither stopped nor offline"
 
     asyncio.run(main())
 

@@ -1,12 +1,16 @@
 """A changed configuration in a running agent: by command, by signal, by the file alone; and one that is broken."""
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import pytest
+from paho.mqtt.enums import MQTTProtocolVersion
 
+from tests import brokers
 from tests.brokers import Consumer
-from tests.conftest import eventually
+from tests.conftest import eventually, free_port
 from tests.hall import Hall, Json, command, picky, played, press
 from tests.system import ROOT_TOPIC
 
@@ -294,3 +298,93 @@ async def test_a_secret_that_is_missing_is_told_at_its_place(here: Hall) -> None
         secret.chmod(0o644)
         code, _, words = await command("run", str(here.agent.config))
         assert (code, "set its mode to 0600" in words, "Traceback" in words) == (2, True, False)
+
+
+@played
+async def test_a_secret_that_was_changed_is_taken_over_by_a_reload(here: Hall) -> None:
+    users = {"users": brokers.password_file({"hall": "old"})}
+    lines = ("allow_anonymous false", "password_file {folder}/users")
+    async with picky({10: 500}) as device, brokers.mosquitto(*lines, files=users) as guarded:
+        config = here.plain({"plc": device.port}, {"press": press()})
+        config["mqtt"] = {"url": guarded.url, "username": "hall", "password": {"secret": "word"}}
+        secret = here.data_dir / "secrets" / "word"
+        secret.parent.mkdir(parents=True)
+        secret.write_text("old")
+        secret.chmod(0o600)
+        here.write(config)
+        await here.start()
+        await here.status(lambda body: body["mqtt"]["state"] == "connected")
+        (guarded.folder / "users").write_text(brokers.password_file({"hall": "new"}))
+        guarded.kill()
+        await guarded.start()
+        await here.status(lambda body: body["mqtt"]["reason"] == "refused: Not authorized", 30)
+        secret.write_text("new")
+        assert (await here.ask("reload"))["changed"] == ["secrets: changed"]
+        await here.status(lambda body: body["mqtt"]["state"] == "connected")
+        assert (await here.ask("reload"))["changed"] == []
+        assert device.connections == 1
+
+
+@played
+async def test_topics_of_a_machine_that_went_while_the_broker_was_away_are_cleared_in_the_end(here: Hall) -> None:
+    async with picky({10: 654}) as device:
+        line = {"plc": device.port}
+        here.write(here.plain(line, {"press": press(), "lathe": press()}))
+        await here.start()
+        await here.event("lathe", "raised")
+        await eventually(lambda: here.active("lathe"))
+        here.broker.kill()
+        await here.status(lambda body: body["mqtt"]["state"] != "connected")
+        here.write(here.plain(line, {"press": press()}))
+        assert (await here.ask("reload"))["ok"]
+        assert await here.agent.stop() == 0
+        before = here.consumer.subscriptions
+        await here.broker.start()
+        await here.consumer.subscribed(before + 1)
+        await here.start()
+        for topic in ("active", "norms"):
+            await eventually(lambda topic=topic: cleared(here, f"lathe/{topic}"))  # type: ignore[misc]
+
+
+@played
+async def test_the_broker_inside_the_agent_comes_and_goes_with_a_reload(here: Hall) -> None:
+    async with picky({10: 500}) as device:
+        config = here.plain({"plc": device.port}, {"press": press()})
+        here.write(config)
+        await here.start()
+        await here.hears("press/measurements", lambda body: body["values"])
+        port = free_port()
+        config["mqtt"] = {"url": f"embedded:{port}"}
+        here.write(config)
+        assert (await here.ask("reload"))["changed"] == ["mqtt.url: changed"]
+        own = f"mqtt://127.0.0.1:{port}"
+        await here.status(lambda body: (body["mqtt"]["state"], body["mqtt"]["url"]) == ("connected", own), 30)
+        async with Consumer(port, f"{ROOT_TOPIC}/press/measurements", MQTTProtocolVersion.MQTTv311) as listener:
+            await eventually(lambda: listener.heard)
+        config["mqtt"] = {"url": here.broker.url}
+        here.write(config)
+        heard = len(here.ear.all("press/measurements"))
+        assert (await here.ask("reload"))["ok"]
+        await here.hears("press/measurements", lambda body: body["values"], after=heard)
+        assert {"state": "stopped"} not in here.ear.all("status"), "the agent ran all the time"
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 0.1, 0.3, 0.6])
+def test_a_stop_in_the_middle_of_a_reload_ends_the_agent(
+    wait_s: float, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    @played
+    async def scene(here: Hall) -> None:
+        async with picky({10: 500}) as device, picky({10: 500}) as other:
+            many = {f"m{i}": press() for i in range(300)}
+            here.write(here.plain({"plc": device.port}, many))
+            await here.start()
+            here.write(here.plain({"plc": device.port, "plc-2": other.port}, many | {"new": press("plc-2")}))
+            asked = asyncio.create_task(here.ask("reload"))
+            await asyncio.sleep(wait_s)  # the instant that is asked for
+            assert await here.agent.stop() == 0
+            with suppress(OSError):
+                await asked
+            assert "Traceback" not in here.agent.log.read_text()
+
+    scene(tmp_path_factory.mktemp("stop"))

@@ -10,6 +10,7 @@ import pytest
 
 from edge_agent.store.journal import open_store
 from tests.conftest import ROOT, StandingClock
+from tests.test_store import due_of
 
 WRITER = """
 import asyncio, os, signal, sys
@@ -44,5 +45,5 @@ def test_who_tells_before_the_commit_loses_and_who_tells_after_it_does_not(
     said = {int(word) for word in done.stdout.split()}
     assert said == {1, 2, 3, 4, 5}
     with open_store(tmp_path, clock) as store:
-        assert said - {each.seq for each in store.pending(0, 100)} == lost
+        assert said - {each.seq for each in due_of(store, 0, 100)} == lost
         assert asyncio.run(store._commit())

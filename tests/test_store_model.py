@@ -20,7 +20,7 @@ from edge_agent.contract import Frame
 from edge_agent.records import Command, Gap, GapCause, JudgedFrame, Layout
 from edge_agent.store.journal import Committed, Store, open_store
 from tests.conftest import StandingClock
-from tests.test_store import LAYOUT, WALL, equal, event, frame
+from tests.test_store import LAYOUT, WALL, due_of, equal, event, frame
 
 OTHER = Layout("pump-1", ("flow",), ())
 LAYOUTS = (LAYOUT, OTHER)
@@ -164,12 +164,12 @@ class Twin(RuleBasedStateMachine):
         self.begin()
         assert self.store.epoch == self.epoch
         # A good end commits what waited; nobody heard of it yet.
-        fresh = [each for each in self.store.pending(0, 10**6) if each.seq not in before]
+        fresh = [each for each in due_of(self.store, 0, 10**6) if each.seq not in before]
         self.told(fresh)
 
     @invariant()
     def pending_is_what_is_due(self) -> None:
-        found = self.store.pending(0, 10**6)
+        found = due_of(self.store, 0, 10**6)
         assert [each.seq for each in found] == sorted(self.due)
         assert {each.seq: each.payload(late=False) for each in found} == self.due
         assert self.store.pending_count == len(self.due)
@@ -180,7 +180,7 @@ class Twin(RuleBasedStateMachine):
     @rule(limit=st.integers(1, 5))
     def page_by_page(self, limit: int) -> None:
         seen: list[int] = []
-        while page := self.store.pending(seen[-1] if seen else 0, limit):
+        while page := due_of(self.store, seen[-1] if seen else 0, limit):
             assert len(page) <= limit
             seen += [each.seq for each in page]
         assert seen == sorted(self.due)
@@ -197,7 +197,7 @@ class LimitedTwin(Twin):
 
     @invariant()
     def pending_is_what_is_due(self) -> None:
-        found = {each.seq: each.payload(late=False) for each in self.store.pending(0, 10**6)}
+        found = {each.seq: each.payload(late=False) for each in due_of(self.store, 0, 10**6)}
         plain = {seq: json.loads(payload) for seq, payload in self.ever.items()}
         for seq in list(self.due):
             if "values" in plain[seq] and seq not in found:
@@ -216,7 +216,7 @@ class LimitedTwin(Twin):
         plain = [json.loads(payload) for payload in self.ever.values()]
         readings = [each for each in plain if "values" in each]
         yielded = sum(each["count"] for each in plain if each.get("cause") == "buffer_limit")
-        gone = set(self.ever) - {each.seq for each in self.store.pending(0, 10**6)} - self.acknowledged
+        gone = set(self.ever) - {each.seq for each in due_of(self.store, 0, 10**6)} - self.acknowledged
         assert len(gone) == yielded
         assert len(readings) == self.rows_due
 

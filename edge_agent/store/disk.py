@@ -10,8 +10,8 @@ import os
 import secrets
 import sqlite3
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,18 @@ CREATE TABLE IF NOT EXISTS notices (
 CREATE TABLE IF NOT EXISTS snapshot (id INTEGER PRIMARY KEY, batch INTEGER, state BLOB, config TEXT, crc INTEGER);
 CREATE TABLE IF NOT EXISTS config (id INTEGER PRIMARY KEY, sha TEXT, text TEXT, crc INTEGER);
 """
-KEYS = {"meta": "id", "layouts": "id", "batches": "id", "notices": "seq", "snapshot": "id", "config": "id"}
+LATER_SCHEMA = """
+CREATE TABLE IF NOT EXISTS done (first INTEGER PRIMARY KEY, last INTEGER, crc INTEGER);
+"""
+"""Added without a new format: whoever does not know of it delivers again what was delivered, and loses nothing."""
+KEYS = {
+    "meta": "id", "layouts": "id", "batches": "id", "notices": "seq", "snapshot": "id", "config": "id", "done": "first",
+}  # fmt: skip
 SMALL = ("meta", "layouts", "snapshot", "config")
+CONFIG, LEFTOVERS = 1, 2
+"""Rows of `config`: the last good configuration, and topics that are still to be cleared at the broker."""
+MARKED_MAX = 24
+"""Ranges of what is delivered that the marker holds: more would not fit into its sector."""
 OUTSIDE = {
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_BUSY,
@@ -92,6 +102,7 @@ class Opened:
     state: State
     layouts: dict[int, Layout]
     config: tuple[str, str] | None
+    leftovers: str = ""
     gap: Gap | None = None
     lost: list[tuple[int, int]] = field(default_factory=list)
 
@@ -106,7 +117,11 @@ def connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
 
 
-def open_file(folder: Path, wall: int) -> Opened:
+Progress = Callable[[], None]
+"""Called again and again while something takes long, so that nobody takes it for a hang."""
+
+
+def open_file(folder: Path, wall: int, progress: Progress = lambda: None) -> Opened:
     """Open or create. Raises OSError when the disk does not allow it, whatever the file says."""
     path = folder / FILE
     marker = read_marker(folder)
@@ -119,11 +134,11 @@ def open_file(folder: Path, wall: int) -> Opened:
                 db.close()
                 raise
         except (Damaged, UnicodeDecodeError) as error:
-            found = rebuilt(folder, wall, str(error))
+            found = rebuilt(folder, wall, str(error), progress=progress)
         except sqlite3.Error as error:
             if not is_damage(error) and not _reads_badly(error, path):
                 raise
-            found = rebuilt(folder, wall, str(error))
+            found = rebuilt(folder, wall, str(error), progress=progress)
     except sqlite3.Error as error:
         raise OSError(f"{path}: {error}") from error
     write_marker(folder, found.state)
@@ -136,7 +151,7 @@ def _reads_badly(error: sqlite3.Error, path: Path) -> bool:
     return code == sqlite3.SQLITE_IOERR or (code == sqlite3.SQLITE_READONLY and os.access(path, os.W_OK))
 
 
-def _prepared(db: sqlite3.Connection, path: Path) -> tuple[State | None, dict[int, Layout], tuple[str, str] | None]:
+def _prepared(db: sqlite3.Connection, path: Path) -> tuple[State | None, dict[int, Layout], dict[int, tuple[str, str]]]:
     """Schema, and all that is small, read and checked. Raises Damaged or sqlite3.Error."""
     path.chmod(0o600)
     _settings(db)
@@ -149,6 +164,7 @@ def _prepared(db: sqlite3.Connection, path: Path) -> tuple[State | None, dict[in
             raise Damaged(str(verdict))
     if version == 0:
         db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
+    db.executescript(f"BEGIN IMMEDIATE; {LATER_SCHEMA} COMMIT")
     small: dict[str, list[tuple[Any, ...]]] = {}
     for table in SMALL:
         small[table] = db.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608 - names of our own
@@ -157,7 +173,7 @@ def _prepared(db: sqlite3.Connection, path: Path) -> tuple[State | None, dict[in
     try:
         state = to_state(small["meta"][0][1]) if small["meta"] else None
         layouts = {row[0]: to_layout(row) for row in small["layouts"]}
-        config = (small["config"][0][2], small["config"][0][1]) if small["config"] else None
+        config = {row[0]: (row[2], row[1]) for row in small["config"]}
     except rows.UNREADABLE as error:
         raise Damaged(str(error)) from error
     if state is None and db.execute(
@@ -167,7 +183,14 @@ def _prepared(db: sqlite3.Connection, path: Path) -> tuple[State | None, dict[in
         0,
     ):
         raise Damaged("the state is missing")
+    if state is not None:
+        state = replace(state, delivered=Intervals([*state.delivered, *_done(db)]).ranges())
     return state, layouts, config
+
+
+def _done(db: sqlite3.Connection) -> list[tuple[int, int]]:
+    """The ranges that are delivered. One that is not sound counts as not delivered."""
+    return [(row[0], row[1]) for row in db.execute("SELECT * FROM done") if rows.sound(row)]
 
 
 def _settings(db: sqlite3.Connection) -> None:
@@ -182,8 +205,16 @@ def to_state(text: str) -> State:
 
 
 def put_state(db: sqlite3.Connection, state: State) -> None:
-    text = _state_text(state)
+    """All of it but what is delivered, which `put_done` keeps range by range."""
+    text = _state_text(replace(state, delivered=[]))
     db.execute("INSERT OR REPLACE INTO meta VALUES (1, ?, ?)", (text, rows.checksum(1, text)))
+
+
+def put_done(db: sqlite3.Connection, changes: Mapping[int, int | None]) -> None:
+    gone = [(first,) for first, last in changes.items() if last is None]
+    here = [(first, last, rows.checksum(first, last)) for first, last in changes.items() if last is not None]
+    db.executemany("DELETE FROM done WHERE first = ?", gone)
+    db.executemany("INSERT OR REPLACE INTO done VALUES (?, ?, ?)", here)
 
 
 def _state_text(state: State) -> str:
@@ -198,13 +229,14 @@ def _settled(
     db: sqlite3.Connection,
     state: State | None,
     layouts: dict[int, Layout],
-    config: tuple[str, str] | None,
+    kept: dict[int, tuple[str, str]],
     marker: State | None,
     wall: int,
 ) -> Opened:
     """The epoch under which this file counts on, and what its marker knows that it does not."""
+    config, leftovers = kept.get(CONFIG), kept.get(LEFTOVERS, ("", ""))[0]
     if state is not None and marker is not None and marker.epoch == state.epoch and marker.last_seq <= state.last_seq:
-        return Opened(db, state, layouts, config)
+        return Opened(db, state, layouts, config, leftovers)
     before = state or State("")
     known = marker if marker is not None and marker.epoch == before.epoch else before
     done = Intervals([*before.delivered, *known.delivered])
@@ -216,7 +248,8 @@ def _settled(
             "store_is_not_as_its_marker", seq=before.last_seq, marker=marker and marker.last_seq, epoch=after.epoch
         )
     put_state(db, after)
-    return Opened(db, after, layouts, config, _gap(lost, before.last_wall, wall), lost)
+    put_done(db, {first: None for first, _ in before.delivered} | dict(after.delivered))
+    return Opened(db, after, layouts, config, leftovers, _gap(lost, before.last_wall, wall), lost)
 
 
 def _with(state: State, epoch: str, last: int, done: Intervals, lost: list[tuple[int, int]]) -> State:
@@ -250,11 +283,11 @@ def read_marker(folder: Path) -> State | None:
 
 def write_marker(folder: Path, state: State) -> None:
     """In its place, never longer. Ranges that do not fit count as not delivered. A disk that refuses is only told."""
-    text = _state_text(state).encode()
+    kept = min(MARKED_MAX, len(state.delivered))
+    text = _state_text(replace(state, delivered=state.delivered[:kept])).encode()
     while len(text) > MARKER_BYTES - 10:
-        kept = state.delivered[: len(state.delivered) // 2]
-        state = State(state.epoch, state.last_seq, delivered=kept)
-        text = _state_text(state).encode()
+        kept //= 2
+        text = _state_text(State(state.epoch, state.last_seq, delivered=state.delivered[:kept])).encode()
     line = b"%08x %s" % (zlib.crc32(text), text)
     try:
         descriptor = os.open(folder / MARKER, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -269,7 +302,9 @@ def write_marker(folder: Path, state: State) -> None:
 # --- damage -------------------------------------------------------------------------------------------------------------
 
 
-def rebuilt(folder: Path, wall: int, fault: str, known: State | None = None) -> Opened:
+def rebuilt(
+    folder: Path, wall: int, fault: str, known: State | None = None, progress: Progress = lambda: None
+) -> Opened:
     """A new file with every row of the old one that can be read and is sound; the old one is kept beside it.
 
     known: how far the store has come, when somebody still knows (a store that runs).
@@ -285,10 +320,11 @@ def rebuilt(folder: Path, wall: int, fault: str, known: State | None = None) -> 
         # Without it sqlite refuses a file that was cut off as a whole.
         old.execute("PRAGMA writable_schema=ON")
         _settings(db)
-        db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}")
-        found = _saved(db, old)
+        db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {LATER_SCHEMA} PRAGMA user_version = {FORMAT}")
+        found = _saved(db, old, progress)
         state, lost = _counted(found, marker, known)
         put_state(db, state)
+        put_done(db, dict(state.delivered))
         db.execute("COMMIT")
     aside = _aside(path, folder / f"{FILE}.damaged-{wall // SECOND_US}")
     fresh.replace(path)
@@ -297,28 +333,30 @@ def rebuilt(folder: Path, wall: int, fault: str, known: State | None = None) -> 
     db = connect(path)
     _settings(db)
     gap = _gap(lost, state.last_wall, wall) or Gap(GapCause.DAMAGE, 0, wall, wall)
-    return Opened(db, state, found.layouts, found.config, gap, lost)
+    return Opened(db, state, found.layouts, found.kept.get(CONFIG), found.kept.get(LEFTOVERS, ("", ""))[0], gap, lost)
 
 
 @dataclass(slots=True)
 class _Saved:
     state: State | None = None
     layouts: dict[int, Layout] = field(default_factory=dict)
-    config: tuple[str, str] | None = None
+    kept: dict[int, tuple[str, str]] = field(default_factory=dict)
+    done: list[tuple[int, int]] = field(default_factory=list)
     present: Intervals = field(default_factory=Intervals)
     batch: int = 0
     seq: int = 0
 
 
-def _saved(db: sqlite3.Connection, old: sqlite3.Connection) -> _Saved:
+def _saved(db: sqlite3.Connection, old: sqlite3.Connection, progress: Progress) -> _Saved:
     found = _Saved()
     for table in KEYS:
         for row in _readable(old, table):
+            progress()
             try:
                 _note(found, table, row)
             except rows.UNREADABLE:
                 continue
-            if table != "meta":
+            if table not in {"meta", "done"}:
                 db.execute(f"INSERT INTO {table} VALUES ({','.join('?' * len(row))})", row)  # noqa: S608
     return found
 
@@ -330,7 +368,9 @@ def _note(found: _Saved, table: str, row: tuple[Any, ...]) -> None:
         case "layouts":
             found.layouts[row[0]] = to_layout(row)
         case "config":
-            found.config = (row[2], row[1])
+            found.kept[row[0]] = (row[2], row[1])
+        case "done":
+            found.done.append((row[0], row[1]))
         case "snapshot":
             found.batch = max(found.batch, row[1])
         case "notices":
@@ -339,18 +379,30 @@ def _note(found: _Saved, table: str, row: tuple[Any, ...]) -> None:
         case _:
             for item in rows.unpacked(row[9], found.layouts):
                 if not isinstance(item, Command):
-                    for seq in item.seqs[item.seqs > 0].tolist():
-                        found.present.add(seq)
+                    told = item.seqs[item.seqs > 0].tolist()
+                    if told and told[-1] - told[0] + 1 == len(told):
+                        found.present.add(told[0], told[-1])
+                    else:
+                        for seq in told:
+                            found.present.add(seq)
             found.batch, found.seq = max(found.batch, row[0]), max(found.seq, row[3])
 
 
 def _readable(db: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
     """Every sound row that can be reached from either end, each read by itself: a bad page costs only what is on it."""
     key = KEYS[table]
+    last: Any = None
+    with contextlib.suppress(*FAULTS):  # as far as it can be read in one go, which is much faster
+        for row in db.execute(f"SELECT * FROM {table} ORDER BY {key}"):  # noqa: S608
+            if rows.sound(row):
+                yield row
+            last = row[0]
+        return
     numbers: set[Any] = set()
     for order in ("ASC", "DESC"):
         with contextlib.suppress(*FAULTS):
-            for (number,) in db.execute(f"SELECT {key} FROM {table} ORDER BY {key} {order}"):  # noqa: S608
+            after = "" if last is None else f"WHERE {key} > {last:d}"
+            for (number,) in db.execute(f"SELECT {key} FROM {table} {after} ORDER BY {key} {order}"):  # noqa: S608
                 if order == "DESC" and number in numbers:
                     break
                 numbers.add(number)
@@ -366,6 +418,8 @@ def _counted(found: _Saved, marker: State | None, known: State | None) -> tuple[
     state = known or found.state
     if state is None and marker is not None:
         state = marker
+    if state is not None and known is None:
+        state = replace(state, delivered=Intervals([*state.delivered, *found.done]).ranges())
     if state is None:
         # Nobody knows what was due: what is here is told, and no more than that it was damaged.
         done = Intervals(found.present.missing(1, found.seq))

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -33,7 +33,13 @@ log = structlog.get_logger(__name__)
 
 FILE, MARKER = disk.FILE, disk.MARKER
 WAITING_MAX = 64_000_000
-"""bytes of readings that wait for the disk; what comes beyond that yields and is told as a gap."""
+"""bytes of memory that wait for the disk; readings that come beyond that yield and are told as a gap."""
+FRAME_OVERHEAD, NOTICE_OVERHEAD = 1_800, 800
+"""bytes of memory that a frame and a notice take beside their numbers (objects, arrays' heads)."""
+ROW_OVERHEAD = 200
+"""bytes on disk that a batch takes beside its frames."""
+BATCHES_A_LOOK = 16
+"""Batches that one look for the backlog unpacks: the loop has others to serve."""
 TRANSACTION_MAX = 8_000_000
 """bytes of readings in one transaction: after a full disk the journal comes back in steps."""
 RETRY_S = 1.0
@@ -87,6 +93,13 @@ class Committed:
         return (*plain, rows.checksum(*plain))
 
 
+class Page(NamedTuple):
+    """What one look for the backlog found. reached: up to this number everything has been looked at."""
+
+    messages: list[Committed]
+    reached: int
+
+
 @dataclass(frozen=True, slots=True)
 class Recovery:
     """What the last run left. items: frames and commands since the snapshot, in order.
@@ -110,8 +123,10 @@ class _Batch:
     notices: list[Committed] = field(default_factory=list)
     snapshot: tuple[bytes, str] | None = None
     config: tuple[str, str] | None = None
+    leftovers: str | None = None
     number: int = 0
     size: int = 0
+    """bytes of memory."""
     seq_from: int = 0
     seq_to: int = 0
     messages: int = 0
@@ -134,16 +149,18 @@ class Store:
         self._t, self._wall = opened.state.last_t, opened.state.last_wall
         self._found = (self._wall, self._t)
         self._done = Intervals(opened.state.delivered)
-        self._told_done = opened.state.delivered
+        self._done.take_changes()
         self._done_changed = False
         self._layouts: dict[str, tuple[int, Layout]] = {}
         self._known = dict(opened.layouts)
-        self._config = opened.config
+        self._config, self._leftovers = opened.config, opened.leftovers
         # The commit thread's: numbers of the layouts that the file has, and how far the last snapshot reaches.
         self._written_layouts = set(opened.layouts)
-        self._snapshot_seq = 0
+        self._snapshot_seq = self._pruned_to = 0
         self._open = _Batch()
         self._sealed: list[_Batch] = []
+        self._writing = 0
+        """How many of them are being written."""
         self._waiting_bytes = 0
         self._lost_rows, self._lost_from, self._lost_to = 0, 0, 0
         self._wake = asyncio.Event()
@@ -204,20 +221,25 @@ class Store:
         self._open.items += commands
         numbered = [replace(event, epoch=self.epoch, seq=self._number(1)) for event in events]
         for event in numbered:
-            payload = messages.warning(event)
-            self._open.notices.append(Committed(event.seq, event.machine, "warnings", wall, _bytes=payload))
+            self._put_notice(Committed(event.seq, event.machine, "warnings", wall, _bytes=messages.warning(event)))
         for gap in gaps:
             seq = self._number(1)
-            payload = messages.gap(self.epoch, seq, gap)
-            self._open.notices.append(Committed(seq, None, "gaps", wall, _bytes=payload))
+            self._put_notice(Committed(seq, None, "gaps", wall, _bytes=messages.gap(self.epoch, seq, gap)))
         if events or commands or gaps:
             self._wake.set()
         return numbered
 
+    def _put_notice(self, notice: Committed) -> None:
+        """Warnings and gaps are never dropped; what they take, readings have to yield."""
+        self._open.notices.append(notice)
+        size = len(notice._bytes) + NOTICE_OVERHEAD  # noqa: SLF001 - our own noun
+        self._open.size += size
+        self._waiting_bytes += size
+
     def _put_frame(self, judged: JudgedFrame, wall: int) -> None:
         frame, batch = judged.frame, self._open
         count, width = frame.values.shape
-        size = frame.values.size * (9 if frame.at is None else 17) + count * 26 + rows.FRAME_HEAD.size
+        size = frame.values.size * (9 if frame.at is None else 17) + count * 26 + FRAME_OVERHEAD
         if self._waiting_bytes + size > WAITING_MAX:
             self._yield(judged)
             return
@@ -254,12 +276,15 @@ class Store:
 
     def put_snapshot(self, state: bytes, config_json: str) -> None:
         """The judge's state after everything that was put before; goes with the next commit, in its place."""
+        for batch in self._sealed[self._writing :]:
+            batch.snapshot = None  # a disk that is full for hours needs only the last one
         self._open.snapshot = (state, config_json)
         self._seal()
 
     def _seal(self) -> None:
         batch = self._open
-        if not (batch.items or batch.notices or batch.snapshot or batch.config or batch.drop_to):
+        about = (batch.snapshot, batch.config, batch.leftovers)
+        if not (batch.items or batch.notices or batch.drop_to or any(each is not None for each in about)):
             return
         self._open = _Batch()
         batch.seq_to = self._next - 1
@@ -277,9 +302,10 @@ class Store:
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Commit once per `commit_every`, at once when asked, until `stop`."""
+    async def run(self, stroke: Callable[[], None] = lambda: None) -> None:
+        """Commit once per `commit_every`, at once when asked, until `stop`. stroke: called at each turn."""
         while not self._stopping:
+            stroke()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.commit_every_us / SECOND_US):
                     await self._wake.wait()
@@ -307,13 +333,15 @@ class Store:
             if not self._sealed and not self._done_changed:
                 return True
             batches = self._first_sealed()
-            state = self._state(batches)
-            changed, self._done_changed = self._done_changed, len(batches) < len(self._sealed)
+            state, done = self._state(batches), self._changes(batches)
+            self._writing = len(batches)
             try:
-                grown = await loop.run_in_executor(self._thread, self._write, batches, state, dict(self._known))
+                grown = await loop.run_in_executor(self._thread, self._write, batches, state, done, dict(self._known))
             except BaseException:
-                self._done_changed |= changed
+                self._take_back(done)
                 raise
+            finally:
+                self._writing = 0
         except (*disk.FAULTS, OSError) as error:
             self._failed(error)
             return False
@@ -329,9 +357,8 @@ class Store:
         return self._sealed[:taken]
 
     def _state(self, batches: Sequence[_Batch]) -> disk.State:
-        """How far the store has come with these. What is done with goes with the gap that tells of it: with the last batch."""
-        whole = len(batches) == len(self._sealed)
-        delivered = self._done.ranges() if whole else self._told_done
+        """How far the store has come with these."""
+        delivered = self._done.ranges(disk.MARKED_MAX)
         if not batches:
             return disk.State(self.epoch, self.last_committed, self._last_batch, self._t, self._wall, delivered)
         last = batches[-1]
@@ -339,9 +366,21 @@ class Store:
         written = number or self._last_batch
         return disk.State(self.epoch, last.seq_to, written, last.t_us, last.wall_us, delivered)
 
+    def _changes(self, batches: Sequence[_Batch]) -> "_Done | None":
+        """What is done with since the last commit. It goes with the gap that tells of it: with the last batch."""
+        if len(batches) < len(self._sealed):
+            return None
+        self._done_changed = False
+        whole = self._done.copy() if any(batch.snapshot is not None for batch in batches) else None
+        return _Done(self._done.take_changes(), whole)
+
+    def _take_back(self, done: "_Done | None") -> None:
+        if done is not None:
+            self._done.give_back(done.changes)
+            self._done_changed = True
+
     def _committed(self, batches: Sequence[_Batch], state: disk.State, grown: int) -> None:
         del self._sealed[: len(batches)]
-        self._told_done = state.delivered
         self._bytes += grown
         self._waiting_bytes -= sum(batch.size for batch in batches)
         self.commits += 1
@@ -388,10 +427,11 @@ class Store:
         opened = await loop.run_in_executor(self._thread, self._rebuild, reason, state)
         for first, last in opened.lost:
             self._done.add(first, last)
+        self._done.take_changes()  # the new file has them
         self._done_changed, self._broken = True, None
         self._begin_reading()
-        if self._config is not None:
-            self._open.config = self._config
+        self._open.config, self._open.leftovers = self._config, self._leftovers
+        self._pruned_to = 0
         if opened.gap is not None:
             self.put((), gaps=[opened.gap])
 
@@ -408,7 +448,7 @@ class Store:
         if not over and self.commits % AGE_LOOK_EVERY:
             return
         excess = self._bytes - self.max_size + self.max_size // DROP_SHARE if over else 0
-        oldest = self._clock.wall_us() - self.max_age_us
+        oldest = self._clock.wall_us() - self.max_age_us, (self._t or 0) - self.max_age_us
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._thread, self._over_limit, excess, oldest, self._done.copy())
         if found is None:
@@ -433,10 +473,11 @@ class Store:
 
     # --- the commit thread ----------------------------------------------------------------------------------------------
 
-    def _over_limit(self, excess: int, oldest: int, done: Intervals) -> tuple[int, int, int, int] | None:
+    def _over_limit(self, excess: int, oldest: tuple[int, int], done: Intervals) -> tuple[int, int, int, int] | None:
         """(batch, seq, ts, ts): up to which batch and number readings must go, and from when to when those due reach.
 
-        From the front. What the judge needs for a restart (newer than the snapshot) yields to the size only.
+        From the front. What the judge needs for a restart (newer than the snapshot) yields to the size only. oldest: by
+        the wall clock and by the agent's own; what is too old must be so by both, since a wall clock may step by days.
         """
         snapshot = self._snapshot_batch()
         found = self._db.execute(
@@ -445,7 +486,8 @@ class Store:
         )
         last, gone, seq_to, ts_from, ts_to = 0, 0, 0, 0, 0
         for number, first, end, size, from_ts, to_ts, closed, told in found:
-            if gone >= excess and (closed >= oldest or number > snapshot):
+            old = closed < oldest[0] and number <= snapshot and self._agent_time(number) < oldest[1]
+            if gone >= excess and not old:
                 break
             last, gone = number, gone + size
             if told:
@@ -454,7 +496,17 @@ class Store:
                     ts_from, ts_to = ts_from or from_ts, to_ts
         return (last, seq_to, ts_from, ts_to) if last else None
 
-    def _write(self, batches: Sequence[_Batch], state: disk.State, layouts: dict[int, Layout]) -> int:
+    def _agent_time(self, number: int) -> int:
+        """The agent's clock at the last row of a batch; 0 where that cannot be read."""
+        row = self._db.execute("SELECT frames FROM batches WHERE id = ?", (number,)).fetchone()
+        with contextlib.suppress(*rows.UNREADABLE):
+            items = [item for item in rows.unpacked(row[0], self._known) if isinstance(item, Kept) and len(item.seqs)]
+            return int(items[-1].judged.frame.t[-1]) if items else 0
+        return 0
+
+    def _write(
+        self, batches: Sequence[_Batch], state: disk.State, done: "_Done | None", layouts: dict[int, Layout]
+    ) -> int:
         """One transaction. Returns by how many bytes the readings on disk have grown."""
         db = self._db
         db.execute("BEGIN IMMEDIATE")
@@ -462,8 +514,10 @@ class Store:
             grown = sum(self._write_batch(batch) for batch in batches)
             fresh = [number for number in layouts if number not in self._written_layouts]
             db.executemany("INSERT INTO layouts VALUES (?, ?, ?, ?, ?)", [_layout_row(n, layouts[n]) for n in fresh])
-            freed = self._prune(max((batch.drop_to for batch in batches), default=0), state.delivered)
+            freed = self._prune(max((batch.drop_to for batch in batches), default=0), done)
             disk.put_state(db, state)
+            if done is not None:
+                disk.put_done(db, done.changes)
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
@@ -482,7 +536,7 @@ class Store:
         size = 0
         if batch.items:
             blob = b"".join([rows.packed(item) for item in batch.items])
-            size = len(blob)
+            size = len(blob) + ROW_OVERHEAD
             stamps = [item.judged.frame.ts for item in batch.items if isinstance(item, Kept) and len(item.seqs)]
             plain = (
                 batch.number,
@@ -504,48 +558,78 @@ class Store:
             db.execute("INSERT OR REPLACE INTO snapshot VALUES (?,?,?,?,?)", (*row, rows.checksum(*row)))
             self._snapshot_seq = batch.seq_to
         if batch.config is not None:
-            text, sha = batch.config
-            db.execute("INSERT OR REPLACE INTO config VALUES (?,?,?,?)", (1, sha, text, rows.checksum(1, sha, text)))
+            self._write_config(disk.CONFIG, *batch.config)
+        if batch.leftovers is not None:
+            self._write_config(disk.LEFTOVERS, batch.leftovers, "")
         return size
+
+    def _write_config(self, row: int, text: str, sha: str) -> None:
+        plain = (row, sha, text)
+        self._db.execute("INSERT OR REPLACE INTO config VALUES (?,?,?,?)", (*plain, rows.checksum(*plain)))
 
     def _snapshot_batch(self) -> int:
         row = self._db.execute("SELECT batch FROM snapshot WHERE id = 1").fetchone()
         return int(row[0]) if row else 0
 
-    def _prune(self, drop_to: int, delivered: Sequence[tuple[int, int]]) -> int:
+    def _prune(self, drop_to: int, done: "_Done | None") -> int:
         """Delete what was delivered and is covered by a snapshot, and what had to yield. Returns the bytes freed."""
         db, snapshot = self._db, self._snapshot_batch()
         freed = 0
-        for first, last in delivered:
-            # The numbers of events since the snapshot are needed when the journal is judged again.
-            db.execute("DELETE FROM notices WHERE seq BETWEEN ? AND ?", (first, min(last, self._snapshot_seq)))
-            freed += _deleted(
-                db,
-                "messages > 0 AND seq_to BETWEEN ? AND ? AND seq_from >= ? AND id <= ?",
-                (first, last, first, snapshot),
-            )
+        for first, last in done.changes.items() if done is not None else ():
+            if last is not None:
+                # The numbers of events since the snapshot are needed when the journal is judged again.
+                db.execute("DELETE FROM notices WHERE seq BETWEEN ? AND ?", (first, min(last, self._snapshot_seq)))
+                freed += _deleted(
+                    db,
+                    "messages > 0 AND seq_to BETWEEN ? AND ? AND seq_from >= ? AND id <= ?",
+                    (first, last, first, snapshot),
+                )
+        if done is not None and done.whole is not None:
+            freed += self._prune_covered(snapshot, done.whole)
         freed += _deleted(db, "messages = 0 AND id <= ?", (snapshot,))
         if drop_to:
             freed += _deleted(db, "id <= ?", (drop_to,))
         return freed
 
+    def _prune_covered(self, snapshot: int, done: Intervals) -> int:
+        """What was delivered before this snapshot covered it."""
+        db, freed = self._db, 0
+        told = db.execute("SELECT seq FROM notices WHERE seq <= ?", (self._snapshot_seq,)).fetchall()
+        db.executemany("DELETE FROM notices WHERE seq = ?", [(seq,) for (seq,) in told if seq in done])
+        found = db.execute(
+            "SELECT id, seq_from, seq_to FROM batches WHERE id > ? AND id <= ? AND messages > 0",
+            (self._pruned_to, snapshot),
+        )
+        for number, first, last in found.fetchall():
+            if done.count(first, last) > last - first:
+                freed += _deleted(db, "id = ?", (number,))
+        self._pruned_to = snapshot
+        return freed
+
     # --- reading --------------------------------------------------------------------------------------------------------
 
-    def pending(self, after_seq: int, limit: int) -> list[Committed]:
-        """Committed messages after this number that were not delivered, in order. Damaged ones become a gap record."""
-        if self._broken is not None or limit < 1:
-            return []
+    def pending(self, after_seq: int, limit: int) -> Page | None:
+        """Committed messages after this number that were not delivered, in order. Damaged ones become a gap record.
+
+        limit: at least 1. None: it cannot be said now (the file is being mended, the disk does not answer): ask again.
+        """
+        if self._broken is not None:
+            return None
         try:
             start = max(after_seq, self._done.done_to)
-            found = self._due_notices(start, limit) + self._due_readings(start, limit)
+            notices, readings = self._due_notices(start, limit), self._due_readings(start, limit)
         except disk.FAULTS as error:
             self._unreadable(error)
-            return []
-        if not found and after_seq <= 0 and self.pending_count > 0:
+            return None
+        reached = min(notices.reached, readings.reached)
+        found = [each for each in (*notices.messages, *readings.messages) if each.seq <= reached]
+        if not found and after_seq <= 0 and reached >= self.last_committed and self.pending_count > 0:
             self._break(f"{self.pending_count} messages are due and not there")
-        return sorted(found, key=lambda each: each.seq)[:limit]
+            return None
+        found.sort(key=lambda each: each.seq)
+        return Page(found[:limit], found[limit - 1].seq) if len(found) > limit else Page(found, reached)
 
-    def _due_notices(self, after: int, limit: int) -> list[Committed]:
+    def _due_notices(self, after: int, limit: int) -> Page:
         found: list[Committed] = []
         damaged: list[tuple[Any, ...]] = []
         told = self._reader.execute(
@@ -566,21 +650,23 @@ class Store:
             self.delivered((seq,))
             when = _near(closed, self._clock.wall_us())
             self.put((), gaps=[Gap(GapCause.DAMAGE, 1, when, when, seq, seq)])
-        return found
+        return Page(found, found[-1].seq if len(found) >= limit else self.last_committed)
 
-    def _due_readings(self, after: int, limit: int) -> list[Committed]:
+    def _due_readings(self, after: int, limit: int) -> Page:
         batches = self._reader.execute(
             "SELECT id, seq_from, seq_to FROM batches INDEXED BY batches_told "
             "WHERE messages > 0 AND seq_to > ? AND seq_to <= ? ORDER BY seq_to",
             (after, self.last_committed),
         )
         found: list[Committed] = []
+        looked = 0
         for number, first, last in batches:
             if self._done.count(first, last) <= last - first:
                 found += [each for each in self._of_batch(number) if each.seq > after and each.seq not in self._done]
-                if len(found) >= limit:
-                    break
-        return found
+                looked += 1
+                if len(found) >= limit or looked >= BATCHES_A_LOOK:
+                    return Page(found, last)
+        return Page(found, self.last_committed)
 
     def _of_batch(self, number: int) -> list[Committed]:
         if self._cache is not None and self._cache[0] == number:
@@ -712,6 +798,15 @@ class Store:
             self._config = self._open.config = (text, sha)
             self._wake.set()
 
+    def save_leftovers(self, text: str) -> None:
+        """Keep what is still to be cleared at the broker, in words of the caller's; with the next commit."""
+        if self._leftovers != text:
+            self._leftovers = self._open.leftovers = text
+            self._wake.set()
+
+    def load_leftovers(self) -> str:
+        return self._leftovers
+
     def load_config(self) -> tuple[str, str] | None:
         """(text, sha) of the last good configuration."""
         return self._config
@@ -725,10 +820,17 @@ class Store:
         self._sealed = [batch for batch in self._sealed if not batch.written]
         try:
             if self._sealed or self._done_changed:
-                self._write(self._sealed, self._state(self._sealed), self._known)
+                self._write(self._sealed, self._state(self._sealed), self._changes(self._sealed), self._known)
         except disk.FAULTS as error:
             log.error("store_failed", fault=str(error))
         self._db.close()
+
+
+class _Done(NamedTuple):
+    """What is done with. changes: see Intervals.take_changes. whole: all of it, where a snapshot was taken."""
+
+    changes: dict[int, int | None]
+    whole: Intervals | None
 
 
 def _told(epoch: str, kept: Kept, closed: int) -> Iterator[Committed]:
@@ -756,12 +858,12 @@ def _deleted(db: sqlite3.Connection, where: str, values: tuple[int, ...]) -> int
 
 
 @contextmanager
-def open_store(folder: Path, clock: Clock) -> Iterator[Store]:
+def open_store(folder: Path, clock: Clock, progress: disk.Progress = lambda: None) -> Iterator[Store]:
     """The store in this folder. One that cannot be read is moved aside, what can be saved of it is kept, the rest is told.
 
-    Raises OSError only when the disk itself refuses (full, read-only, not ours).
+    progress: called while that takes long. Raises OSError only when the disk itself refuses (full, read-only, not ours).
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    store = Store(folder, clock, disk.open_file(folder, clock.wall_us()))
+    store = Store(folder, clock, disk.open_file(folder, clock.wall_us(), progress))
     with closing(store):
         yield store

@@ -1,6 +1,7 @@
 """Which sequence numbers are done with: a set of whole ranges, small however many numbers it holds.
 
-Two lanes deliver side by side (live and backlog), so there are two or three ranges and not millions of numbers.
+Two lanes deliver side by side (live and backlog), so there are two or three ranges and not millions of numbers. Where a
+broker refuses one topic for days they are many; so what has changed is told range by range, and nobody writes them all.
 """
 
 from bisect import bisect_left, bisect_right
@@ -13,6 +14,8 @@ class Intervals:
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
         self._first: list[int] = []
         self._last: list[int] = []
+        self._changed: dict[int, int | None] = {}
+        """By its first number: the last of a range that is new or has grown, None of one that melted into another."""
         for first, last in ranges:
             self.add(first, last)
 
@@ -27,11 +30,24 @@ class Intervals:
         if i == j:
             self._first.insert(i, first)
             self._last.insert(i, last)
+            self._changed[first] = last
             return last - first + 1
         new = last - first + 1 - self.count(first, last)
-        self._first[i:j] = [min(first, self._first[i])]
-        self._last[i:j] = [max(last, self._last[j - 1])]
+        if new:
+            self._changed.update(dict.fromkeys(self._first[i:j]))
+            first, last = min(first, self._first[i]), max(last, self._last[j - 1])
+            self._first[i:j], self._last[i:j] = [first], [last]
+            self._changed[first] = last
         return new
+
+    def take_changes(self) -> dict[int, int | None]:
+        """What has changed since the last time: first → last of each range, None where it is no more."""
+        changed, self._changed = self._changed, {}
+        return changed
+
+    def give_back(self, changes: dict[int, int | None]) -> None:
+        """Changes that were taken and not written: they come again, unless they have changed once more."""
+        self._changed = {**changes, **self._changed}
 
     def __contains__(self, number: int) -> bool:
         i = bisect_right(self._first, number) - 1
@@ -66,5 +82,6 @@ class Intervals:
         twin._first, twin._last = self._first.copy(), self._last.copy()
         return twin
 
-    def ranges(self) -> list[tuple[int, int]]:
-        return list(zip(self._first, self._last, strict=True))
+    def ranges(self, most: int | None = None) -> list[tuple[int, int]]:
+        """All ranges, or the first so many."""
+        return list(zip(self._first[:most], self._last[:most], strict=True))
