@@ -44,6 +44,7 @@ DOWN_MAX_US = 3_600 * SECOND_US
 """The most that a stop counts as time that passed (contract §6, `time`)."""
 STOP_S = 2.0
 """How long the broker may take to hear the last of us; what it does not hear waits in the store."""
+SWITCH_S = 0.0005
 TURN_MAX_S = 60.0
 """A turn of the store or the publisher that takes longer is a hang: a disk may be slow, but not for a minute."""
 REJUDGED_AT_ONCE = 5_000
@@ -71,6 +72,8 @@ async def run(
     found = _configuration(config_path)
     if found is None:
         return WRONG_CONFIG
+    # A changed configuration is read in a thread: Python should not let the loop wait 5 ms for each turn beside it.
+    sys.setswitchinterval(SWITCH_S)
     agent = _Agent(config_path, found, stop or asyncio.Event(), on_event, on_ready)
     try:
         return await agent.run()

@@ -290,7 +290,8 @@ def _judge(plant: Plant, state: JudgeState, stack: _Stack, epoch: str) -> tuple[
     state.seen_ts[stack.columns] = work.seen_ts[-1]
     changes = _detect(plant, state, stack, work, modes)
     state.last_t[stack.indices] = [int(frame.t[-1]) for frame in stack.frames]
-    events = [_event(plant, state, stack, work, modes, change, epoch) for change in changes]
+    places = {machine.index: place for place, machine in enumerate(stack.machines)} if changes else {}
+    events = [_event(plant, state, stack, places, work, modes, change, epoch) for change in changes]
     return _judged(stack, work, modes), [event for event in events if event is not None]
 
 
@@ -580,6 +581,7 @@ def _event(
     plant: Plant,
     state: JudgeState,
     stack: _Stack,
+    places: Mapping[int, int],
     work: _Work,
     modes: list[npt.NDArray[np.int16]],
     change: Change,
@@ -596,7 +598,7 @@ def _event(
         return None
     now, told = found
     machine, signal = plant.signal_of(change.column)
-    place = stack.machines.index(machine)
+    place = places[machine.index]
     column = int(stack.edges[place]) + change.column - machine.start
     mode = int(modes[place][change.row])
     # What a reading caused has that reading's time; what the passing of time caused (a delay, silence) has its row's.
