@@ -540,10 +540,9 @@ class _Agent:
         except (NoBrokerError, OSError) as error:
             return self._refuse([self._fault("mqtt.url", str(error))])
         # Thousands of signals take a second, and the loop is the plant's.
-        plant, lines, text = await asyncio.to_thread(self._prepared, loaded.config)
+        plant, lines, text, machines, changed = await asyncio.to_thread(self._prepared, loaded.config)
         link = _link(loaded.config, broker_url)
         self.errors = []
-        changed = differences(self.config, loaded.config)
         rotated = link != self.publisher.settings or any(
             line.settings != self.pollers[line.name].poller.line.settings for line in lines if line.name in self.pollers
         )
@@ -555,11 +554,11 @@ class _Agent:
         self.store.save_config(text, loaded.sha)
         self._limit_store()
         self.pipeline.use(plant, text, loaded.sha)
-        self.board.use(_board_machines(plant))
+        self.board.use(machines)
         self._poll(lines)
         self._leave_behind(old)
-        machines = {name for name in old.machines if name not in loaded.config.machines}
-        self.retained = {t: p for t, p in self.retained.items() if t.partition("/")[0] not in machines}
+        gone = {name for name in old.machines if name not in loaded.config.machines}
+        self.retained = {t: p for t, p in self.retained.items() if t.partition("/")[0] not in gone}
         if _root(old) != _root(loaded.config) or not self.publisher.use(link):
             await self.publisher.hand_over()
             await self._end([self.publisher_task])
@@ -571,9 +570,10 @@ class _Agent:
         log.info("config_taken_over", config=self.sha, changed=len(changed))
         return changed
 
-    def _prepared(self, config: Config) -> tuple[Plant, list[Line], str]:
+    def _prepared(self, config: Config) -> tuple[Plant, list[Line], str, list[BoardMachine], list[str]]:
         plant = compile_plant(config, self.detectors)
-        return plant, poller.lines(config, plant, self.registry), configuration.pack(config)
+        lines = poller.lines(config, plant, self.registry)
+        return plant, lines, configuration.pack(config), _board_machines(plant), differences(self.config, config)
 
     def _fault(self, key: str, text: str) -> configuration.ConfigError:
         return configuration.ConfigError(str(self.path), 1, 1, key, None, None, text)
