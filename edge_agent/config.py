@@ -282,7 +282,14 @@ def unpack(text: str, registry: plugins.Plugins | None = None) -> Config:
 
 def to_resolved_json(config: Config) -> str:
     """The configuration as text; secrets stay references."""
-    return json.dumps(_plain(config), ensure_ascii=False, separators=(",", ":"))
+    # Machine by machine: one call for thousands of signals would keep every other thread waiting.
+    machines = ",".join(f"{_dumped(name)}:{_dumped(_plain(machine))}" for name, machine in config.machines.items())
+    rest = {part.name: _plain(getattr(config, part.name)) for part in fields(config) if part.name != "machines"}
+    return f'{_dumped(rest)[:-1]},"machines":{{{machines}}}}}'
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _plain(value: Any) -> Any:
