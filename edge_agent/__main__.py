@@ -50,8 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return WRONG_USE
     try:
         if command in COMMANDS and arguments[0] == command:
-            # Options may stand before, between and behind the other words.
-            parsed = _parser_of(command).parse_intermixed_args(arguments[1:])
+            # Options may stand before, between and behind the other words (but argparse's help then forgets the words).
+            parser, words = _parser_of(command), arguments[1:]
+            helps = not {"-h", "--help"}.isdisjoint(words)
+            parsed = parser.parse_args(words) if helps else parser.parse_intermixed_args(words)
         else:
             parsed = _parser().parse_args(arguments)
         status = int(parsed.run(parsed))

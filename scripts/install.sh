@@ -68,6 +68,7 @@ if [[ -z $dest ]]; then
 fi
 # The page edits the configuration in its own folder, hence the agent's user.
 install -d -m 750 "${owner[@]}" "$dest$etc/edge-agent"
+install -m 640 "${owner[@]}" config/agent.schema.json "$dest$etc/edge-agent/agent.schema.json"
 if [[ ! -e $dest$etc/edge-agent/agent.yaml ]]; then
   install -m 640 "${owner[@]}" config/agent.yaml "$dest$etc/edge-agent/agent.yaml"
   echo "A first configuration lies in $etc/edge-agent/agent.yaml: write your machines into it."

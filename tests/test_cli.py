@@ -213,6 +213,8 @@ def test_the_schema_is_json_and_the_example_is_valid(tmp_path: Path) -> None:
     schema = json.loads(done.stdout)
     assert {"agent", "mqtt", "connections", "machines", "include"} <= set(schema["properties"])
     assert run("check", ROOT / "config" / "demo.yaml").returncode == 0
+    shipped = ROOT / "config" / "agent.schema.json"
+    assert json.loads(shipped.read_text()) == schema, "make it anew: edge-agent schema > config/agent.schema.json"
 
 
 def test_options_may_stand_anywhere_and_each_command_tells_its_own_usage(tmp_path: Path) -> None:

@@ -513,7 +513,7 @@ def test_the_server_ends_at_once_also_with_an_open_stream_and_an_idle_connection
         ):
             stream = messages(answer)
             assert next(stream)[0] == "begin"
-            assert site.stop() < 2
+            assert site.stop() < 8, "a second of grace, on a busy machine too"
 
 
 def test_the_server_ends_also_with_a_reader_that_no_longer_reads() -> None:
@@ -524,4 +524,4 @@ def test_the_server_ends_also_with_a_reader_that_no_longer_reads() -> None:
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert connection.recv(12) == b"HTTP/1.1 200"
-            assert site.stop() < 2
+            assert site.stop() < 8, "a second of grace, on a busy machine too"

@@ -17,7 +17,9 @@ def add_run(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
         help="the daemon: read, judge, store and publish",
         description="Read, judge, store and publish until SIGTERM or Ctrl-C. SIGHUP reloads the configuration.",
     )
-    parser.add_argument("config", metavar="CONFIG", type=Path, nargs="?", default=DEFAULT_CONFIG, help="%(default)s")
+    parser.add_argument(
+        "config", metavar="CONFIG", type=Path, nargs="?", default=DEFAULT_CONFIG, help=f"default: {DEFAULT_CONFIG}"
+    )
     add_log_options(parser)
     parser.set_defaults(run=run)
 
