@@ -98,8 +98,8 @@ LIES: Mapping[str, Callable[[Question], Telling]] = {
     # The right head around the wrong amount: pymodbus takes these for good.
     "one register": lambda q: Telling(adu(q, _sized(q, 1 if q.count > 8 or (q.function >= 3 and q.count > 1) else 0))),
     "one register less": lambda q: Telling(adu(q, _sized(q, q.count - (1 if q.function >= 3 else 8)))),
-    "more registers": lambda q: Telling(adu(q, _sized(q, q.count + (4 if q.function >= 3 else 8)))),
-    "odd byte count": lambda q: Telling(adu(q, bytes([q.function, 2 * q.count + 1]) + false(q)[2:] + b"\0")),
+    "more registers": lambda q: Telling(adu(q, _sized(q, min(127, q.count + 4) if q.function >= 3 else q.count + 8))),
+    "odd byte count": lambda q: Telling(adu(q, bytes([q.function, len(q.payload()) + 1]) + false(q)[2:] + b"\0")),
     "byte count beyond the frame": lambda q: Telling(adu(q, _with(false(q), 1, b"\xff"))),
     "byte count below the data": lambda q: Telling(adu(q, _with(false(q), 1, bytes([false(q)[1] - 1])))),
     "no data": lambda q: Telling(adu(q, bytes([q.function, 0]))),

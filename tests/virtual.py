@@ -1,6 +1,8 @@
 """An event loop whose time is a number: instead of waiting it moves the clock, so that an hour takes milliseconds.
 
-Rule: nothing from outside (threads, sockets) is waited for. A loop that could only wait for ever is a deadlock: an error.
+Rule 1: nothing from outside (threads, processes) is waited for. A loop that could only wait for ever is a deadlock: an
+error. Rule 2: with `sockets`, both ends of a real line are in this loop; the kernel has a moment of real time to carry
+bytes before the clock moves, so a timeout tells what the peer did and never how busy the machine is.
 """
 
 import asyncio
@@ -11,13 +13,19 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 
-class _Jump(selectors.SelectSelector):
+CARRY_S = 0.01
+"""What loopback sockets and ptys get to bring bytes to their other end; they take microseconds."""
+
+
+class _Jump(selectors.EpollSelector):
     """Answers at once what is ready; else it moves the loop's clock to the next timer."""
 
     loop: "VirtualLoop"
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
+        if not ready and timeout != 0 and self.loop.sockets:
+            ready = super().select(CARRY_S)
         if not ready and timeout is None:
             raise RuntimeError("deadlock: every task waits and no timer is set")
         if not ready and timeout:
@@ -26,10 +34,11 @@ class _Jump(selectors.SelectSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Starts at 1000 s. now_us: int64 µs, also of `time()`."""
+    """Starts at 1000 s. now_us: int64 µs, also of `time()`. sockets: both ends of real lines live here (rule 2)."""
 
-    def __init__(self) -> None:
+    def __init__(self, sockets: bool = False) -> None:
         self.now_us = 1_000_000_000
+        self.sockets = sockets
         selector = _Jump()
         selector.loop = self
         super().__init__(selector)
@@ -58,7 +67,7 @@ class VirtualClock:
         self._wall_base_us += by_us
 
 
-def run(main: Coroutine[Any, Any, Result]) -> Result:
+def run(main: Coroutine[Any, Any, Result], sockets: bool = False) -> Result:
     """Run to the end on a virtual loop."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    with asyncio.Runner(loop_factory=lambda: VirtualLoop(sockets)) as runner:
         return runner.run(main)
