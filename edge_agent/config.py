@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -154,11 +154,18 @@ def missing_secrets(loaded: Loaded) -> list[ConfigError]:
     return found
 
 
-def _told(problems: Iterable[Problem], tree: yamlfile.Tree) -> list[ConfigError]:
-    """Errors in the order of files and lines. Of each place the first is told, and every key missing there."""
+def _told(problems: Sequence[Problem], tree: yamlfile.Tree) -> list[ConfigError]:
+    """Errors in the order of files and lines. Of each place the first is told, and every key missing there.
+
+    A key that is only misspelt is told once: where it stands.
+    """
     told: dict[tuple[Place, Any], Problem] = {}
+    misspelt = {(*problem.path[:-1], problem.suggestion) for problem in problems if problem.suggestion}
     for problem in problems:
-        told.setdefault((problem.place, problem.path[-1] if problem.text == MISSING else None), problem)
+        if problem.text != MISSING:
+            told.setdefault((problem.place, None), problem)
+        elif problem.path not in misspelt:
+            told.setdefault((problem.place, problem.path[-1]), problem)
     order = {name: index for index, name in enumerate(tree.names)}
     ordered = sorted(told.values(), key=lambda p: (order.get(p.place.file, -1), p.place.line, p.place.column))
     return [

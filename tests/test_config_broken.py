@@ -14,7 +14,9 @@ FAULTS = {
         '3:3: agent.lanugage: unknown key (found "lanugage", allowed data_dir, id, language, site, timezone; did you',
         "6:3: mqtt.pasword: unknown key",
         "7:1: conections: unknown key",
-        "12:11: machines.press.signals.t.adress: unknown key",
+        '12:11: machines.press.signals.t.adress: unknown key (found "adress", allowed address, column, formula, manual',
+        "13:7: machines.press.signals.u.connection: the key is missing",
+        '13:40: machines.press.signals.u.norm.low: unknown key (found "low", allowed acknowledge, adaptive, alarm, by_',
     ],
     "missing_key.yaml": [
         "1:1: agent.id: the key is missing",

@@ -30,8 +30,8 @@ def check_types(report: Report, section: Part | None, lines: Lines) -> None:
     for name in section.table if section else ():
         part = report.named(name, section, words.NAME, "type") if section else None
         if part is not None:
-            about = _machine_words(report, words.TypeFile, part, lines.inherited() if lines.names else None)
-            _states(report, part, None, readable=about is not None)
+            _machine_words(report, words.TypeFile, part, lines.inherited() if lines.names else None)
+            _states(report, part, None)
             for signal in _signals(report, part).values():
                 signals.check_alone(report, signal, lines.address_keys() if lines.names else None)
 
@@ -71,7 +71,7 @@ def resolved(
     elif part.table.get("signals") == {}:
         report.add(part.value("signals"), "there is no signal", "nothing", "one signal or more")
     about = _machine_words(report, words.MachineFile, part, _inherited(part, parts, lines))
-    states = _states(report, part, parts, readable=about is not None)
+    states = _states(report, part, parts)
     scope = Scope(part, tuple(parts), states, about.every if about else 0, language, recordings)
     own = machine.own.part("signals")
     found = {key: signals.resolved(report, key, (own.part(key), one), scope, lines) for key, one in parts.items()}
@@ -147,16 +147,14 @@ def _inherited(part: Part, parts: Mapping[str, Part], lines: Lines) -> frozenset
     return lines.inherited({name for name in names if name is not None})
 
 
-def _states(report: Report, part: Part, parts: Mapping[str, Part] | None, *, readable: bool) -> tuple[str, ...]:
-    """The machine's states. Their conditions are checked when they are `readable` texts; parts: None of a type alone."""
+def _states(report: Report, part: Part, parts: Mapping[str, Part] | None) -> tuple[str, ...]:
+    """The machine's states. Conditions that are no texts have been told already; parts: None of a type alone."""
     holder = part.part("states")
     for name in holder.table:
         spot = holder.key(name)
         if name == "unknown":
             report.add(spot, "this name is the agent's own, for when no state is true", "unknown", "another name")
-        elif report.named(name, _as_names(holder), words.WORD, "state") and (
-            readable or isinstance(holder.table[name], str)
-        ):
+        elif report.named(name, _as_names(holder), words.WORD, "state") and isinstance(holder.table[name], str):
             signals.check_expression(report, holder.value(name), holder.table[name], parts)
     return tuple(name for name in holder.table if isinstance(name, str))
 

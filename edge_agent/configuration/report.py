@@ -139,9 +139,10 @@ class Report:
         place = spot.place
         self.notes.append(f"{place.file}:{place.line}:{place.column}: {'.'.join(map(str, spot.keys))}: {text}")
 
-    def unknown_key(self, spot: Spot, known: Iterable[Any]) -> None:
+    def unknown_key(self, spot: Spot, known: Iterable[Any], near: str | None = None) -> None:
+        """near: what was probably meant, when that is not one of the known keys."""
         key, words = str(spot.keys[-1]), sorted(map(str, known))
-        self.add(spot, "unknown key", yamlfile.shown(key), listed(words), near_word(key, words))
+        self.add(spot, "unknown key", yamlfile.shown(key), listed(words), near or near_word(key, words))
 
     def unknown_word(self, spot: Spot | None, text: str, value: Any, known: Iterable[Any]) -> None:
         """A value that should have been one of `known`."""
@@ -216,7 +217,7 @@ class Report:
         match error["type"]:
             case "extra_forbidden":
                 holder = _model_at(model, keys[:-1])
-                self.unknown_key(Spot(key_at, path), holder.model_fields if holder else ())
+                self.unknown_key(Spot(key_at, path), holder.model_fields if holder else (), _deeper(holder, last))
             case "missing":
                 holder = _model_at(model, keys)
                 about = holder.model_fields[last].description if holder and last in holder.model_fields else None
@@ -270,6 +271,15 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
         for part in get_args(annotation):
             if part is not NoneType and (found := _model_in(part)):
                 return found
+    return None
+
+
+def _deeper(model: type[BaseModel] | None, key: Any) -> str | None:
+    """Where one level below this key would be right: `warning.low` for a `low`."""
+    for name, field_ in model.model_fields.items() if model else ():
+        inner = _model_in(field_.annotation)
+        if inner is not None and get_origin(field_.annotation) is not dict and key in inner.model_fields:
+            return f"{name}.{key}"
     return None
 
 

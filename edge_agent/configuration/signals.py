@@ -10,7 +10,7 @@ from edge_agent import expression, yamlfile
 from edge_agent.configuration import norms
 from edge_agent.configuration.lines import Lines
 from edge_agent.configuration.nouns import CurrentLoop, SignalConfig
-from edge_agent.configuration.report import MISSING, Keys, Part, Report, listed
+from edge_agent.configuration.report import MISSING, Keys, Part, Report, listed, near_word
 from edge_agent.configuration.words import NO_NORM, SignalFile
 from edge_agent.contract import Driver
 from edge_agent.yamlfile import Table
@@ -114,6 +114,9 @@ def _source(report: Report, part: Part, scope: Scope) -> str | None:
     if not there and scope.recordings:
         return "column"
     if not there:
+        for key in part.table:
+            if key not in SignalFile.model_fields and near_word(key, SOURCES):
+                report.unknown_key(part.key(key), SOURCES)
         report.add(part.missing("address"), MISSING, None, exactly)
         return None
     return there[0]
