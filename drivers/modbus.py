@@ -1,22 +1,24 @@
-"""The Modbus TCP driver: one connection, all its units, read-only.
+"""The Modbus driver: one line or connection, all its units, read-only.
 
 Rule 1: the failure of a block or a unit is a BAD quality of its own points; only a dead line is DeviceSilent.
 Rule 2: no fault of one unit may use up the read of the others: a read waits for TIMEOUTS_PER_READ timeouts at most.
-The bytes are judged and decoded in `modbus_map`, the connection is `modbus_line`; here is the policy.
+Requests and answers are `modbus_frames` and `modbus_map`, the way to the device `modbus_line`, `modbus_wire` and
+`modbus_channels`; here is the policy.
 """
 
 import asyncio
 import logging
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from random import uniform
 
 import numpy as np
 from pydantic import BaseModel
 
-from drivers.modbus_line import Counts, Line, Round, connect
+from drivers.modbus_channels import connect, wire_to
+from drivers.modbus_line import Counts, Line, Round
 from drivers.modbus_map import (
     BUSY,
     EXCEPTION_WORDS,
@@ -30,7 +32,19 @@ from drivers.modbus_map import (
     make_plan,
 )
 from drivers.modbus_settings import ModbusAddress, ModbusConnection
-from edge_agent.contract import Clock, DeviceRefused, DeviceSilent, Driver, Ints, Point, Quality, Readings, Session
+from drivers.modbus_wire import WireLine
+from edge_agent.contract import (
+    Clock,
+    Codes,
+    DeviceRefused,
+    DeviceSilent,
+    Driver,
+    Ints,
+    Point,
+    Quality,
+    Readings,
+    Session,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +60,7 @@ BUSY_PAUSE_S = 0.1
 REST_MIN_US, REST_MAX_US = 1_000_000, 60_000_000
 PLANS_MAX = 64
 FAULT_LOG_EVERY_US = 60_000_000
+MORE_LINES_EVERY_US = 60_000_000
 SPLIT_BY = frozenset({2, 3})
 """Refusals that may mean only part of a block: an address, or more registers than the device gives at once."""
 
@@ -70,7 +85,10 @@ class ModbusSession:
         self._settings, self._clock = connection, clock
         self._limits = Limits(connection.max_gap, connection.max_block)
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
-        self._line: Line | None = None
+        self._lines: list[Line] | list[WireLine] = []
+        """Those that were opened last: one, or as many as `connections` says and the device allows."""
+        self._open = AsyncExitStack()
+        self._more_lines_at_us = 0
         self._counts = Counts()
         self._heard: set[int] = set()
         self._silent: dict[int, Silence] = {}
@@ -85,8 +103,10 @@ class ModbusSession:
         """See contract.Session.read. ts is when each answer was complete, for silence when it was given up."""
         self._reconnects_left, self._timeouts_left = RECONNECTS_PER_READ, TIMEOUTS_PER_READ
         self._extra_left = EXTRA_REQUESTS_MAX
-        if self._line is None or not self._line.up:
+        if not self._up:
             await self.connect()
+        elif len(self._lines) < self._settings.connections or not all(line.up for line in self._lines):
+            await self._more_lines()
         asked = due if not self._resting else due[self._rest_until[due] <= self._clock.monotonic_us()]
         plan = self._plan(asked)
         readings, again = await self._read(plan)
@@ -142,12 +162,21 @@ class ModbusSession:
         self._rest_until = np.zeros(len(items), dtype=np.int64)
         self._outcomes = np.zeros(len(items), dtype=np.int16)
         """Of each point, the last one: for people."""
+        self._words: dict[int, str] = {}
+        """Of points whose last answer was broken, in which way."""
         self._any_odd = False
+
+    def _note_words(self, round_: Round) -> None:
+        plan = round_.plan
+        for point in plan.due.tolist():
+            self._words.pop(point, None)
+        for number, words in round_.words.items():
+            self._words.update(dict.fromkeys(plan.due[list(plan.blocks[number].members)].tolist(), words))
 
     def explain(self, point: int) -> str:
         """See contract.Session.explain."""
         item, outcome = self._items[point], int(self._outcomes[point])
-        what = self._words_of(item, outcome)
+        what = self._words[point] if outcome and point in self._words else self._words_of(item, outcome)
         return f"unit {item.unit}, {item.table.name.lower()} {item.start}: {what}" if what else ""
 
     def _words_of(self, item: Item, outcome: int) -> str:
@@ -162,22 +191,67 @@ class ModbusSession:
             case Outcome.SKIPPED:
                 return "not asked, others of the line took the time"
             case Outcome.PENDING | Outcome.LOST | Outcome.MALFORMED:
-                return self._line.fault if self._line is not None and self._line.fault else "the connection was lost"
+                return self._fault or "the connection was lost"
             case _:
                 return f"exception {outcome} ({EXCEPTION_WORDS[outcome]})"
 
+    # -------------------------------------------------------------------------------------------------------- lines
+
+    @property
+    def _up(self) -> bool:
+        return any(line.up for line in self._lines)
+
+    @property
+    def _fault(self) -> str:
+        return next((line.fault for line in self._lines if line.fault), "")
+
     async def connect(self) -> None:
-        """Bring a new line up in place of the old one. Raises DeviceSilent."""
-        if self._line is not None:
-            await self._line.close()
+        """Bring a new line up in place of the old one. Raises DeviceSilent or DeviceRefused."""
+        if self._lines:
+            await self.close()
             self._counts.reconnects += 1
+        if self._one_at_a_time():
+            wire = await self._open.enter_async_context(wire_to(self._settings, self._clock))
+            self._lines = [WireLine(wire, self._clock, self._settings.timeout, self._counts)]
+        else:
+            self._lines = [await connect(self._settings, self._clock, self._counts)]
+            self._more_lines_at_us = 0
+            await self._more_lines()
+
+    def _one_at_a_time(self) -> bool:
+        """Whether a serial line stands behind it, or answers may be lost or doubled on the way (UDP)."""
         settings = self._settings
-        self._line = None
-        self._line = await connect(settings.place, self._clock, settings.timeout, settings.pipeline, self._counts)
+        if settings.place.scheme not in ("tcp", "tls"):
+            return True
+        if settings.gateway is None:
+            several = len({item.unit for item in self._items}) > 1
+            return several and settings.pipeline == settings.connections == 1
+        return settings.gateway
+
+    async def _more_lines(self) -> None:
+        """As many connections as are wished; a device that allows fewer is asked again for them now and then."""
+        now_us = self._clock.monotonic_us()
+        standing = [line for line in self._lines if isinstance(line, Line)]
+        if not standing or now_us < self._more_lines_at_us:
+            return
+        self._more_lines_at_us = now_us + MORE_LINES_EVERY_US
+        for line in standing:
+            if not line.up:
+                await line.close()
+        standing = [line for line in standing if line.up]
+        while len(standing) < self._settings.connections:
+            try:
+                standing.append(await connect(self._settings, self._clock, self._counts))
+            except (DeviceSilent, DeviceRefused) as error:
+                log.warning("modbus_fewer_connections %s: %d, %s", self._settings.place, len(standing), error)
+                break
+        self._lines = standing
 
     async def close(self) -> None:
-        if self._line is not None:
-            await self._line.close()
+        for line in self._lines:
+            await line.close()
+        await self._open.aclose()
+        self._lines = []
 
     # ------------------------------------------------------------------------------------------------------ planning
 
@@ -206,9 +280,12 @@ class ModbusSession:
         if round_.odd or self._any_odd:
             self._outcomes[plan.due] = np.array(round_.outcomes, dtype=np.int16)[plan.block_of]
             self._any_odd = bool(self._outcomes.any())
+            self._note_words(round_)
         if not round_.odd:
             self._note_success(plan)
             values, quality = decode(plan)
+            if round_.resynced:
+                self._doubt(round_, quality)
             return Readings(values, quality, _stamps(round_)), None
         self._timeouts_left = round_.timeouts_left
         self._note_units(round_)
@@ -219,7 +296,16 @@ class ModbusSession:
         ):
             await asyncio.sleep(BUSY_PAUSE_S)
         values, quality = decode(plan, round_.outcomes)
+        if round_.resynced:
+            self._doubt(round_, quality)
         return Readings(values, quality, _stamps(round_)), again
+
+    @staticmethod
+    def _doubt(round_: Round, quality: Codes) -> None:
+        """Mark what was read while a line came into step again: proved to be right, and yet close to what was not."""
+        plan = round_.plan
+        doubted = np.array([block.unit in round_.resynced for block in plan.blocks])[plan.block_of]
+        quality[doubted & (quality == Quality.GOOD)] = Quality.UNCERTAIN
 
     async def _ask(self, round_: Round, todo: deque[int]) -> None:
         """Ask these blocks, over fresh connections where one breaks, within the limits of a read."""
@@ -230,19 +316,27 @@ class ModbusSession:
             if not await self._line_stands(round_):
                 self._give_up(round_, todo, Outcome.LOST)
                 return
-            assert self._line is not None
-            await self._line.run(round_, todo)
-            if self._line.up:
-                continue
+            await self._run(round_, todo)
             if Outcome.MALFORMED in round_.outcomes:
                 self._log_fault()
-            lost = [number for number, outcome in enumerate(round_.outcomes) if outcome == Outcome.LOST]
-            if lost and not round_.retried:
-                # A device that closed an idle connection just then has not failed; reading twice does no harm.
-                round_.retried = True
+            if not round_.retried:
+                # A device that closed an idle connection just then has not failed, and noise on a serial line passes;
+                # reading twice does no harm.
+                again = {Outcome.LOST, Outcome.MALFORMED} if self._settings.place.noisy else {Outcome.LOST}
+                lost = [number for number, outcome in enumerate(round_.outcomes) if outcome in again]
+                round_.retried = bool(lost)
                 for number in lost:
                     round_.outcomes[number] = Outcome.PENDING
                 todo.extendleft(reversed(lost))
+
+    async def _run(self, round_: Round, todo: deque[int]) -> None:
+        standing = [line for line in self._lines if line.up]
+        if len(standing) == 1:
+            await standing[0].run(round_, todo)
+            return
+        async with asyncio.TaskGroup() as tasks:
+            for line in standing:
+                tasks.create_task(line.run(round_, todo))
 
     def _give_up(self, round_: Round, todo: Iterable[int], outcome: Outcome) -> None:
         now_us = self._clock.wall_us()
@@ -251,7 +345,7 @@ class ModbusSession:
             round_.odd = True
 
     async def _line_stands(self, round_: Round) -> bool:
-        if self._line is not None and self._line.up:
+        if self._up:
             return True
         if self._reconnects_left == 0:
             return False
@@ -318,14 +412,13 @@ class ModbusSession:
             self._heal(plan.due[good])
 
     def _raise_when_dead(self, round_: Round) -> None:
-        line = self._line
         place = self._settings.place
-        if line is not None and line.silent_streak >= SILENT_STREAK and not self._heard:
-            raise DeviceSilent(
-                f"{place} takes the connection and does not answer ({line.silent_streak} requests)", Quality.TIMEOUT
-            )
+        streak = min((line.silent_streak for line in self._lines), default=0)
+        if streak >= SILENT_STREAK and not self._heard:
+            what = "is open, but nobody answers" if place.serial else "takes the connection and does not answer"
+            raise DeviceSilent(f"{place} {what} ({streak} requests)", Quality.TIMEOUT)
         if all(outcome == Outcome.LOST for outcome in round_.outcomes):
-            raise DeviceSilent(f"{place}: {line.fault if line is not None else 'no connection'}")
+            raise DeviceSilent(f"{place}: {self._fault or 'no connection'}")
 
     def _worth_asking_again(self, round_: Round, last: bool) -> Ints | None:
         """Points of busy blocks (once), and of refused ones that can be taken apart; the others' refusal is noted."""
@@ -385,11 +478,11 @@ class ModbusSession:
 
     def _log_fault(self) -> None:
         """One line a minute at most, and only for what a person should look into."""
-        line, now_us = self._line, self._clock.monotonic_us()
-        if line is None or (self._fault_logged_us is not None and now_us < self._fault_logged_us + FAULT_LOG_EVERY_US):
+        now_us, fault = self._clock.monotonic_us(), self._fault
+        if not fault or (self._fault_logged_us is not None and now_us < self._fault_logged_us + FAULT_LOG_EVERY_US):
             return
         self._fault_logged_us = now_us
-        log.warning("modbus_line_left %s: %s", self._settings.place, line.fault)
+        log.warning("modbus_line_left %s: %s", self._settings.place, fault)
 
 
 def _answered(outcome: int) -> bool:

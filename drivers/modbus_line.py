@@ -6,25 +6,16 @@ Rule 3: it decides nothing about units, retries or reconnecting; that is the ses
 """
 
 import asyncio
-import os
-import socket
 from collections import deque
 from dataclasses import dataclass, field
 from random import randrange
 
-from drivers.modbus_map import HEAD_BYTES, LENGTH_MAX, LENGTH_MIN, Block, Outcome, Plan, check_answer
-from drivers.modbus_settings import Place
-from edge_agent.contract import Clock, DeviceSilent
+from drivers.modbus_frames import EXPIRED_MAX, LENGTH_MAX, LENGTH_MIN, check_mbap, next_transaction
+from drivers.modbus_map import HEAD_BYTES, Block, Outcome, Plan
+from edge_agent.contract import Clock
 
 RX_BYTES = 8192
 """More than PIPELINE_MAX whole answers; the buffer can never fill up with frames."""
-STRIDE = 0x9E37
-"""Odd: ids return only after 65,536 requests. Not 1: a device that counts for itself is not believed."""
-EXPIRED_MAX = 1024
-"""Unanswered ids remembered on one connection; beyond it a fresh connection is the simpler memory."""
-KEEPALIVE_S = (10, 5, 3)
-"""Idle seconds before the first probe, between probes, and how many: a dead peer is noticed within 25 s."""
-USER_TIMEOUT_MIN_MS = 5_000
 
 
 @dataclass(slots=True)
@@ -38,6 +29,8 @@ class Counts:
     protocol_errors: int = 0
     late: int = 0
     reconnects: int = 0
+    resyncs: int = 0
+    """How often answers were owed and a canary (or another answer) proved that the line is in step again."""
     bytes: int = 0
 
 
@@ -45,10 +38,11 @@ class Round:
     """One pass over a plan: what became of each block, and when its answer was complete.
 
     outcomes: (blocks,) Outcome or exception code. stamps: (blocks,) UTC µs, 0 where nothing came.
-    odd: True as soon as any outcome is not OK. reasons: why a line was left, for people.
+    odd: True as soon as any outcome is not OK. words: of a block, why, where more is known than its outcome says.
+    resynced: units whose answers were in doubt until one in this round proved that they are in step again.
     """
 
-    __slots__ = ("odd", "outcomes", "plan", "retried", "stamps", "timeouts_left")
+    __slots__ = ("odd", "outcomes", "plan", "resynced", "retried", "stamps", "timeouts_left", "words")
 
     def __init__(self, plan: Plan, timeouts_left: int) -> None:
         self.plan = plan
@@ -56,6 +50,8 @@ class Round:
         self.stamps = [0] * len(plan.blocks)
         self.odd = False
         self.retried = False
+        self.resynced: set[int] = set()
+        self.words: dict[int, str] = {}
         self.timeouts_left = timeouts_left
 
 
@@ -211,7 +207,7 @@ class Line(asyncio.BufferedProtocol):
             self.counts.late += 1
             self.silent_streak = 0
             return end
-        outcome, words = check_answer(flight.block, transaction, bytes(buffer[at:end]))
+        outcome, words = check_mbap(flight.block, transaction, bytes(buffer[at:end]))
         if outcome <= 0:
             return self._wrong(words)
         assert self._round is not None
@@ -325,11 +321,8 @@ class Line(asyncio.BufferedProtocol):
             self._finish()
 
     def _next_transaction(self) -> int:
-        transaction = (self._transaction + STRIDE) & 0xFFFF
-        while transaction in self._expired:
-            transaction = (transaction + STRIDE) & 0xFFFF
-        self._transaction = transaction
-        return transaction
+        self._transaction = next_transaction(self._transaction, self._expired)
+        return self._transaction
 
     def _tick(self) -> None:
         """One timer for all requests, armed anew for the oldest one in flight rather than for each."""
@@ -364,35 +357,3 @@ class Line(asyncio.BufferedProtocol):
         if self._have or len(self._expired) >= EXPIRED_MAX:
             # Half an answer is not waited for: what follows it could not be told from the next one's head.
             self._fail(Outcome.LOST, "an answer that was never completed")
-
-
-async def connect(place: Place, clock: Clock, timeout_us: int, pipeline: int, counts: Counts) -> Line:
-    """A line that is up. Raises DeviceSilent, in words, when there is none to be had within the timeout."""
-    line = Line(clock, timeout_us, pipeline, counts)
-    try:
-        async with asyncio.timeout(timeout_us / 1e6):
-            transport, _ = await asyncio.get_running_loop().create_connection(lambda: line, place.host, place.port)
-        _harden(transport.get_extra_info("socket"), timeout_us)
-    except TimeoutError as error:
-        raise DeviceSilent(f"{place} does not take the connection within {timeout_us / 1e6:g} s") from error
-    except OSError as error:
-        await line.close()
-        # asyncio puts the address into strerror; the system's own words for the number are the reason.
-        number = error.errno or 0
-        reason = os.strerror(number) if number > 0 else error.strerror or str(error)
-        raise DeviceSilent(f"{place}: {reason}") from error
-    except asyncio.CancelledError:
-        await line.close()
-        raise
-    return line
-
-
-def _harden(sock: socket.socket, timeout_us: int) -> None:
-    """A peer that died without a word (power, cable) is noticed by the kernel; small requests leave at once."""
-    idle_s, interval_s, count = KEEPALIVE_S
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle_s)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval_s)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, count)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(USER_TIMEOUT_MIN_MS, 3 * timeout_us // 1000))

@@ -1,7 +1,6 @@
-"""The pure half of the Modbus driver: points to requests, request bytes, checking an answer, bytes to columns.
+"""The pure half of the Modbus driver: points to requests, and the bytes of their answers to columns.
 
 Rule 1: nothing here touches a socket, a clock or asyncio. Rule 2: only the read functions 1 to 4 can be built.
-Rule 3: an answer is ours only when every byte of its head is what we expect; a payload is never searched for sense.
 Figures are those of the Modbus Application Protocol V1.1b3 and the Messaging on TCP/IP Guide V1.0b.
 """
 
@@ -26,8 +25,6 @@ EXACT = 2**53
 """The largest whole number up to which float64 holds every one."""
 HEAD_BYTES = 9
 """Transaction, protocol, length, unit, function, byte count; also the shortest answer there is: an exception."""
-LENGTH_MIN, LENGTH_MAX = 3, 254
-"""What the length field of an answer may say: an exception … the largest ADU of 260 bytes less its first six."""
 
 Positions = npt.NDArray[np.intp]
 
@@ -75,6 +72,19 @@ QUALITY: dict[int, Quality] = {
     **dict.fromkeys(BUSY | UNREACHED, Quality.TIMEOUT),
 }
 """The quality of a block's points for each outcome of its request."""
+
+EXCEPTION_WORDS = {
+    1: "illegal function",
+    2: "illegal data address",
+    3: "illegal data value",
+    4: "device failure",
+    5: "acknowledge",
+    6: "device busy",
+    7: "negative acknowledge",
+    8: "memory parity error",
+    10: "gateway path unavailable",
+    11: "gateway target does not respond",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,54 +279,6 @@ def _block(first: Item, span: _Span, offset: int) -> Block:
     request = _REQUEST.pack(0, 6, first.unit, first.table, span.start, count)
     head = _HEAD.pack(0, size + 3, first.unit, first.table, size)
     return Block(first.unit, first.table, span.start, count, request, head, size, offset, tuple(span.members))
-
-
-# -------------------------------------------------------------------------------------------------- checking answers
-
-
-def check_answer(block: Block, transaction: int, frame: bytes) -> tuple[int, str]:
-    """Judge one whole frame (as long as its length field says) that came while this request was in flight.
-
-    Returns (Outcome.OK, "") or (exception code, what it means) or (Outcome.MALFORMED, what is wrong). Strict: of all
-    frames of a given payload exactly one is right. A client need only compare the first nine bytes to find a good
-    answer; this is for the others.
-    """
-    theirs, protocol, length, unit, function, count = *_MBAP.unpack_from(frame), frame[8]
-    if theirs != transaction:
-        return Outcome.MALFORMED, f"transaction {theirs}, asked {transaction}"
-    if protocol != 0:
-        return Outcome.MALFORMED, f"protocol identifier {protocol}"
-    if length + 6 != len(frame):
-        return Outcome.MALFORMED, f"length {length} in a frame of {len(frame)} bytes"
-    if unit != block.unit:
-        return Outcome.MALFORMED, f"answer of unit {unit}, asked {block.unit}"
-    if function == block.table | 0x80:
-        if length != LENGTH_MIN:
-            return Outcome.MALFORMED, f"an exception of {length - 1} bytes"
-        if count not in KNOWN_EXCEPTIONS:
-            return Outcome.MALFORMED, f"unknown exception {count}"
-        return count, f"exception {count} ({EXCEPTION_WORDS[count]})"
-    if function != block.table:
-        return Outcome.MALFORMED, f"function {function} in the answer, asked {int(block.table)}"
-    if count != block.size or length != block.size + 3:
-        return Outcome.MALFORMED, f"{count} bytes announced, {length - 3} sent, {block.size} asked"
-    return Outcome.OK, ""
-
-
-_MBAP = Struct(">HHHBB")
-
-EXCEPTION_WORDS = {
-    1: "illegal function",
-    2: "illegal data address",
-    3: "illegal data value",
-    4: "device failure",
-    5: "acknowledge",
-    6: "device busy",
-    7: "negative acknowledge",
-    8: "memory parity error",
-    10: "gateway path unavailable",
-    11: "gateway target does not respond",
-}
 
 
 # ---------------------------------------------------------------------------------------------------------- decoding

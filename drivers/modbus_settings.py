@@ -6,8 +6,9 @@ Rule: every refusal is a ValueError in words for whoever wrote the file: what wa
 import re
 from decimal import Decimal
 from math import isfinite
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 from pydantic import (
@@ -24,11 +25,12 @@ from pydantic import (
 from drivers.modbus_map import KINDS, SPACE, WORDS_MAX, Item, Table
 from edge_agent.contract import WrongKey
 
-PORT = 502
 TIMEOUT_MIN_US, TIMEOUT_MAX_US = 10_000, 60_000_000
 PIPELINE_MAX = 16
+CONNECTIONS_MAX = 8
 SENTINELS_MAX = 16
-LATER_SCHEMES = ("tls", "udp", "rtu", "rtu+tcp", "ascii")
+UNIT_MAX_SERIAL = 247
+"""Serial Line, 2.2; 0 is a broadcast, which nobody answers."""
 Order = Literal["big", "little"]
 
 _UNITS_US = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
@@ -57,36 +59,134 @@ def _duration_text(value_us: int) -> str:
     return f"{value_us // 1000}ms" if value_us % 1_000_000 else f"{value_us // 1_000_000}s"
 
 
-class Place(NamedTuple):
-    """Where a connection leads."""
+Duration = Annotated[
+    int,
+    BeforeValidator(_timeout_us),
+    PlainSerializer(_duration_text, return_type=str),
+    WithJsonSchema({"type": "string", "examples": ["500ms", "1s"]}),
+]
+"""Microseconds inside, a text outside."""
 
+
+class Port(NamedTuple):
+    """How a serial port is set. Defaults: Protocol over Serial Line V1.02, 2.2 and 2.5.1 (even parity, one stop bit)."""
+
+    baudrate: int = 19_200
+    bytesize: int = 8
+    parity: str = "E"
+    stopbits: int = 1
+    rs485: bool = False
+    """The driver of the port turns the direction by RTS (TIOCSRS485); most adapters do it by themselves."""
+
+    @property
+    def char_s(self) -> float:
+        """One character on the wire: start bit, data, parity, stop bits."""
+        return (1 + self.bytesize + (self.parity != "N") + self.stopbits) / self.baudrate
+
+    @property
+    def gap_s(self) -> float:
+        """Silence between two frames: 3.5 characters, above 19,200 baud 1.75 ms (Serial Line, 2.5.1.1)."""
+        return 3.5 * self.char_s if self.baudrate <= 19_200 else 0.00175
+
+
+class Place(NamedTuple):
+    """Where a connection leads. host: of a serial port the path of its device; port: 0 there."""
+
+    scheme: str
     host: str
-    port: int
+    port: int = 0
+    serial: Port | None = None
+
+    @property
+    def noisy(self) -> bool:
+        """A broken answer is an accident of the line there; over TCP it is the device's own."""
+        return self.scheme not in ("tcp", "tls")
 
     def __str__(self) -> str:
+        if self.serial is not None:
+            return self.host
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+PORTS = {"tcp": 502, "tls": 802, "udp": 502, "rtu+tcp": 502}
+"""Schemes that lead over a network, with the port that is meant when none is written."""
+SERIAL = ("rtu", "ascii")
+FORMS = (
+    "tcp://HOST[:502], tls://HOST[:802], udp://HOST[:502], rtu+tcp://HOST:PORT, "
+    "rtu:///dev/serial/by-id/NAME?baudrate=19200&parity=E&stopbits=1 or ascii:///dev/…"
+)
+BAUDRATES = range(50, 4_000_001)
+
+
 def place(url: str) -> Place:
-    """The host and port of a `tcp://host[:port]` URL. Raises ValueError for anything else."""
-    scheme = url.partition("://")[0].lower()
-    if "://" in url and scheme in LATER_SCHEMES:
-        raise ValueError(f"{scheme}:// is not available yet; tcp:// is")
-    if "://" not in url or scheme != "tcp" or not url.isprintable() or " " in url:
-        raise ValueError(f"{url!r} is no Modbus address; write tcp://host or tcp://host:port")
+    """Where a URL leads. Raises ValueError, in words, for anything that is none of FORMS."""
+    scheme = url.partition("://")[0]
+    if "://" not in url or scheme not in (*PORTS, *SERIAL) or not url.isprintable() or " " in url:
+        raise ValueError(f"{url!r} is no Modbus address; write {FORMS}")
     parts = urlsplit(url)
+    if scheme in SERIAL:
+        if parts.netloc or not parts.path.startswith("/") or parts.path == "/" or parts.fragment:
+            raise ValueError(f"{url!r} names no serial port; write {scheme}:///dev/serial/by-id/NAME?baudrate=19200")
+        return Place(scheme, parts.path, 0, _serial(scheme, parts.query))
     try:
-        port = PORT if parts.port is None else parts.port
+        port = PORTS[scheme] if parts.port is None else parts.port
     except ValueError:
         raise ValueError(f"the port in {url!r} is no number from 1 to 65535") from None
     if not parts.hostname or port == 0 or parts.path.strip("/") or parts.query or parts.fragment or parts.username:
-        raise ValueError(f"{url!r} is no Modbus address; write tcp://host or tcp://host:port, nothing else")
-    return Place(parts.hostname, port)
+        raise ValueError(f"{url!r} is no Modbus address; write {scheme}://HOST:PORT, nothing else")
+    return Place(scheme, parts.hostname, port)
+
+
+def _serial(scheme: str, query: str) -> Port:
+    words: dict[str, dict[str, Any]] = {
+        "parity": {"N": "N", "E": "E", "O": "O"},
+        "stopbits": {"1": 1, "2": 2},
+        "bytesize": {"7": 7, "8": 8},
+        "rs485": {"1": True, "0": False},
+    }
+    found: dict[str, Any] = {"bytesize": 7 if scheme == "ascii" else 8}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key == "baudrate":
+            if not value.isascii() or not value.isdigit() or int(value[:9]) not in BAUDRATES or len(value) > 7:
+                raise ValueError(f"baudrate={value} is no rate from {BAUDRATES[0]} to {BAUDRATES[-1]}")
+            found[key] = int(value)
+        elif key in words:
+            if value.upper() not in words[key]:
+                raise ValueError(f"{key}={value} is not one of {', '.join(map(str, words[key]))}")
+            found[key] = words[key][value.upper()]
+        else:
+            raise ValueError(f"{key!r} is no setting of a serial port; known are baudrate, {', '.join(words)}")
+    if scheme == "rtu" and found["bytesize"] != 8:
+        raise ValueError("rtu is binary: bytesize is 8")
+    return Port(**found)
 
 
 def _checked_url(url: str) -> str:
     place(url)
     return url
+
+
+class SecretRef(BaseModel):
+    """The name of a secret; the agent puts its text in its place (`model_copy`, unvalidated) before `open`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    secret: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")
+
+
+class TlsFiles(BaseModel):
+    """Certificates of a tls:// connection. Paths are relative to the configuration's folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ca: Path | None = Field(default=None, description="file of the authorities to trust; default: those of the system")
+    cert: Path | None = Field(default=None, description="file of the agent's own certificate")
+    key: SecretRef | Path | None = Field(default=None, description="{secret: NAME}, or a file")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.cert is None) != (self.key is None):
+            raise WrongKey("cert" if self.key is None else "key", "cert and key belong together")
+        return self
 
 
 class ModbusConnection(BaseModel):
@@ -95,15 +195,14 @@ class ModbusConnection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: Annotated[str, AfterValidator(_checked_url)] = Field(
-        description="tcp://host or tcp://host:port", examples=["tcp://192.0.2.10:502"]
+        description=FORMS,
+        examples=["tcp://192.0.2.10:502", "rtu:///dev/serial/by-id/usb-FTDI?baudrate=19200&parity=E"],
     )
     unit: int = Field(1, ge=0, le=255, strict=True, description="Modbus unit of points that name none")
-    timeout: Annotated[
-        int,
-        BeforeValidator(_timeout_us),
-        PlainSerializer(_duration_text, return_type=str),
-        WithJsonSchema({"type": "string", "examples": ["500ms", "1s"]}),
-    ] = Field(1_000_000, description="how long one answer may take (µs inside)")
+    timeout: Duration = Field(
+        1_000_000,
+        description="how long a device may take to answer; on serial lines the time of the bytes themselves comes on top",
+    )
     word_order: Order = Field("big", description="big: the most significant register comes first")
     byte_order: Order = Field("big", description="of the two bytes in a register; the protocol says big")
     max_gap: int = Field(
@@ -115,6 +214,36 @@ class ModbusConnection(BaseModel):
     pipeline: int = Field(
         1, ge=1, le=PIPELINE_MAX, strict=True, description="requests in flight at once; most devices allow one"
     )
+    connections: int = Field(
+        1,
+        ge=1,
+        le=CONNECTIONS_MAX,
+        strict=True,
+        description="TCP connections that share the work, where a device allows it",
+    )
+    gateway: bool | None = Field(
+        None,
+        strict=True,
+        description="serial units stand behind this address: one request at a time, and late answers are guarded "
+        "against; default: when signals name more than one unit",
+    )
+    tls: TlsFiles | None = Field(None, description="certificates for tls://")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        scheme = self.place.scheme
+        for key, least in (("pipeline", 1), ("connections", 1)):
+            if getattr(self, key) > least and scheme not in ("tcp", "tls"):
+                raise WrongKey(key, f"a {scheme}:// line takes one request at a time: {key} is 1")
+            if getattr(self, key) > least and self.gateway:
+                raise WrongKey(key, f"a gateway's serial line takes one request at a time: {key} is 1")
+        if self.gateway is not None and scheme not in ("tcp", "tls", "udp"):
+            raise WrongKey("gateway", f"{scheme}:// is a serial line by itself")
+        if self.tls is not None and scheme != "tls":
+            raise WrongKey("tls", "certificates have no effect without a url that begins with tls://")
+        if self.place.serial is not None and not 1 <= self.unit <= UNIT_MAX_SERIAL:
+            raise WrongKey("unit", f"units of a serial line are numbered from 1 to {UNIT_MAX_SERIAL}")
+        return self
 
     @property
     def place(self) -> Place:

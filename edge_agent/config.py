@@ -253,21 +253,32 @@ def secrets_of(config: Config) -> tuple[SecretRef, ...]:
         key = config.mqtt.tls.key if config.mqtt.tls else None
         refs.update(dict.fromkeys(ref for ref in (config.mqtt.password, key) if isinstance(ref, SecretRef)))
     for connection in config.connections.values():
-        refs.update(dict.fromkeys(ref for _, ref in _secret_fields(connection.settings)))
+        refs.update(dict.fromkeys(_secret_fields(connection.settings)))
     return tuple(refs)
 
 
 def with_secrets(settings: BaseModel, config: Config) -> BaseModel:
     """A driver's settings with the text of each secret for its name, as `open` wants them. Raises SecretError."""
-    return settings.model_copy(update={key: secret(ref, config) for key, ref in _secret_fields(settings)})
-
-
-def _secret_fields(settings: BaseModel) -> Iterator[tuple[str, SecretRef]]:
+    known: dict[str, Any] = {}
     for key in type(settings).model_fields:
         value = getattr(settings, key)
-        name = getattr(value, "secret", None) if isinstance(value, BaseModel) else None
-        if isinstance(name, str):
-            yield key, SecretRef(name)
+        if isinstance(value, BaseModel):
+            ref = _as_secret(value)
+            known[key] = secret(ref, config) if ref else with_secrets(value, config)
+    return settings.model_copy(update=known)
+
+
+def _secret_fields(settings: BaseModel) -> Iterator[SecretRef]:
+    for key in type(settings).model_fields:
+        value = getattr(settings, key)
+        if isinstance(value, BaseModel):
+            ref = _as_secret(value)
+            yield from [ref] if ref else _secret_fields(value)
+
+
+def _as_secret(value: BaseModel) -> SecretRef | None:
+    name = getattr(value, "secret", None)
+    return SecretRef(name) if isinstance(name, str) else None
 
 
 # --- kept as the last good configuration ---

@@ -405,9 +405,10 @@ def test_a_dead_peer_is_noticed_by_the_kernel() -> None:
     async def test() -> None:
         async with bench(lambda _: "honest", [(1, 0)]) as b:
             assert isinstance(b.session, ModbusSession)
-            assert b.session._line is not None
-            assert b.session._line._transport is not None
-            sock = b.session._line._transport.get_extra_info("socket")
+            [line] = b.session._lines
+            assert isinstance(line, Line)
+            assert line._transport is not None
+            sock = line._transport.get_extra_info("socket")
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10

@@ -15,14 +15,12 @@ from drivers.modbus_map import (
     KINDS,
     KNOWN_EXCEPTIONS,
     QUALITY,
-    Block,
     Item,
     Limits,
     Outcome,
     Plan,
     Table,
     address_order,
-    check_answer,
     decode,
     make_plan,
 )
@@ -297,45 +295,6 @@ def test_every_outcome_has_a_quality_and_every_exception_its_words() -> None:
     assert [outcome for outcome, quality in QUALITY.items() if quality == Quality.GOOD] == [Outcome.OK]
 
 
-def block_of(table: Table = Table.HOLDING, count: int = 4) -> Block:
-    kind = "uint16" if table >= Table.HOLDING else "bool"
-    (block,) = all_of([Item(9, table, 0, kind), Item(9, table, count - 1, kind)]).blocks
-    return block
-
-
-@given(st.sampled_from(list(Table)), st.integers(2, 17), st.integers(0, 0xFFFF), st.data())
-def test_of_all_frames_only_the_right_head_is_a_good_answer(
-    table: Table, count: int, transaction: int, data: st.DataObject
-) -> None:
-    block = block_of(table, count)
-    right = transaction.to_bytes(2, "big") + block.head + bytes(block.size)
-    assert check_answer(block, transaction, right) == (Outcome.OK, "")
-    at = data.draw(st.integers(0, 8))
-    wrong = bytearray(right)
-    wrong[at] ^= data.draw(st.integers(1, 255))
-    outcome, words = check_answer(block, transaction, bytes(wrong))
-    assert outcome == Outcome.MALFORMED
-    assert words
-
-
-@given(st.sampled_from(list(Table)), st.binary(min_size=9, max_size=40))
-def test_a_frame_of_noise_is_never_good(table: Table, noise: bytes) -> None:
-    block = block_of(table)
-    if noise[2:9] != block.head:
-        assert check_answer(block, int.from_bytes(noise[:2], "big"), noise)[0] != Outcome.OK
-
-
-@pytest.mark.parametrize("code", range(256))
-def test_an_exception_is_known_or_malformed(code: int) -> None:
-    frame = struct.pack(">HHHBBB", 5, 0, 3, 9, 0x83, code)
-    outcome, _ = check_answer(block_of(), 5, frame)
-    assert outcome == (code if code in KNOWN_EXCEPTIONS else Outcome.MALFORMED)
-
-
-def test_an_exception_to_another_function_is_not_ours() -> None:
-    assert check_answer(block_of(), 5, struct.pack(">HHHBBB", 5, 0, 3, 9, 0x84, 2))[0] == Outcome.MALFORMED
-
-
 # --------------------------------------------------------------------------------------------------- what people write
 
 
@@ -400,13 +359,24 @@ def test_a_wrong_address_is_refused_in_words(keys: dict[str, object], words: str
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"url": "rtu:///dev/ttyUSB0"}, "rtu:// is not available yet"),
-        ({"url": "tls://plc"}, "tls:// is not available yet"),
-        ({"url": "plc:502"}, "write tcp://host"),
-        ({"url": "http://plc"}, "write tcp://host"),
+        ({"url": "rtu://ttyUSB0"}, "names no serial port"),
+        ({"url": "rtu:///dev/ttyUSB0?baud=9600"}, "known are baudrate, parity, stopbits, bytesize, rs485"),
+        ({"url": "rtu:///dev/ttyUSB0?baudrate=fast"}, "no rate from 50"),
+        ({"url": "rtu:///dev/ttyUSB0?baudrate=49"}, "no rate from 50"),
+        ({"url": "rtu:///dev/ttyUSB0?parity=X"}, "not one of N, E, O"),
+        ({"url": "rtu:///dev/ttyUSB0?bytesize=7"}, "rtu is binary"),
+        ({"url": "rtu:///dev/ttyUSB0", "unit": 0}, "numbered from 1 to 247"),
+        ({"url": "rtu:///dev/ttyUSB0", "pipeline": 2}, "one request at a time"),
+        ({"url": "udp://plc", "connections": 2}, "one request at a time"),
+        ({"url": "tcp://plc", "gateway": True, "pipeline": 2}, "one request at a time"),
+        ({"url": "rtu+tcp://plc", "gateway": True}, "serial line by itself"),
+        ({"url": "tcp://plc", "tls": {"ca": "ca.pem"}}, "without a url that begins with tls"),
+        ({"url": "tls://plc", "tls": {"cert": "agent.pem"}}, "cert and key belong together"),
+        ({"url": "plc:502"}, r"write tcp://HOST\[:502"),
+        ({"url": "http://plc"}, r"write tcp://HOST\[:502"),
         ({"url": "tcp://plc:70000"}, "from 1 to 65535"),
         ({"url": "tcp://plc/1"}, "nothing else"),
-        ({"url": "tcp://"}, "write tcp://host"),
+        ({"url": "tcp://"}, "write tcp://HOST:PORT"),
         ({"url": "tcp://plc", "timeout": 1}, "is no duration"),
         ({"url": "tcp://plc", "timeout": "1"}, "is no duration"),
         ({"url": "tcp://plc", "timeout": "1ms"}, "outside 10ms"),

@@ -55,7 +55,7 @@ def test_every_stated_dependency_is_locked() -> None:
     stated = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["demo"]]
     for each in stated:
         name, _, version = each.partition(",")[0].partition("==")
-        assert locked[name.lower()].startswith(version.rstrip("*")), each
+        assert locked[name.lower()].startswith(version.rstrip("*").rstrip(".")), each
 
 
 def test_the_daemon_is_installed_without_the_tests_tools() -> None:

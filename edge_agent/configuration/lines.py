@@ -1,7 +1,12 @@
 """The lines to devices: each connection with its driver, and the keys that drivers add to signals and machines."""
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from types import NoneType
+from typing import Any
+
+from pydantic import BaseModel
 
 from edge_agent import plugins
 from edge_agent.configuration import words
@@ -87,7 +92,8 @@ class Lines:
             )
             own = own.without({"password"})
         settings = self.report.checked(driver.Connection, own)
-        return None if settings is None else ConnectionConfig(name, about.driver, settings)
+        folder = Path(part.at.file).absolute().parent
+        return None if settings is None else ConnectionConfig(name, about.driver, _rooted(settings, folder))
 
     def _driver(self, kind: str, part: Part) -> Driver | None:
         """The driver of this kind, imported once; None when it cannot be had, which is told at each use."""
@@ -100,3 +106,15 @@ class Lines:
             self.report.add(part.value("driver"), str(error), shown_under((), kind))
             self.drivers[kind] = None
         return self.drivers[kind]
+
+
+def _rooted(settings: BaseModel, folder: Path) -> BaseModel:
+    """A path that a driver takes is relative to the file in which it stands."""
+    known: dict[str, Any] = {}
+    for key in type(settings).model_fields:
+        value = getattr(settings, key)
+        if isinstance(value, Path):
+            known[key] = Path(os.path.normpath(folder / value))
+        elif isinstance(value, BaseModel):
+            known[key] = _rooted(value, folder)
+    return settings.model_copy(update=known) if known else settings
