@@ -1,9 +1,10 @@
 """The Modbus driver: one line or connection, all its units, read-only.
 
 Rule 1: the failure of a block or a unit is a BAD quality of its own points; only a dead line is DeviceSilent.
-Rule 2: no fault of one unit may use up the read of the others: a read waits for TIMEOUTS_PER_READ timeouts at most.
+Rule 2: no fault of one unit may use up the read of the others: a read waits for TIMEOUTS_PER_READ timeouts at most, and
+units that are silent are asked in the time between reads.
 Requests and answers are `modbus_frames` and `modbus_map`, the way to the device `modbus_line`, `modbus_wire` and
-`modbus_channels`; here is the policy.
+`modbus_channels`, what devices refuse `modbus_lessons`; here is the policy.
 """
 
 import asyncio
@@ -12,17 +13,19 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
-from random import uniform
 
 import numpy as np
 from pydantic import BaseModel
 
 from drivers.modbus_channels import connect, wire_to
-from drivers.modbus_line import Counts, Line, Round
+from drivers.modbus_lessons import Lessons, Place, halves, place_of, rest_us
+from drivers.modbus_line import Counts, Line, Patience, Round
 from drivers.modbus_map import (
     BUSY,
     EXCEPTION_WORDS,
+    REFUSALS,
     UNREACHED,
+    Block,
     Item,
     Limits,
     Outcome,
@@ -53,11 +56,16 @@ SILENT_STREAK = 3
 """Timeouts in a row, with no unit heard between, after which the line counts as dead."""
 MISSES_BEFORE_BACKOFF = 2
 RECONNECTS_PER_READ = 2
-PASSES_MAX = 10
-"""Times that one read asks again: a block of 125 refused registers is taken apart in eight halvings."""
 EXTRA_REQUESTS_MAX = 64
+"""In one read, for blocks that were refused or busy."""
 BUSY_PAUSE_S = 0.1
 REST_MIN_US, REST_MAX_US = 1_000_000, 60_000_000
+PATIENT_EVERY = 25
+"""Timeouts between two probes for which a read waits: where the time between reads is too short to wait in, a silent unit
+costs the others 4 % at most."""
+PROBE_MIN_US = 20_000
+"""Less time between two reads is no time to be answered in."""
+PROBE_MARGIN_US = 10_000
 PLANS_MAX = 64
 FAULT_LOG_EVERY_US = 60_000_000
 MORE_LINES_EVERY_US = 60_000_000
@@ -65,14 +73,9 @@ SPLIT_BY = frozenset({2, 3})
 """Refusals that may mean only part of a block: an address, or more registers than the device gives at once."""
 
 
-def rest_us(times: int) -> int:
-    """How long to leave alone what has failed so many times: doubling from 1 s to 60 s, with a quarter of jitter."""
-    return int(min(REST_MAX_US, REST_MIN_US << min(times, 16)) * uniform(0.75, 1.0))  # noqa: S311 (jitter)
-
-
 @dataclass(slots=True)
 class Silence:
-    """A unit that owes answers: how many reads in a row, and from when it may be asked again."""
+    """A unit that owes answers: how often in a row, and from when it may be asked again."""
 
     misses: int
     probe_at_us: int
@@ -92,8 +95,15 @@ class ModbusSession:
         self._counts = Counts()
         self._heard: set[int] = set()
         self._silent: dict[int, Silence] = {}
-        self._lay_out(items)
-        self._resting = False
+        self._patient_at_us = 0
+        self._items = items
+        self._order, self._rank = _ordered(items)
+        self._lessons = Lessons(items, self._order, self._rank)
+        self._outcomes = np.zeros(len(items), dtype=np.int16)
+        """Of each point, the last one: for people."""
+        self._any_odd = False
+        self._words: dict[int, str] = {}
+        """Of points whose last answer was broken, in which way."""
         self._reconnects_left = self._timeouts_left = self._extra_left = 0
         self._fault_logged_us: int | None = None
 
@@ -107,10 +117,9 @@ class ModbusSession:
             await self.connect()
         elif len(self._lines) < self._settings.connections or not all(line.up for line in self._lines):
             await self._more_lines()
-        asked = due if not self._resting else due[self._rest_until[due] <= self._clock.monotonic_us()]
-        plan = self._plan(asked)
-        readings, again = await self._read(plan)
-        if again is None and len(asked) == len(due):
+        asked = self._asked(due)
+        readings, round_ = await self._read(self._plan(asked))
+        if not round_.odd and len(asked) == len(due):
             return readings
         whole = Readings(
             np.full(len(due), np.nan),
@@ -118,60 +127,66 @@ class ModbusSession:
             np.full(len(due), self._clock.wall_us(), dtype=np.int64),
         )
         _lay(readings, asked, whole, due)
-        for _ in range(PASSES_MAX):
-            if again is None or len(again) == 0:
-                break
-            part = again
-            try:
-                readings, again = await self._read(self._fresh_plan(part), last=True)
-            except DeviceSilent:
-                break  # what the first pass brought stands; the next read will find the line down
-            _lay(readings, part, whole, due)
+        try:
+            refused = _refused(round_)
+            if (busy := self._busy(round_)) is not None:
+                await asyncio.sleep(BUSY_PAUSE_S)
+                readings, round_ = await self._read(self._fresh_plan(busy))
+                _lay(readings, busy, whole, due)
+                refused += _refused(round_)
+            for block in refused:
+                await self._sort_out(block, whole, due)
+        except DeviceSilent:
+            pass  # what the first pass brought stands; the next read will find the line down
         return whole
+
+    async def idle(self, until_us: int) -> int:
+        """See contract.Idles.idle: units that are silent are asked here, where nobody waits."""
+        while (unit := self._unit_to_probe()) is not None and self._up:
+            wait_us = min(self._settings.timeout, until_us - self._clock.monotonic_us() - PROBE_MARGIN_US)
+            # A gateway that waits for a unit serves nobody else, whether we wait with it or not.
+            if wait_us < (self._settings.timeout if self._behind_gateway() else PROBE_MIN_US):
+                return until_us
+            round_ = Round(self._probe(unit), 1)
+            await self._run(round_, deque(range(len(round_.plan.blocks))), Patience(wait_us))
+            self._note_units(round_)
+            if not _answered(round_.outcomes[0]):
+                break
+        return min((silence.probe_at_us for silence in self._silent.values()), default=until_us)
 
     def counters(self) -> dict[str, int | float]:
         return asdict(self._counts) | {
             "silent_units": len(self._silent),
-            "refused_points": int((self._refusals > 0).sum()),
+            "refused_points": self._lessons.refused_points,
         }
 
     def use(self, points: Sequence[Point]) -> None:
-        """See contract.Session.use. A refused item stays refused; where blocks were cut is found out again."""
-        refused = {
-            item: (times, until)
-            for item, times, until in zip(self._items, self._refusals.tolist(), self._rest_until.tolist(), strict=True)
-            if times
-        }
-        self._lay_out(_items(points, self._settings))
-        for number, item in enumerate(self._items):
-            self._refusals[number], self._rest_until[number] = refused.get(item, (0, 0))
-        self._resting = bool(self._refusals.any())
-        units = {item.unit for item in self._items}
+        """See contract.Session.use. What was refused is tried again; which units are silent is kept."""
+        self._items = items = _items(points, self._settings)
+        self._order, self._rank = _ordered(items)
+        self._lessons = self._lessons.moved(items, self._order, self._rank)
+        self._plans.clear()
+        self._outcomes = np.zeros(len(items), dtype=np.int16)
+        self._any_odd = False
+        self._words.clear()
+        units = {item.unit for item in items}
         self._heard &= units
         self._silent = {unit: silence for unit, silence in self._silent.items() if unit in units}
 
-    def _lay_out(self, items: Sequence[Item]) -> None:
-        self._items = items
-        self._order = address_order(items)
-        self._rank = np.empty(len(items), dtype=np.intp)
-        self._rank[self._order] = np.arange(len(items))
+    def recall(self, notes: bytes) -> None:
+        """See contract.Remembers.recall."""
+        try:
+            self._lessons.recall(notes, self._clock.monotonic_us(), self._clock.wall_us())
+        except ValueError as error:
+            log.warning("modbus_notes_ignored %s: %s", self._settings.place, error)
         self._plans.clear()
-        # Refused points: cut[r] starts a new block at rank r; a point refused all alone rests for a while.
-        self._cut = np.zeros(len(items), dtype=np.bool_)
-        self._refusals = np.zeros(len(items), dtype=np.int64)
-        self._rest_until = np.zeros(len(items), dtype=np.int64)
-        self._outcomes = np.zeros(len(items), dtype=np.int16)
-        """Of each point, the last one: for people."""
-        self._words: dict[int, str] = {}
-        """Of points whose last answer was broken, in which way."""
-        self._any_odd = False
 
-    def _note_words(self, round_: Round) -> None:
-        plan = round_.plan
-        for point in plan.due.tolist():
-            self._words.pop(point, None)
-        for number, words in round_.words.items():
-            self._words.update(dict.fromkeys(plan.due[list(plan.blocks[number].members)].tolist(), words))
+    def notes(self) -> bytes | None:
+        """See contract.Remembers.notes."""
+        if not self._lessons.changed:
+            return None
+        self._lessons.changed = False
+        return self._lessons.notes(self._clock.monotonic_us(), self._clock.wall_us())
 
     def explain(self, point: int) -> str:
         """See contract.Session.explain."""
@@ -228,6 +243,9 @@ class ModbusSession:
             return several and settings.pipeline == settings.connections == 1
         return settings.gateway
 
+    def _behind_gateway(self) -> bool:
+        return self._settings.place.scheme in ("tcp", "tls", "udp") and self._one_at_a_time()
+
     async def _more_lines(self) -> None:
         """As many connections as are wished; a device that allows fewer is asked again for them now and then."""
         now_us = self._clock.monotonic_us()
@@ -253,7 +271,23 @@ class ModbusSession:
         await self._open.aclose()
         self._lines = []
 
+    async def _run(self, round_: Round, todo: deque[int], patience: Patience | None = None) -> None:
+        standing = [line for line in self._lines if line.up]
+        if len(standing) == 1 or patience:
+            await standing[0].run(round_, todo, patience)
+            return
+        async with asyncio.TaskGroup() as tasks:
+            for line in standing:
+                tasks.create_task(line.run(round_, todo))
+
     # ------------------------------------------------------------------------------------------------------ planning
+
+    def _asked(self, due: Ints) -> Ints:
+        before = self._lessons.segment
+        asked = self._lessons.asked(due, self._clock.monotonic_us())
+        if self._lessons.segment is not before:
+            self._plans.clear()
+        return asked
 
     def _plan(self, due: Ints) -> Plan:
         key = due.tobytes()
@@ -265,13 +299,12 @@ class ModbusSession:
         return plan
 
     def _fresh_plan(self, due: Ints) -> Plan:
-        segment = self._cut.cumsum()[self._rank] if self._cut.any() else None
-        return make_plan(self._items, due, self._limits, self._rank, segment)
+        return make_plan(self._items, due, self._lessons.limits(self._limits), self._rank, self._lessons.segment)
 
     # ------------------------------------------------------------------------------------------------------- reading
 
-    async def _read(self, plan: Plan, last: bool = False) -> tuple[Readings, Ints | None]:
-        """One pass: the readings, and the points worth asking again at once (None: none). last: busy is an answer."""
+    async def _read(self, plan: Plan) -> tuple[Readings, Round]:
+        """One pass over a plan, around the units that are silent. Raises DeviceSilent when the line is dead."""
         round_ = Round(plan, self._timeouts_left)
         if not self._silent:
             await self._ask(round_, deque(range(len(plan.blocks))))
@@ -284,28 +317,14 @@ class ModbusSession:
         if not round_.odd:
             self._note_success(plan)
             values, quality = decode(plan)
-            if round_.resynced:
-                self._doubt(round_, quality)
-            return Readings(values, quality, _stamps(round_)), None
-        self._timeouts_left = round_.timeouts_left
-        self._note_units(round_)
-        self._raise_when_dead(round_)
-        again = self._worth_asking_again(round_, last)
-        if again is not None and any(
-            round_.outcomes[plan.block_of[i]] in BUSY for i in np.searchsorted(plan.due, again)
-        ):
-            await asyncio.sleep(BUSY_PAUSE_S)
-        values, quality = decode(plan, round_.outcomes)
+        else:
+            self._timeouts_left = round_.timeouts_left
+            self._note_units(round_)
+            self._raise_when_dead(round_)
+            values, quality = decode(plan, round_.outcomes)
         if round_.resynced:
-            self._doubt(round_, quality)
-        return Readings(values, quality, _stamps(round_)), again
-
-    @staticmethod
-    def _doubt(round_: Round, quality: Codes) -> None:
-        """Mark what was read while a line came into step again: proved to be right, and yet close to what was not."""
-        plan = round_.plan
-        doubted = np.array([block.unit in round_.resynced for block in plan.blocks])[plan.block_of]
-        quality[doubted & (quality == Quality.GOOD)] = Quality.UNCERTAIN
+            _doubt(round_, quality)
+        return Readings(values, quality, _stamps(round_)), round_
 
     async def _ask(self, round_: Round, todo: deque[int]) -> None:
         """Ask these blocks, over fresh connections where one breaks, within the limits of a read."""
@@ -329,15 +348,6 @@ class ModbusSession:
                     round_.outcomes[number] = Outcome.PENDING
                 todo.extendleft(reversed(lost))
 
-    async def _run(self, round_: Round, todo: deque[int]) -> None:
-        standing = [line for line in self._lines if line.up]
-        if len(standing) == 1:
-            await standing[0].run(round_, todo)
-            return
-        async with asyncio.TaskGroup() as tasks:
-            for line in standing:
-                tasks.create_task(line.run(round_, todo))
-
     def _give_up(self, round_: Round, todo: Iterable[int], outcome: Outcome) -> None:
         now_us = self._clock.wall_us()
         for number in todo:
@@ -358,40 +368,47 @@ class ModbusSession:
             return False
         return True
 
+    # ------------------------------------------------------------------------------------------------ units that are silent
+
     async def _ask_around_the_silent(self, round_: Round) -> None:
-        """First the units that answer, then those with one miss, then one probe of one unit that is due for it."""
+        """First the units that answer, then those with one miss, then, now and then, one that is silent."""
         blocks, now_us = round_.plan.blocks, self._clock.monotonic_us()
         nobody = Silence(0, 0)
         state = {unit: self._silent.get(unit, nobody) for unit in round_.plan.units}
-        awake = [n for n, block in enumerate(blocks) if state[block.unit].misses < MISSES_BEFORE_BACKOFF]
+        asleep = {unit for unit, silence in state.items() if silence.misses >= MISSES_BEFORE_BACKOFF}
+        awake = [n for n, block in enumerate(blocks) if block.unit not in asleep]
         awake.sort(key=lambda n: state[blocks[n].unit].misses)
         await self._ask(round_, deque(awake))
-        waiting = [
-            (s.probe_at_us, u)
-            for u, s in state.items()
-            if s.misses >= MISSES_BEFORE_BACKOFF and s.probe_at_us <= now_us
-        ]
-        if waiting and round_.timeouts_left > 0:
-            mine = [n for n, block in enumerate(blocks) if block.unit == min(waiting)[1]]
+        for _, unit in sorted((state[unit].probe_at_us, unit) for unit in asleep if state[unit].probe_at_us <= now_us):
+            if round_.timeouts_left <= 0 or now_us < self._patient_at_us:
+                break
+            mine = [n for n, block in enumerate(blocks) if block.unit == unit]
             await self._ask(round_, deque(mine[:1]))
-            if _answered(round_.outcomes[mine[0]]):
-                await self._ask(round_, deque(mine[1:]))
-        self._skip_rest(round_, {u for u, s in state.items() if s.misses >= MISSES_BEFORE_BACKOFF})
-
-    def _skip_rest(self, round_: Round, units: set[int]) -> None:
-        blocks = round_.plan.blocks
-        left = [n for n, o in enumerate(round_.outcomes) if o == Outcome.PENDING and blocks[n].unit in units]
+            if not _answered(round_.outcomes[mine[0]]):
+                self._patient_at_us = now_us + PATIENT_EVERY * self._settings.timeout
+                break
+            await self._ask(round_, deque(mine[1:]))
+        left = [n for n, o in enumerate(round_.outcomes) if o == Outcome.PENDING and blocks[n].unit in asleep]
         self._give_up(round_, left, Outcome.SKIPPED)
 
-    # ------------------------------------------------------------------------------------------------ what it taught
+    def _unit_to_probe(self) -> int | None:
+        now_us = self._clock.monotonic_us()
+        due = [(silence.probe_at_us, unit) for unit, silence in self._silent.items() if silence.probe_at_us <= now_us]
+        return min(due)[1] if due else None
+
+    def _probe(self, unit: int) -> Plan:
+        """A read of one value of this unit."""
+        mine = [i for i in self._order.tolist() if self._items[i].unit == unit]
+        asked = self._lessons.asked(np.array(sorted(mine), dtype=np.int64), self._clock.monotonic_us())
+        return self._fresh_plan(asked[:1] if len(asked) else np.array(mine[:1], dtype=np.int64))
 
     def _note_success(self, plan: Plan) -> None:
         self._heard |= plan.units
         if self._silent:
             for unit in plan.units:
                 self._silent.pop(unit, None)
-        if self._resting:
-            self._heal(plan.due)
+        if self._lessons.refused_points and self._lessons.answered(plan.due):
+            self._plans.clear()
 
     def _note_units(self, round_: Round) -> None:
         """Who answered and who did not. A unit that was only skipped is what it was."""
@@ -404,12 +421,12 @@ class ModbusSession:
             elif any(outcome == Outcome.TIMED_OUT or outcome in UNREACHED for outcome in outcomes):
                 self._heard.discard(unit)
                 misses = self._silent[unit].misses + 1 if unit in self._silent else 1
-                self._silent[unit] = Silence(
-                    misses, now_us + rest_us(misses - MISSES_BEFORE_BACKOFF) if misses > 1 else 0
-                )
-        if self._resting:
+                rest = rest_us(misses - MISSES_BEFORE_BACKOFF, REST_MIN_US, REST_MAX_US) if misses > 1 else 0
+                self._silent[unit] = Silence(misses, now_us + rest)
+        if self._lessons.refused_points:
             good = np.array(round_.outcomes)[plan.block_of] == Outcome.OK
-            self._heal(plan.due[good])
+            if self._lessons.answered(plan.due[good]):
+                self._plans.clear()
 
     def _raise_when_dead(self, round_: Round) -> None:
         place = self._settings.place
@@ -420,61 +437,12 @@ class ModbusSession:
         if all(outcome == Outcome.LOST for outcome in round_.outcomes):
             raise DeviceSilent(f"{place}: {self._fault or 'no connection'}")
 
-    def _worth_asking_again(self, round_: Round, last: bool) -> Ints | None:
-        """Points of busy blocks (once), and of refused ones that can be taken apart; the others' refusal is noted."""
-        again: list[int] = []
-        changed = False
-        for number, outcome in enumerate(round_.outcomes):
-            if outcome <= 0:
-                continue
-            points = round_.plan.due[list(round_.plan.blocks[number].members)]
-            if outcome in BUSY:
-                if not last and self._extra_left > 0:
-                    self._extra_left -= 1
-                    again.extend(points.tolist())
-            elif outcome in SPLIT_BY and len(points) > 1:
-                changed = True
-                pieces = self._take_apart(points)
-                if self._extra_left >= pieces:
-                    self._extra_left -= pieces
-                    again.extend(points.tolist())
-            elif outcome in (1, 2, 3, 7):
-                self._rest(points)
-        if changed:
-            self._plans.clear()
-        return np.array(sorted(again), dtype=np.int64) if again else None
-
-    def _take_apart(self, points: Ints) -> int:
-        """Cut a refused block at its holes, or else in the middle; returns into how many pieces."""
-        ranks = np.sort(self._rank[points])
-        items = [self._items[self._order[rank]] for rank in ranks]
-        ends = np.maximum.accumulate([item.start + item.width for item in items])
-        starts = np.array([item.start for item in items])
-        cuts = ranks[1:][starts[1:] > ends[:-1]]
-        if not len(cuts):
-            cuts = ranks[len(ranks) // 2 :][:1]
-        self._cut[cuts] = True
-        return len(cuts) + 1
-
-    def _rest(self, points: Ints) -> None:
-        """A device that says no is asked again ever more seldom: a person must mend the map."""
-        now_us = self._clock.monotonic_us()
-        self._refusals[points] += 1
-        self._rest_until[points] = now_us + rest_us(int(self._refusals[points].max()) - 1)
-        self._resting = True
-
-    def _heal(self, points: Ints) -> None:
-        """Points that answer after they were refused: the device has changed, so its blocks may be whole again."""
-        back = points[self._refusals[points] > 0]
-        if not len(back):
-            return
-        self._refusals[back] = 0
-        self._rest_until[back] = 0
-        units = {self._items[i].unit for i in back.tolist()}
-        mine = np.array([self._items[i].unit in units for i in self._order.tolist()])
-        self._cut[mine] = False
-        self._plans.clear()
-        self._resting = bool(self._refusals.any())
+    def _note_words(self, round_: Round) -> None:
+        plan = round_.plan
+        for point in plan.due.tolist():
+            self._words.pop(point, None)
+        for number, words in round_.words.items():
+            self._words.update(dict.fromkeys(plan.due[list(plan.blocks[number].members)].tolist(), words))
 
     def _log_fault(self) -> None:
         """One line a minute at most, and only for what a person should look into."""
@@ -484,9 +452,131 @@ class ModbusSession:
         self._fault_logged_us = now_us
         log.warning("modbus_line_left %s: %s", self._settings.place, fault)
 
+    # -------------------------------------------------------------------------------------------- busy and refused blocks
+
+    def _busy(self, round_: Round) -> Ints | None:
+        """Points whose device was busy, to be asked once more after a moment."""
+        busy = [n for n, outcome in enumerate(round_.outcomes) if outcome in BUSY][: self._extra_left]
+        self._extra_left -= len(busy)
+        return np.sort(np.concatenate([_points(round_, n) for n in busy])) if busy else None
+
+    async def _sort_out(self, refused: "_Refused", whole: Readings, due: Ints) -> bool:
+        """Ask the halves of a refused block, and theirs, until it is known why. True when all of it was answered.
+
+        A register that is refused all alone is guilty and rests. Where both halves are answered and the whole is not, it
+        was too large, or reached across a hole that the device does not have.
+        """
+        now_us = self._clock.monotonic_us()
+        two = halves(self._items, self._rank, refused.points) if refused.code in SPLIT_BY else None
+        if two is None:
+            self._lessons.refuse(refused.points, now_us)
+            self._plans.clear()
+            return False
+        left = await self._asked_whole(two.left, whole, due)
+        if not await self._asked_whole(two.right, whole, due) or not left:
+            return False
+        block = refused.block
+        at = Place(block.unit, block.table, block.start, block.start + block.count)
+        if self._lessons.explained(at):
+            return True
+        if two.gap is not None:
+            across = await self._across(two.left, two.right)
+            if across is None:
+                return True
+            if across in SPLIT_BY:
+                self._lessons.hole(two.gap, now_us)
+                self._plans.clear()
+                return True
+        largest = max(two.left, two.right, key=self._span)
+        most = await self._most(refused.points, self._span(largest), block.count)
+        self._lessons.size(block.unit, block.table, most, now_us)
+        self._plans.clear()
+        return True
+
+    async def _asked_whole(self, points: Ints, whole: Readings, due: Ints) -> bool:
+        """Read these and lay them where they belong; what is refused is sorted out. True when all was answered."""
+        plan = self._fresh_plan(points)
+        if self._extra_left < len(plan.blocks):
+            return False
+        self._extra_left -= len(plan.blocks)
+        readings, round_ = await self._read(plan)
+        _lay(readings, points, whole, due)
+        fine = all(outcome == Outcome.OK or outcome in SPLIT_BY for outcome in round_.outcomes)
+        for refused in _refused(round_):
+            fine = await self._sort_out(refused, whole, due) and fine
+        return fine
+
+    async def _across(self, left: Ints, right: Ints) -> int | None:
+        """What a read of just the hole between two halves brings: an outcome; None when it cannot be told."""
+        ends = [(place_of(self._items[i]).end, i) for i in left.tolist()]
+        starts = [(self._items[i].start, i) for i in right.tolist()]
+        return await self._one(np.array([max(ends)[1], min(starts)[1]], dtype=np.int64))
+
+    async def _most(self, points: Ints, answered: int, refused: int) -> int:
+        """How many registers (or bits) from the first of these on come at once, between what was and what was not."""
+        by_rank = points[np.argsort(self._rank[points])]
+        places = [place_of(self._items[i]) for i in by_rank.tolist()]
+        spans = np.maximum.accumulate([place.end for place in places]) - places[0].start
+        while len(between := np.flatnonzero((spans > answered) & (spans < refused))):
+            last = between[len(between) // 2]
+            outcome = await self._one(by_rank[: last + 1])
+            if outcome is None:
+                break
+            answered, refused = (int(spans[last]), refused) if outcome == Outcome.OK else (answered, int(spans[last]))
+        return answered
+
+    async def _one(self, points: Ints) -> int | None:
+        """What one request for all of these brings: OK, or one of SPLIT_BY; None when it cannot be told."""
+        plan = self._fresh_plan(np.sort(points))
+        if len(plan.blocks) != 1 or self._extra_left < 1:
+            return None
+        self._extra_left -= 1
+        _, round_ = await self._read(plan)
+        outcome = round_.outcomes[0]
+        return outcome if outcome == Outcome.OK or outcome in SPLIT_BY else None
+
+    def _span(self, points: Ints) -> int:
+        places = [place_of(self._items[i]) for i in points.tolist()]
+        return max(place.end for place in places) - min(place.start for place in places)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """A block that was refused, its points and the exception."""
+
+    block: Block
+    points: Ints
+    code: int
+
+
+def _points(round_: Round, number: int) -> Ints:
+    return round_.plan.due[list(round_.plan.blocks[number].members)]
+
+
+def _refused(round_: Round) -> list[_Refused]:
+    return [
+        _Refused(round_.plan.blocks[number], _points(round_, number), outcome)
+        for number, outcome in enumerate(round_.outcomes)
+        if outcome in REFUSALS
+    ]
+
+
+def _ordered(items: Sequence[Item]) -> tuple[Ints, Ints]:
+    order = address_order(items)
+    rank = np.empty(len(items), dtype=np.intp)
+    rank[order] = np.arange(len(items))
+    return order, rank
+
 
 def _answered(outcome: int) -> bool:
     return (outcome >= 0 and outcome not in UNREACHED) or outcome == Outcome.MALFORMED
+
+
+def _doubt(round_: Round, quality: Codes) -> None:
+    """Mark what was read while a line came into step again: proved to be right, and yet close to what was not."""
+    plan = round_.plan
+    doubted = np.array([block.unit in round_.resynced for block in plan.blocks])[plan.block_of]
+    quality[doubted & (quality == Quality.GOOD)] = Quality.UNCERTAIN
 
 
 def _stamps(round_: Round) -> Ints:

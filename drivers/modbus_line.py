@@ -9,6 +9,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 from random import randrange
+from typing import NamedTuple
 
 from drivers.modbus_frames import EXPIRED_MAX, LENGTH_MAX, LENGTH_MIN, check_mbap, next_transaction
 from drivers.modbus_map import HEAD_BYTES, Block, Outcome, Plan
@@ -32,6 +33,13 @@ class Counts:
     resyncs: int = 0
     """How often answers were owed and a canary (or another answer) proved that the line is in step again."""
     bytes: int = 0
+
+
+class Patience(NamedTuple):
+    """How a probe waits. give_way: not while somebody else wants the line."""
+
+    wait_us: int
+    give_way: bool = True
 
 
 class Round:
@@ -85,6 +93,7 @@ class Line(asyncio.BufferedProtocol):
     _have: int = 0
     _flying: dict[int, _Flight] = field(default_factory=dict)
     _expired: set[int] = field(default_factory=set)
+    _wait_us: int = 0
     _transaction: int = field(default_factory=lambda: randrange(65536))  # noqa: S311
     _round: Round | None = None
     _todo: deque[int] = field(default_factory=deque)
@@ -100,14 +109,15 @@ class Line(asyncio.BufferedProtocol):
 
     # --------------------------------------------------------------------------------------- what the session calls
 
-    async def run(self, round_: Round, todo: deque[int]) -> None:
+    async def run(self, round_: Round, todo: deque[int], patience: Patience | None = None) -> None:
         """Ask the blocks of todo, in order, until it is empty or the line is down (then the rest stays in todo).
 
         After a timeout the other blocks of that unit, and at the end of `timeouts_left` all, are SKIPPED.
-        A cancelled run takes the connection down with it.
+        A cancelled run takes the connection down with it. patience: of a probe, which may be less than the timeout.
         """
         if not self.up or not todo:
             return
+        self._wait_us = patience.wait_us if patience else self.timeout_us
         self._round, self._todo, self._last = round_, todo, None
         self._answered.clear()
         self._done = self._loop.create_future()
@@ -276,7 +286,7 @@ class Line(asyncio.BufferedProtocol):
             self._timer.cancel()
             self._timer = None
         if self._flying:
-            self._ask_again_since(min(flight.deadline_s for flight in self._flying.values()) - self.timeout_us / 1e6)
+            self._ask_again_since(min(flight.deadline_s for flight in self._flying.values()) - self._wait_us / 1e6)
         now_us = self.clock.wall_us()
         for flight in self._flying.values():
             self._settle(flight.number, outcome, now_us)
@@ -307,7 +317,7 @@ class Line(asyncio.BufferedProtocol):
             number = todo.popleft()
             block = round_.plan.blocks[number]
             transaction = self._next_transaction()
-            flying[transaction] = _Flight(block, number, self._loop.time() + self.timeout_us / 1e6)
+            flying[transaction] = _Flight(block, number, self._loop.time() + self._wait_us / 1e6)
             packets.append(transaction.to_bytes(2, "big") + block.request)
         if packets:
             assert self._transport is not None
@@ -316,7 +326,7 @@ class Line(asyncio.BufferedProtocol):
             self.counts.bytes += len(packet)
             self._transport.write(packet)
             if self._timer is None:
-                self._timer = self._loop.call_later(self.timeout_us / 1e6, self._tick)
+                self._timer = self._loop.call_later(self._wait_us / 1e6, self._tick)
         elif not flying:
             self._finish()
 
@@ -349,7 +359,7 @@ class Line(asyncio.BufferedProtocol):
         self.counts.timeouts += 1
         now_us = self.clock.wall_us()
         self._settle(flight.number, Outcome.TIMED_OUT, now_us)
-        self._ask_again_since(flight.deadline_s - self.timeout_us / 1e6)
+        self._ask_again_since(flight.deadline_s - self._wait_us / 1e6)
         for number in list(self._todo):
             if round_.timeouts_left <= 0 or round_.plan.blocks[number].unit == flight.block.unit:
                 self._todo.remove(number)

@@ -4,8 +4,8 @@ Rule 1: nothing here touches a socket, a clock or asyncio. Rule 2: only the read
 Figures are those of the Modbus Application Protocol V1.1b3 and the Messaging on TCP/IP Guide V1.0b.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from struct import Struct
 from typing import Any, Literal
@@ -136,14 +136,22 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """max_gap, max_block: registers (times 16 for bits); a block never exceeds max_block."""
+    """max_gap, max_block: registers (times 16 for bits); a block never exceeds max_block.
+
+    units: by unit and whether registers are meant, the registers (or bits) that it gives at once, as was found out.
+    """
 
     max_gap: int = 16
     max_block: int = WORDS_MAX
+    units: Mapping[tuple[int, bool], int] = field(default_factory=dict)
 
-    def of(self, table: Table) -> tuple[int, int]:
-        scale = 1 if table >= Table.HOLDING else BITS_PER_WORD
-        return self.max_gap * scale, self.max_block * scale
+    def of(self, item: Item) -> tuple[int, int]:
+        """The gap and the size for blocks with this item, in registers or bits."""
+        registers = item.table >= Table.HOLDING
+        scale = 1 if registers else BITS_PER_WORD
+        gap, size = self.max_gap * scale, self.max_block * scale
+        known = self.units.get((item.unit, registers)) if self.units else None
+        return gap, size if known is None else min(size, max(known, item.width))
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +261,7 @@ def _spans(items: Sequence[Item], order: Sequence[int], segments: Sequence[int],
     key: tuple[int, Table, int] | None = None
     for position in order:
         item = items[position]
-        gap, size = limits.of(item.table)
+        gap, size = limits.of(item)
         if item.width > size:
             raise ValueError(f"max_block {limits.max_block} is less than the {item.width} registers of a {item.type}")
         end = item.start + item.width

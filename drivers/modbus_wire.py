@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from drivers.modbus_frames import OPEN_SIZE, Ask, Found, Framing, Shape, canaries, judged, of_block
-from drivers.modbus_line import Counts, Round
+from drivers.modbus_line import Counts, Patience, Round
 from drivers.modbus_map import Outcome
 from edge_agent.contract import Clock
 
@@ -199,7 +199,10 @@ class Wire:
                 if not self.up:
                     answer = self._owe(ask, self._end(Outcome.LOST, self.fault), noted=not self.pace.numbered)
                 elif not await self._wait(deadline_s, give_way):
-                    answer = self._given_up(ask, timeout_us)
+                    gave_way = _now_s() < deadline_s
+                    answer = (
+                        self._owe(ask, self._end(Outcome.SKIPPED, "")) if gave_way else self._given_up(ask, timeout_us)
+                    )
                 if answer is not None:
                     break
         except asyncio.CancelledError:
@@ -364,13 +367,14 @@ class WireLine:
     def fault(self) -> str:
         return self.wire.fault
 
-    async def run(self, round_: Round, todo: deque[int], give_way: bool = False) -> None:
+    async def run(self, round_: Round, todo: deque[int], patience: Patience | None = None) -> None:
         """See Line.run."""
+        wait_us, give_way = patience or (self.timeout_us, False)
         before: int | None = None
         while todo and self.up:
             number = todo.popleft()
             block = round_.plan.blocks[number]
-            answer = await self.wire.exchange(of_block(block), self.timeout_us, self.counts, give_way)
+            answer = await self.wire.exchange(of_block(block), wait_us, self.counts, give_way)
             if answer.stray and before is not None:
                 self._settle(round_, before, Outcome.MALFORMED)
             before = None

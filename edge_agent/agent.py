@@ -32,8 +32,10 @@ from edge_agent.plant import Plant, compile_plant
 from edge_agent.poller import Line, Poller
 from edge_agent.publisher import STATUS, Publisher
 from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame
+from edge_agent.store.disk import LEFTOVERS
 from edge_agent.store.journal import FILE as STORE_FILE
 from edge_agent.store.journal import Committed, Store, open_store
+from edge_agent.store.notes import DeviceNotes
 from edge_agent.web.app import Web, open_web
 
 log = structlog.get_logger(__name__)
@@ -174,6 +176,7 @@ class _Agent:
         self.retained: dict[str, bytes] = {}
         self.leftovers: set[str] = set()
         """Whole topics of an earlier configuration that nobody writes any more: cleared at the broker."""
+        self.learned: poller.Memory = {}
         self.reloading = asyncio.Lock()
 
     # --- start and end ----------------------------------------------------------------------------------------------
@@ -240,7 +243,10 @@ class _Agent:
             state, orphans = snapshot.migrate(old, state, plant)
         self.board.use(_board_machines(plant))
         self.store.use_layouts([machine.layout for machine in plant.machines])
-        self.leftovers = set(filter(None, self.store.load_leftovers().split("\n")))
+        self.leftovers = set(filter(None, self.store.load_text(LEFTOVERS).split("\n")))
+        self.learned = DeviceNotes(self.store)
+        for name in set(self.learned) - set(self.config.connections):
+            del self.learned[name]
         self._leave_behind(self._kept_config())
         self.store.save_config(text, self.sha)
         self.pipeline = Pipeline(
@@ -267,7 +273,7 @@ class _Agent:
         self._keep_leftovers()
 
     def _keep_leftovers(self) -> None:
-        self.store.save_leftovers("\n".join(sorted(self.leftovers)))
+        self.store.save_text(LEFTOVERS, "\n".join(sorted(self.leftovers)))
 
     def _cleared(self, topic: str) -> None:
         self.leftovers.discard(topic)
@@ -372,7 +378,8 @@ class _Agent:
             self.beats.forget(f"poller {name}")
         for name, line in wanted.items():
             stroke = self._worker(line)
-            each = Poller(line, self.clock, self.time, self.pipeline.take, self.pipeline.missed, stroke)
+            taken, missed = self.pipeline.take, self.pipeline.missed
+            each = Poller(line, self.clock, self.time, taken, missed, stroke, memory=self.learned)
             running_now = self._after(ending.get(name), each)
             self.pollers[name] = _Running(each, self.tasks.create_task(running_now, name=f"poller {name}"))
 

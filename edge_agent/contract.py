@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -244,6 +244,35 @@ class Session(Protocol):
 
     def counters(self) -> dict[str, int | float]:
         """Requests, timeouts and whatever else the health topic should show; cheap."""
+        ...
+
+
+@runtime_checkable
+class Idles(Protocol):
+    """What a session may promise besides: to use the time between two reads."""
+
+    async def idle(self, until_us: int) -> int:
+        """Do what no reading waits for (ask a unit that is silent whether it is back), and return before `until_us`.
+
+        until_us: monotonic µs, when the next read is due. Called after each read, and again at the time that it returns
+        (monotonic µs; `until_us` or later: not before the next read). Errors as those of `read`.
+        """
+        ...
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """What a session may promise besides: to take what it learned of its devices into its next life."""
+
+    def recall(self, notes: bytes) -> None:
+        """Take up the notes of an earlier session of this connection; called before the first read.
+
+        They come from the disk: notes that make no sense are left aside.
+        """
+        ...
+
+    def notes(self) -> bytes | None:
+        """What a later session should know; None when there is nothing new. Cheap; called after each read."""
         ...
 
 

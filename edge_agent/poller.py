@@ -6,10 +6,11 @@ Rule 3: this is the bulkhead: a fault of a driver stays in its connection.
 """
 
 import asyncio
+import contextlib
 import itertools
 import math
 import random
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -32,10 +33,12 @@ from edge_agent.contract import (
     Driver,
     Floats,
     Frame,
+    Idles,
     Ints,
     Point,
     Quality,
     Readings,
+    Remembers,
     Session,
 )
 from edge_agent.plant import Plant
@@ -60,6 +63,8 @@ NOT_WAITED_FOR_US = 10 * SECOND_US
 """Signals with a longer period are read as soon as their line is open: nobody should wait an hour for a first value."""
 PERIODS_COUNTED_FORTH = 8
 BEATS_AT_ONCE = 100_000
+IDLE_MIN_US = 100_000
+"""A session that wants to be called at once all the time does not keep the loop busy with it."""
 
 
 class ConnectionState(StrEnum):
@@ -135,6 +140,8 @@ class _Beat:
     plain: bool
 
 
+Memory = MutableMapping[str, bytes]
+"""By connection, what its sessions learned; kept by whoever gives it."""
 Intake = Callable[[list[Frame]], None]
 Missed = Callable[[str, int, int, int], None]
 """(connection, machine rows, from UTC µs, to UTC µs) of beats that were not taken."""
@@ -207,15 +214,19 @@ class Poller:
         missed: Missed,
         stroke: Callable[[], None] = lambda: None,
         rng: random.Random | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.line = line
         self.health = LineHealth(since_us=clock.wall_us())
         self._clock, self._time, self._intake, self._missed, self._stroke = clock, time, intake, missed, stroke
         self._rng = rng or random.Random(line.name)  # noqa: S311 - jitter, not a secret
+        self._memory = {} if memory is None else memory
         self._periods = _periods(line)
         self._beats: dict[tuple[int, ...], _Beat] = {}
         self._places: dict[tuple[str, int], int] = {}
         self._session: Session | None = None
+        self._idles: Idles | None = None
+        self._remembers: Remembers | None = None
         self._asked = line
         """The line whose points the open session was told."""
         self._changed, self._broken = asyncio.Event(), asyncio.Event()
@@ -309,13 +320,17 @@ class Poller:
             limit.reschedule(None)
             self._broken.clear()
             self._session, self._asked = session, line
+            self._idles = session if isinstance(session, Idles) else None
+            self._remembers = session if isinstance(session, Remembers) else None
+            if self._remembers is not None and (notes := self._memory.get(line.name)):
+                self._remembers.recall(notes)
             self._first_due = bool(self._slow())
             if self._first_due:
                 self._changed.set()
             try:
                 yield
             finally:
-                self._session = None
+                self._session = self._idles = self._remembers = None
                 # A line that hangs while it is closed must not keep it from being opened again.
                 limit.reschedule(asyncio.get_running_loop().time() + CLOSE_LIMIT_S)
 
@@ -389,13 +404,29 @@ class Poller:
         return tuple(period for period in self._periods if period > NOT_WAITED_FOR_US)
 
     async def _waited_until(self, beat_us: int) -> bool:
-        """False when there are other signals before it comes, which may have other beats."""
+        """False when there are other signals before it comes, which may have other beats.
+
+        A session that has a use for the time until then gets it.
+        """
+        while (now := self._clock.monotonic_us()) < beat_us and not self._changed.is_set():
+            wake_us = await self._idle(beat_us)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(
+                    max(0, min(beat_us, max(wake_us, now + IDLE_MIN_US)) - self._clock.monotonic_us()) / SECOND_US
+                ):
+                    await self._changed.wait()
+        return not self._changed.is_set()
+
+    async def _idle(self, until_us: int) -> int:
+        """Let the session use the time until then; returns when it wants to be called again."""
+        if self._idles is None or self._asked is not self.line:
+            return until_us
         try:
-            async with asyncio.timeout(max(0, beat_us - self._clock.monotonic_us()) / SECOND_US):
-                await self._changed.wait()
-        except TimeoutError:
-            return True
-        return False
+            async with asyncio.timeout(READ_LIMIT_S + (until_us - self._clock.monotonic_us()) / SECOND_US):
+                return await self._idles.idle(until_us)
+        except Exception as error:  # noqa: BLE001 - the bulkhead, see `_failed`
+            self._failed(error)
+            return until_us
 
     def _next(self, after_us: int) -> tuple[int, tuple[int, ...]]:
         """The next beat and the periods that are due at it."""
@@ -456,6 +487,8 @@ class Poller:
                     session.use([signal.point for signal in self.line.signals])
                 readings = checked(await session.read(beat.due), len(beat.due))
             counters = session.counters()
+            if self._remembers is not None and (notes := self._remembers.notes()) is not None:
+                self._memory[self.line.name] = notes
         except Exception as error:  # noqa: BLE001 - the bulkhead, see `_failed`
             self._failed(error)
             return self.nothing(beat, self._why)

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drivers.modbus import DRIVER, ModbusSession
+from drivers.modbus import DRIVER, EXTRA_REQUESTS_MAX, ModbusSession
+from drivers.modbus_lessons import RETRIES_PER_READ
 from drivers.modbus_line import Counts, Line
-from edge_agent.contract import DeviceRefused, DeviceSilent, Driver, Point, Quality
+from edge_agent.contract import DeviceRefused, DeviceSilent, Driver, Idles, Point, Quality
 from edge_agent.testing import Check, Fault, SkippingClock, driver_checks
 from tests import virtual
 from tests.liar import LIES, Liar, Question, truth
@@ -105,6 +106,10 @@ class Bench:
 
     def asked_since(self, count: int) -> list[Question]:
         return self.liar.asked[count:]
+
+
+def point_at(address: int, unit: int = 1) -> Point:
+    return Point(f"p{address}", DRIVER.Address.model_validate({"address": f"holding:{address}", "unit": unit}))
 
 
 @asynccontextmanager
@@ -240,10 +245,21 @@ def test_a_hole_that_the_device_does_not_know_is_no_longer_read_across() -> None
     run(test())
 
 
-def test_a_device_that_gives_fewer_registers_at_once_is_read_in_smaller_blocks() -> None:
+@pytest.mark.parametrize("code", [2, 3])
+@pytest.mark.parametrize("addresses", [range(120), range(0, 120, 3), [*range(40), *range(43, 120)]])
+def test_a_device_that_gives_fewer_registers_at_once_is_read_in_smaller_blocks(
+    code: int, addresses: Sequence[int]
+) -> None:
     async def test() -> None:
-        async with bench(lambda q: "exception 3" if q.count > 32 else "honest", [(1, a) for a in range(120)]) as b:
-            assert await b.read() == [Quality.GOOD] * 120
+        points = [(1, address) for address in addresses]
+        async with bench(lambda q: f"exception {code}" if q.count > 16 else "honest", points) as b:
+            assert await b.read() == [Quality.GOOD] * len(points), "found out within the first read"
+            assert len(b.liar.asked) <= 26
+            count = len(b.liar.asked)
+            assert await b.read() == [Quality.GOOD] * len(points)
+            assert len(b.asked_since(count)) <= 10, "120 registers in blocks of 16 are 8 requests at best"
+            b.clock.skip(90_000_000)
+            assert await b.read() == [Quality.GOOD] * len(points), "tried again, and found to be so still"
 
     run(test())
 
@@ -252,11 +268,141 @@ def test_a_device_that_refuses_everything_is_not_hammered() -> None:
     async def test() -> None:
         async with bench(lambda _: "exception 2", [(1, address) for address in range(100)]) as b:
             for _ in range(20):
+                count = len(b.liar.asked)
                 assert await b.read() == [Quality.REFUSED] * 100
+                assert len(b.asked_since(count)) <= EXTRA_REQUESTS_MAX + 1 + RETRIES_PER_READ
             count = len(b.liar.asked)
             for _ in range(10):
                 await b.read()
             assert len(b.asked_since(count)) == 0
+
+    run(test())
+
+
+def test_a_table_that_the_device_does_not_have_is_asked_for_once() -> None:
+    async def test() -> None:
+        async with bench(lambda _: "exception 1", [(1, address) for address in range(100)]) as b:
+            assert await b.read() == [Quality.REFUSED] * 100
+            assert await b.read() == [Quality.REFUSED] * 100
+            assert len(b.liar.asked) == 1
+
+    run(test())
+
+
+def test_what_was_refused_is_remembered_by_the_next_session_and_tried_again_all_alone() -> None:
+    async def test() -> None:
+        points = [(1, address) for address in range(100)]
+        script = lambda q: "exception 2" if q.start <= 37 < q.start + q.count else "honest"  # noqa: E731
+        expected = [Quality.GOOD] * 37 + [Quality.REFUSED] + [Quality.GOOD] * 62
+        async with bench(script, points) as b:
+            assert isinstance(b.session, ModbusSession)
+            assert b.session.notes() is None
+            assert await b.read() == expected
+            notes = b.session.notes()
+            assert notes is not None
+            assert b.session.notes() is None, "nothing new since"
+        async with bench(script, points) as b:
+            assert isinstance(b.session, ModbusSession)
+            b.session.recall(notes)
+            assert await b.read() == expected
+            assert sorted((q.start, q.count) for q in b.liar.asked) == [(0, 37), (37, 1), (38, 62)]
+            b.session.use([point_at(address) for address in range(100)])
+            count = len(b.liar.asked)
+            assert await b.read() == expected
+            assert (37, 1) in [(q.start, q.count) for q in b.asked_since(count)], "a reload tries it again"
+        async with bench(script, points) as b:
+            assert isinstance(b.session, ModbusSession)
+            b.session.recall(b"nonsense")
+            assert await b.read() == expected
+
+    run(test())
+
+
+def test_a_register_that_is_refused_is_tried_again_within_a_day() -> None:
+    async def test() -> None:
+        missing = {37}
+        script = lambda q: "exception 2" if missing & {*range(q.start, q.start + q.count)} else "honest"  # noqa: E731
+        async with bench(script, [(1, address) for address in range(100)]) as b:
+            for _ in range(30):
+                await b.read()
+                b.clock.skip(86_400_000_000)
+            missing.clear()
+            assert await b.read() == [Quality.GOOD] * 100
+
+    run(test())
+
+
+# ------------------------------------------------------------------------------------------------ the time between reads
+
+
+async def idle(b: Bench, for_us: int = 900_000) -> int:
+    assert isinstance(b.session, Idles)
+    started = b.clock.monotonic_us()
+    wish = await b.session.idle(started + for_us)
+    assert b.clock.monotonic_us() <= started + for_us + 10_000, "it returns before the next read"
+    return wish
+
+
+def test_a_silent_unit_is_asked_between_reads_and_no_read_waits_for_it() -> None:
+    async def test() -> None:
+        dead = {2}
+        points = [(unit, address) for unit in (1, 2, 3) for address in (0, 200)]
+        async with bench(lambda q: "silence" if q.unit in dead else "honest", points) as b:
+            loop = asyncio.get_running_loop()
+            await b.read()
+            waited_s = 0.0
+            for _ in range(60):
+                await idle(b)
+                started_s = loop.time()
+                assert await b.read() == [Quality.GOOD] * 2 + [Quality.TIMEOUT] * 2 + [Quality.GOOD] * 2
+                waited_s += loop.time() - started_s
+                b.clock.skip(1_000_000)
+            assert waited_s < 3 * TIMEOUT_S, "a patient probe now and then at most"
+            dead.clear()
+            b.clock.skip(60_000_000)
+            await idle(b)
+            assert await b.read() == [Quality.GOOD] * 6, "it was back before anybody read it"
+
+    run(test())
+
+
+def test_where_there_is_no_time_between_reads_a_silent_unit_is_waited_for_now_and_then() -> None:
+    async def test() -> None:
+        dead = {2}
+        async with bench(lambda q: "silence" if q.unit in dead else "honest", [(1, 0), (2, 0)]) as b:
+            loop = asyncio.get_running_loop()
+            for _ in range(3):
+                await b.read()
+            started_s, beats, waited = loop.time(), 400, 0
+            for _ in range(beats):
+                await idle(b, 10_000)
+                before_s = loop.time()
+                assert (await b.read())[0] == Quality.GOOD
+                waited += loop.time() - before_s > TIMEOUT_S / 2
+                b.clock.skip(200_000)
+            assert 1 <= waited <= 0.05 * beats, f"{waited} of {beats}, {loop.time() - started_s} s"
+            dead.clear()
+            b.clock.skip(60_000_000)
+            await b.read()
+            assert await b.read() == [Quality.GOOD] * 2
+
+    run(test())
+
+
+def test_a_session_says_when_it_wants_to_be_called_again() -> None:
+    async def test() -> None:
+        async with bench(lambda q: "silence" if q.unit == 2 else "honest", [(1, 0), (2, 0)]) as b:
+            now = b.clock.monotonic_us()
+            await b.read()
+            wish = await idle(b, 3_600_000_000)
+            assert now < wish < now + 10_000_000, (
+                "a unit that is silent is not left alone for the hour to the next beat"
+            )
+            for _ in range(20):
+                b.clock.skip(60_000_000)
+                wish = await idle(b, 3_600_000_000)
+            assert b.clock.monotonic_us() + 40_000_000 < wish <= b.clock.monotonic_us() + 60_000_000
+            assert await b.read() == [Quality.GOOD, Quality.TIMEOUT]
 
     run(test())
 

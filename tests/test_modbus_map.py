@@ -143,7 +143,7 @@ def test_a_plan_asks_for_every_point_once_and_within_the_limits(
     plan = all_of(items, Limits(max_gap, max_block))
     assert sorted(i for block in plan.blocks for i in block.members) == list(range(len(items)))
     for number, block in enumerate(plan.blocks):
-        gap, size = Limits(max_gap, max_block).of(block.table)
+        gap, size = Limits(max_gap, max_block).of(items[block.members[0]])
         assert 1 <= block.count <= size
         covered = block.start
         for i in block.members:
@@ -157,7 +157,7 @@ def test_a_plan_asks_for_every_point_once_and_within_the_limits(
         assert covered == block.start + block.count
     for before, after in pairwise(plan.blocks):
         if (before.unit, before.table) == (after.unit, after.table):
-            gap, size = Limits(max_gap, max_block).of(before.table)
+            gap, size = Limits(max_gap, max_block).of(items[before.members[0]])
             first = items[after.members[0]]
             joined = max(before.start + before.count, first.start + first.width) - before.start
             hole = first.start - before.start - before.count

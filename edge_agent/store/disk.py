@@ -57,8 +57,8 @@ KEYS = {
     "meta": "id", "layouts": "id", "batches": "id", "notices": "seq", "snapshot": "id", "config": "id", "done": "first",
 }  # fmt: skip
 SMALL = ("meta", "layouts", "snapshot", "config")
-CONFIG, LEFTOVERS = 1, 2
-"""Rows of `config`: the last good configuration, and topics that are still to be cleared at the broker."""
+CONFIG, LEFTOVERS, DEVICES = 1, 2, 3
+"""Rows of `config`: the last good configuration, topics still to be cleared at the broker, what devices have taught."""
 MARKED_MAX = 24
 """Ranges of what is delivered that the marker holds: more would not fit into its sector."""
 OUTSIDE = {
@@ -102,7 +102,8 @@ class Opened:
     state: State
     layouts: dict[int, Layout]
     config: tuple[str, str] | None
-    leftovers: str = ""
+    texts: dict[int, str] = field(default_factory=dict)
+    """The other rows of `config`."""
     gap: Gap | None = None
     lost: list[tuple[int, int]] = field(default_factory=list)
 
@@ -234,9 +235,9 @@ def _settled(
     wall: int,
 ) -> Opened:
     """The epoch under which this file counts on, and what its marker knows that it does not."""
-    config, leftovers = kept.get(CONFIG), kept.get(LEFTOVERS, ("", ""))[0]
+    config, texts = kept.get(CONFIG), _texts(kept)
     if state is not None and marker is not None and marker.epoch == state.epoch and marker.last_seq <= state.last_seq:
-        return Opened(db, state, layouts, config, leftovers)
+        return Opened(db, state, layouts, config, texts)
     before = state or State("")
     known = marker if marker is not None and marker.epoch == before.epoch else before
     done = Intervals([*before.delivered, *known.delivered])
@@ -249,7 +250,11 @@ def _settled(
         )
     put_state(db, after)
     put_done(db, {first: None for first, _ in before.delivered} | dict(after.delivered))
-    return Opened(db, after, layouts, config, leftovers, _gap(lost, before.last_wall, wall), lost)
+    return Opened(db, after, layouts, config, texts, _gap(lost, before.last_wall, wall), lost)
+
+
+def _texts(kept: dict[int, tuple[str, str]]) -> dict[int, str]:
+    return {row: text for row, (text, _) in kept.items() if row != CONFIG}
 
 
 def _with(state: State, epoch: str, last: int, done: Intervals, lost: list[tuple[int, int]]) -> State:
@@ -333,7 +338,7 @@ def rebuilt(
     db = connect(path)
     _settings(db)
     gap = _gap(lost, state.last_wall, wall) or Gap(GapCause.DAMAGE, 0, wall, wall)
-    return Opened(db, state, found.layouts, found.kept.get(CONFIG), found.kept.get(LEFTOVERS, ("", ""))[0], gap, lost)
+    return Opened(db, state, found.layouts, found.kept.get(CONFIG), _texts(found.kept), gap, lost)
 
 
 @dataclass(slots=True)

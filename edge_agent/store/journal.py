@@ -123,7 +123,7 @@ class _Batch:
     notices: list[Committed] = field(default_factory=list)
     snapshot: tuple[bytes, str] | None = None
     config: tuple[str, str] | None = None
-    leftovers: str | None = None
+    texts: dict[int, str] = field(default_factory=dict)
     number: int = 0
     size: int = 0
     """bytes of memory."""
@@ -153,7 +153,7 @@ class Store:
         self._done_changed = False
         self._layouts: dict[str, tuple[int, Layout]] = {}
         self._known = dict(opened.layouts)
-        self._config, self._leftovers = opened.config, opened.leftovers
+        self._config, self._texts = opened.config, opened.texts
         # The commit thread's: numbers of the layouts that the file has, and how far the last snapshot reaches.
         self._written_layouts = set(opened.layouts)
         self._snapshot_seq = self._pruned_to = 0
@@ -283,8 +283,8 @@ class Store:
 
     def _seal(self) -> None:
         batch = self._open
-        about = (batch.snapshot, batch.config, batch.leftovers)
-        if not (batch.items or batch.notices or batch.drop_to or any(each is not None for each in about)):
+        about = batch.snapshot is not None or batch.config is not None or batch.texts
+        if not (batch.items or batch.notices or batch.drop_to or about):
             return
         self._open = _Batch()
         batch.seq_to = self._next - 1
@@ -430,7 +430,7 @@ class Store:
         self._done.take_changes()  # the new file has them
         self._done_changed, self._broken = True, None
         self._begin_reading()
-        self._open.config, self._open.leftovers = self._config, self._leftovers
+        self._open.config, self._open.texts = self._config, dict(self._texts)
         self._pruned_to = 0
         if opened.gap is not None:
             self.put((), gaps=[opened.gap])
@@ -559,8 +559,8 @@ class Store:
             self._snapshot_seq = batch.seq_to
         if batch.config is not None:
             self._write_config(disk.CONFIG, *batch.config)
-        if batch.leftovers is not None:
-            self._write_config(disk.LEFTOVERS, batch.leftovers, "")
+        for row_of, text in batch.texts.items():
+            self._write_config(row_of, text, "")
         return size
 
     def _write_config(self, row: int, text: str, sha: str) -> None:
@@ -798,14 +798,15 @@ class Store:
             self._config = self._open.config = (text, sha)
             self._wake.set()
 
-    def save_leftovers(self, text: str) -> None:
-        """Keep what is still to be cleared at the broker, in words of the caller's; with the next commit."""
-        if self._leftovers != text:
-            self._leftovers = self._open.leftovers = text
+    def save_text(self, row: int, text: str) -> None:
+        """Keep a small text, in words of the caller's, with the next commit. row: disk.LEFTOVERS or disk.DEVICES."""
+        if self._texts.get(row, "") != text:
+            self._texts[row] = self._open.texts[row] = text
             self._wake.set()
 
-    def load_leftovers(self) -> str:
-        return self._leftovers
+    def load_text(self, row: int) -> str:
+        """'' when none was kept."""
+        return self._texts.get(row, "")
 
     def load_config(self) -> tuple[str, str] | None:
         """(text, sha) of the last good configuration."""
