@@ -59,10 +59,11 @@ RECONNECTS_PER_READ = 2
 EXTRA_REQUESTS_MAX = 64
 """In one read, for blocks that were refused or busy."""
 BUSY_PAUSE_S = 0.1
-REST_MIN_US, REST_MAX_US = 1_000_000, 60_000_000
-PATIENT_EVERY = 25
+REST_MIN_US, REST_MAX_US = 1_000_000, 15_000_000
+"""Of a silent unit. Between reads a probe costs nobody anything, so it is heard soon after it is back."""
+PATIENT_EVERY = 50
 """Timeouts between two probes for which a read waits: where the time between reads is too short to wait in, a silent unit
-costs the others 4 % at most."""
+costs the others 2 % of the time, and 4 % of their readings where each wait spoils two."""
 PROBE_MIN_US = 20_000
 """Less time between two reads is no time to be answered in."""
 PROBE_MARGIN_US = 10_000
