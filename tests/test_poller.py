@@ -842,3 +842,100 @@ def test_an_hour_of_scripted_faults_leaves_no_beat_untold() -> None:
     assert 0 <= HOUR_S - len(watched.frames) - rows <= 41
     seen = {quality for _, quality in watched.told()}
     assert seen >= {GOOD, Quality.DISCONNECTED, Quality.REFUSED, Quality.TIMEOUT, Quality.OTHER}
+
+
+# --- the time between reads, and what is remembered ---
+
+
+class Idler(Device):
+    """A device whose session has a use for the time between reads."""
+
+    def __init__(self, wish_s: float = math.inf, takes_s: float = 0.0, then: Exception | None = None) -> None:
+        super().__init__()
+        self.idled: list[tuple[float, float]] = []
+        self._wish_s, self._takes_s, self._then = wish_s, takes_s, then
+
+    async def idle(self, until_us: int) -> int:
+        """See contract.Idles."""
+        self.idled.append((self.now_us / SECOND - 1000, until_us / SECOND - 1000))
+        if self._then is not None:
+            raise self._then
+        await asyncio.sleep(min(self._takes_s, (until_us - self.now_us) / SECOND))
+        return until_us if math.isinf(self._wish_s) else self.now_us + round(self._wish_s * SECOND)
+
+
+def test_a_session_gets_the_time_between_two_beats() -> None:
+    device = Idler(takes_s=0.9)
+    watched = watch(device, 4.5)
+    assert [at for at, _ in watched.told()] == [1, 2, 3, 4], "its work shifts no beat"
+    assert [(round(now), until) for now, until in device.idled[-3:]] == [(2, 3), (3, 4), (4, 5)]
+
+
+def test_a_session_is_called_again_when_it_wants_to_be() -> None:
+    device = Idler(wish_s=2)
+    watch(device, 25, points(30))
+    assert [round(now) for now, _ in device.idled[:5]] == [0, 2, 4, 6, 8]
+    greedy = Idler(wish_s=0)
+    watch(greedy, 3, points(60))
+    assert len(greedy.idled) <= 35, "no busy loop for one that always wants more"
+
+
+@pytest.mark.parametrize("error", [DeviceSilent("gone"), DeviceRefused("no"), ValueError("a bug")])
+def test_a_fault_between_reads_is_a_fault_of_the_line(error: Exception) -> None:
+    device = Idler(then=error)
+    watched = watch(device, 6)
+    qualities = {quality for _, quality in watched.told()}
+    assert qualities <= {GOOD, Quality.DISCONNECTED, Quality.REFUSED, Quality.OTHER}
+    assert len([at for at, _ in watched.told()]) >= 5, "every beat has its row"
+    assert device.closed == len(device.opened) or device.closed == len(device.opened) - 1
+
+
+def test_other_signals_wait_for_no_idle_session() -> None:
+    async def story() -> None:
+        device = Idler(wish_s=1000)
+        watched = Watched(line(device, points(30)))
+        await watched.until(5)
+        assert watched.poller.use(line(device, points(1)))
+        await watched.until(9)
+        await watched.end()
+        assert [at for at, _ in watched.told() if at >= 6] == [6, 7, 8, 9]
+
+    virtual.run(story())
+
+
+class Learner(Device):
+    """A device whose session remembers how often it was read."""
+
+    def __init__(self) -> None:
+        super().__init__(on_read=at(3, then=raises(DeviceSilent("gone"))))
+        self.recalled: list[bytes] = []
+        self.new = False
+
+    async def read(self, due: Ints) -> Readings:
+        self.new = len(self.reads) % 2 == 0
+        return await super().read(due)
+
+    def recall(self, notes: bytes) -> None:
+        """See contract.Remembers."""
+        self.recalled.append(notes)
+
+    def notes(self) -> bytes | None:
+        """See contract.Remembers."""
+        return str(len(self.reads)).encode() if self.new else None
+
+
+def test_what_a_session_learned_is_given_to_the_next() -> None:
+    async def story() -> None:
+        device, memory = Learner(), dict[str, bytes]()
+        clock = VirtualClock()
+        gone = lambda *_: None  # noqa: E731
+        its = Poller(line(device), clock, AgentTime(clock, clock.monotonic_us()), gone, gone, memory=memory)
+        task = asyncio.create_task(its.run())
+        await asyncio.sleep(8)
+        task.cancel()
+        await asyncio.wait([task])
+        assert len(device.opened) == 2
+        assert device.recalled, "the second session got what the first had learned"
+        assert memory["plc"] >= device.recalled[0]
+
+    virtual.run(story())
