@@ -12,7 +12,7 @@ import logging
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from pydantic import BaseModel
@@ -24,6 +24,7 @@ from drivers.modbus_map import (
     BUSY,
     EXCEPTION_WORDS,
     REFUSALS,
+    TEXT,
     UNREACHED,
     Block,
     Item,
@@ -33,6 +34,7 @@ from drivers.modbus_map import (
     address_order,
     decode,
     make_plan,
+    text_of,
 )
 from drivers.modbus_settings import ModbusAddress, ModbusConnection
 from drivers.modbus_wire import WireLine
@@ -154,6 +156,22 @@ class ModbusSession:
             if not _answered(round_.outcomes[0]):
                 break
         return min((silence.probe_at_us for silence in self._silent.values()), default=until_us)
+
+    async def describe(self, points: Sequence[Point]) -> list[str | None]:
+        """See contract.Describes.describe."""
+        texts: list[str | None] = []
+        for point in points:
+            text = point.settings.item(self._settings)
+            registers = [replace(text, start=text.start + i, type="uint16") for i in range(text.width)]
+            plan = make_plan(registers, np.arange(len(registers)), self._lessons.limits(self._limits))
+            round_ = Round(plan, 1)
+            if self._up and text.unit not in self._silent:
+                await self._run(round_, deque(range(len(plan.blocks))))
+                self._note_units(round_)
+            told = all(outcome == Outcome.OK for outcome in round_.outcomes)
+            data = b"".join(bytes(plan.payload[block.offset : block.offset + block.size]) for block in plan.blocks)
+            texts.append(text_of(data, int(text.type[len(TEXT) :]), text.byte_order) if told else None)
+        return texts
 
     def counters(self) -> dict[str, int | float]:
         return asdict(self._counts) | {

@@ -102,6 +102,8 @@ KINDS: dict[str, Kind] = {
     "uint32": Kind(2, "u4"),
     "int64": Kind(4, "i8"),
     "uint64": Kind(4, "u8"),
+    "int8": Kind(1, "i1"),
+    "uint8": Kind(1, "u1"),
     "float16": Kind(1, "f2"),
     "float32": Kind(2, "f4"),
     "float64": Kind(4, "f8"),
@@ -111,12 +113,23 @@ KINDS: dict[str, Kind] = {
 }
 
 
+TEXT = "string:"
+"""`string:N` is N characters, two in a register: an attribute, which is no column and read by itself."""
+TEXT_MAX = 2 * WORDS_MAX
+
+
+def words_of(type_name: str) -> int:
+    """How many registers a value of this type takes."""
+    return (int(type_name[len(TEXT) :]) + 1) // 2 if type_name.startswith(TEXT) else KINDS[type_name].words
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One value in a device: where it stands and how its bytes are read.
 
     start: 0-based address. type: a key of KINDS (always `bool` for coils and discrete inputs). bit: of a 16-bit
-    register, 0 = least significant, or None. sentinels: raw numbers that mean "no value".
+    register, 0 = least significant, or None. sentinels: raw numbers that mean "no value". half: which byte of the register
+    an 8-bit number is.
     """
 
     unit: int
@@ -127,11 +140,12 @@ class Item:
     word_order: Literal["big", "little"] = "big"
     byte_order: Literal["big", "little"] = "big"
     sentinels: tuple[int | float, ...] = ()
+    half: Literal["high", "low"] = "low"
 
     @property
     def width(self) -> int:
         """Registers, or bits of a coil table, that the value takes."""
-        return KINDS[self.type].words if self.table >= Table.HOLDING else 1
+        return words_of(self.type) if self.table >= Table.HOLDING else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +192,7 @@ class Group:
     """Points that decode alike, so that one handful of numpy calls does all of them.
 
     at: their positions in `due`. raw: a view that lies over the image, (n,) in the device's byte order, or None; then
-    index (n, words) picks registers of the image (for coils: (n,) picks bytes), most significant or least significant
+    index (n, words) picks registers of the image (for coils and 8-bit numbers: (n,) picks bytes), most or least significant
     first as dtype wants it. shift: (n,) bit numbers. sentinel_rows (k,) and sentinels (k, m): which raw numbers of
     which rows mean "no value".
     """
@@ -337,6 +351,14 @@ def _decode_group(group: Group, image: npt.NDArray[np.uint8], values: Floats, qu
         _blank_sentinels(group, raw, values, quality)
 
 
+def text_of(data: bytes, characters: int, byte_order: str) -> str:
+    """The registers of a `string:N`: up to the first NUL, without the spaces around, `?` for what cannot be printed."""
+    if byte_order == "little":
+        data = bytes(data[i ^ 1] for i in range(len(data)))
+    text = data[:characters].split(b"\0")[0].decode("latin-1")
+    return "".join(c if c.isprintable() else "?" for c in text).strip()
+
+
 _NIBBLES = np.arange(0, 32, 4, dtype=np.int64)
 _TENS = 10 ** np.arange(8, dtype=np.int64)
 
@@ -346,7 +368,7 @@ def _raw(group: Group, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         return group.raw
     assert group.index is not None
     if group.index.ndim == 1:
-        return image[group.index]
+        return image[group.index].view(group.dtype)
     return image.view(np.uint16)[group.index].view(group.dtype)[:, 0]
 
 
@@ -417,13 +439,13 @@ def _register_group(
     words = dtype.itemsize // 2
     first = np.array([_byte_of(items[i], blocks[block_of[i]]) for i in at], dtype=np.intp)
     # ABCD is big-endian as it lies and DCBA little-endian as it lies; CDAB and BADC are those with the words turned.
-    turned = word_order != byte_order
+    turned = word_order != byte_order and words > 1
     step = int(first[1] - first[0]) if len(at) > 1 else dtype.itemsize
     raw = index = None
     if not turned and step > 0 and (np.diff(first) == step).all():
         raw = np.ndarray((len(at),), dtype, image, int(first[0]), (step,))
     else:
-        index = first[:, None] // 2 + (np.arange(words)[::-1] if turned else np.arange(words))
+        index = first if not words else first[:, None] // 2 + (np.arange(words)[::-1] if turned else np.arange(words))
     shift = np.array([items[i].bit for i in at], dtype=np.uint16) if how == "bit" else None
     rows, sentinels = _sentinels([items[i] for i in at], np.dtype(np.float64) if how == "bcd" else dtype)
     return Group(how, _as_slice(at), dtype, raw, index, shift, rows, sentinels)
@@ -438,7 +460,9 @@ def _coil_group(items: Sequence[Item], blocks: Sequence[Block], block_of: Positi
 
 
 def _byte_of(item: Item, block: Block) -> int:
-    return block.offset + 2 * (item.start - block.start)
+    register = block.offset + 2 * (item.start - block.start)
+    # Of one byte the order of the two says where it lies: the high one first, or last.
+    return register + (KINDS[item.type].code[1:] == "1" and (item.half == "low") == (item.byte_order == "big"))
 
 
 def _as_slice(at: list[int]) -> slice | Positions:

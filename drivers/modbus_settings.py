@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from drivers.modbus_map import KINDS, SPACE, WORDS_MAX, Item, Table
+from drivers.modbus_map import KINDS, SPACE, TEXT, TEXT_MAX, WORDS_MAX, Item, Table, words_of
 from edge_agent.contract import WrongKey
 
 TIMEOUT_MIN_US, TIMEOUT_MAX_US = 10_000, 60_000_000
@@ -285,9 +285,11 @@ def _checked_address(address: str) -> str:
 def _checked_type(name: str | None) -> str | None:
     if name is None or name in KINDS:
         return name
-    if re.fullmatch(r"string:\d+", name):
-        raise ValueError(f"{name} is not available yet")
-    raise ValueError(f"{name!r} is no type; allowed are {', '.join(KINDS)}")
+    if match := re.fullmatch(r"string:([0-9]{1,4})", name):
+        if not 1 <= int(match[1]) <= TEXT_MAX:
+            raise ValueError(f"{name}: a text has 1 to {TEXT_MAX} characters, two in each register")
+        return name
+    raise ValueError(f"{name!r} is no type; allowed are {', '.join(KINDS)}, string:N")
 
 
 def _raw_number(sentinel: float, type_name: str) -> int | float:
@@ -329,8 +331,14 @@ class ModbusAddress(BaseModel):
     type: Annotated[
         str | None,
         AfterValidator(_checked_type),
-        WithJsonSchema({"anyOf": [{"enum": list(KINDS)}, {"type": "null"}]}),
-    ] = Field(None, description="uint16 for registers and bool for coils when left out")
+        WithJsonSchema({"anyOf": [{"enum": list(KINDS)}, {"pattern": "^string:[0-9]+$"}, {"type": "null"}]}),
+    ] = Field(
+        None,
+        description="uint16 for registers and bool for coils when left out; string:N, N characters, is shown and not judged",
+    )
+    byte: Literal["high", "low"] | None = Field(
+        None, description="of the register, for int8 and uint8; low when left out"
+    )
     bit: int | None = Field(None, ge=0, le=15, strict=True, description="of a register; 0 is the least significant")
     sentinel: tuple[Annotated[int, Field(strict=True)] | Annotated[float, Field(strict=True)], ...] = Field(
         (), max_length=SENTINELS_MAX, description='raw values that mean "no value"'
@@ -345,15 +353,21 @@ class ModbusAddress(BaseModel):
         if table < Table.HOLDING:
             if self.type not in (None, "bool"):
                 raise WrongKey("type", f"{self.address} is a single bit: its type is bool, not {self.type}")
+            if self.byte is not None:
+                raise WrongKey("byte", f"{self.address} is a single bit: byte stands only at a register")
             if self.bit is not None:
                 raise WrongKey("bit", f"{self.address} is a single bit: bit stands only at a register")
             if self.sentinel:
                 raise WrongKey("sentinel", f"{self.address} is a single bit: it has no value to spare for a sentinel")
             return self
-        kind = KINDS[self.kind]
+        if self.attribute and (self.bit is not None or self.sentinel):
+            key = "bit" if self.bit is not None else "sentinel"
+            raise WrongKey(key, f"{key} has no meaning for a text")
+        if self.byte is not None and self.kind not in ("int8", "uint8"):
+            raise WrongKey("byte", f"byte stands only at int8 and uint8, not at {self.kind}")
         if self.bit is not None and self.kind not in ("uint16", "int16", "bool"):
             raise WrongKey("bit", f"bit stands only at a 16-bit register (uint16, int16 or bool), not at {self.kind}")
-        if start + kind.words > SPACE:
+        if start + words_of(self.kind) > SPACE:
             raise ValueError(f"{self.address} as {self.kind} reaches beyond the last register, {SPACE - 1}")
         for sentinel in self.sentinel:
             try:
@@ -366,6 +380,11 @@ class ModbusAddress(BaseModel):
     def kind(self) -> str:
         """The type, default filled in."""
         return self.type or ("uint16" if located(self.address)[0] >= Table.HOLDING else "bool")
+
+    @property
+    def attribute(self) -> bool:
+        """See contract.is_attribute."""
+        return self.kind.startswith(TEXT)
 
     @property
     def raw_kind(self) -> str:
@@ -383,5 +402,6 @@ class ModbusAddress(BaseModel):
             bit=self.bit,
             word_order=self.word_order or connection.word_order,
             byte_order=self.byte_order or connection.byte_order,
+            half=self.byte or "low",
             sentinels=tuple(_raw_number(sentinel, self.raw_kind) for sentinel in self.sentinel),
         )

@@ -367,7 +367,8 @@ def _mqtt_of(data: dict[str, Any]) -> MqttConfig:
 
 def _machine_of(data: dict[str, Any], drivers: dict[str, Driver]) -> MachineConfig:
     signals = {name: _signal_of(part, drivers) for name, part in data["signals"].items()}
-    return MachineConfig(**{**data, "signals": signals})
+    attributes = {name: _signal_of(part, drivers) for name, part in data.get("attributes", {}).items()}
+    return MachineConfig(**{**data, "signals": signals, "attributes": attributes})
 
 
 def _signal_of(data: dict[str, Any], drivers: dict[str, Driver]) -> SignalConfig:

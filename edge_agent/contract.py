@@ -261,6 +261,18 @@ class Idles(Protocol):
 
 
 @runtime_checkable
+class Describes(Protocol):
+    """What a session may promise besides: to read texts (a serial number, a firmware), which are shown and never judged.
+
+    The driver's `Address` models say by a true `attribute` which signals are such texts.
+    """
+
+    async def describe(self, points: Sequence[Point]) -> list[str | None]:
+        """Read these texts; None for one that could not be had. Called now and then between reads. Errors as of `read`."""
+        ...
+
+
+@runtime_checkable
 class Remembers(Protocol):
     """What a session may promise besides: to take what it learned of its devices into its next life."""
 
@@ -274,6 +286,11 @@ class Remembers(Protocol):
     def notes(self) -> bytes | None:
         """What a later session should know; None when there is nothing new. Cheap; called after each read."""
         ...
+
+
+def is_attribute(settings: Any) -> bool:
+    """Whether a driver's `Address` model means a text for people instead of a value."""
+    return bool(getattr(settings, "attribute", False))
 
 
 class Driver(Protocol):

@@ -77,6 +77,7 @@ class Meter:
             "loop_lag_ms": round(lag / 1000, 1),
             "cpu_percent": round(self._cpu_percent, 2),
             "rss_mb": round(rss_mb(), 1),
+            "attributes": {name: text for line in lines.values() for name, text in line.attributes.items()},
             **_signals(plant, state, explain),
         }
 

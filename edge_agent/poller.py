@@ -28,6 +28,7 @@ from edge_agent.contract import (
     SECOND_US,
     Clock,
     Codes,
+    Describes,
     DeviceRefused,
     DeviceSilent,
     Driver,
@@ -63,6 +64,8 @@ NOT_WAITED_FOR_US = 10 * SECOND_US
 """Signals with a longer period are read as soon as their line is open: nobody should wait an hour for a first value."""
 PERIODS_COUNTED_FORTH = 8
 BEATS_AT_ONCE = 100_000
+DESCRIBE_EVERY_US, DESCRIBE_AGAIN_US = 3_600 * SECOND_US, 60 * SECOND_US
+"""Texts of devices are read when the line was opened and hourly; one that could not be had, sooner."""
 IDLE_MIN_US = 100_000
 """A session that wants to be called at once all the time does not keep the loop busy with it."""
 
@@ -93,13 +96,17 @@ class PolledSignal:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A connection as the poller needs it. widths: the number of signals of each machine that it touches."""
+    """A connection as the poller needs it. widths: the number of signals of each machine that it touches.
+
+    attributes: texts, by `machine.name`.
+    """
 
     name: str
     driver: Driver
     settings: Any
     signals: tuple[PolledSignal, ...]
     widths: dict[str, int]
+    attributes: tuple[Point, ...] = ()
 
 
 @dataclass(slots=True)
@@ -114,6 +121,8 @@ class LineHealth:
     busy_us: int = 0
     """How long reads have taken, all together."""
     counters: dict[str, int | float] = field(default_factory=dict)
+    attributes: dict[str, str] = field(default_factory=dict)
+    """The texts that its devices give, by `machine.name`, as they were read last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +167,16 @@ def lines(config: Config, plant: Plant, registry: plugins.Plugins, only: Collect
         if signals:
             widths = {s.machine: plant.by_name[s.machine].stop - plant.by_name[s.machine].start for s in signals}
             settings = with_secrets(connection.settings, config)
-            found.append(Line(connection.name, registry.driver(connection.driver), settings, signals, widths))
+            texts = tuple(t for t in _attributes(config, connection.name) if only is None or t.name in only)
+            found.append(Line(connection.name, registry.driver(connection.driver), settings, signals, widths, texts))
     return found
+
+
+def _attributes(config: Config, connection: str) -> Iterator[Point]:
+    for machine in config.machines.values():
+        for text in machine.attributes.values():
+            if text.connection == connection and text.point is not None:
+                yield Point(f"{machine.name}.{text.name}", text.point)
 
 
 def _signals(config: Config, connection: str) -> Iterator[PolledSignal]:
@@ -182,16 +199,20 @@ def _signals(config: Config, connection: str) -> Iterator[PolledSignal]:
 
 @dataclass(frozen=True, slots=True)
 class ReadOnce:
-    """One reading of everything. faults: by connection, why it could not be reached. reasons: by point name, why it is bad."""
+    """One reading of everything. faults: by connection, why it could not be reached. reasons: by point name, why it is bad.
+
+    attributes: by point name, the texts that the devices gave.
+    """
 
     frames: list[Frame]
     faults: dict[str, str]
     reasons: dict[str, str]
+    attributes: dict[str, str]
 
 
 async def read_once(lines_: Sequence[Line], clock: Clock, time: AgentTime) -> ReadOnce:
     """Open every line, read each of its signals once, and close it again: what `read` and `check --connect` do."""
-    once = ReadOnce([], {}, {})
+    once = ReadOnce([], {}, {}, {})
 
     async def one(line: Line) -> None:
         await Poller(line, clock, time, once.frames.extend, lambda *_: None).once(once)
@@ -225,6 +246,8 @@ class Poller:
         self._beats: dict[tuple[int, ...], _Beat] = {}
         self._places: dict[tuple[str, int], int] = {}
         self._session: Session | None = None
+        self._describes: Describes | None = None
+        self._describe_at_us = 0
         self._idles: Idles | None = None
         self._remembers: Remembers | None = None
         self._asked = line
@@ -252,6 +275,8 @@ class Poller:
             async with self._opened():
                 readings = await self._read(beat)
                 into.reasons.update(self._reasons(beat, readings))
+                await self._describe()
+                into.attributes.update(self.health.attributes)
         except Exception as error:  # noqa: BLE001 - the bulkhead, see `_failed`
             self._failed(error)
         if readings is None:
@@ -274,6 +299,7 @@ class Poller:
         self._beats.clear()
         self._places.clear()
         self._first_due = bool(self._slow())
+        self._describe_at_us = 0
         self._changed.set()
         return True
 
@@ -320,6 +346,8 @@ class Poller:
             limit.reschedule(None)
             self._broken.clear()
             self._session, self._asked = session, line
+            self._describes = session if isinstance(session, Describes) else None
+            self._describe_at_us = 0
             self._idles = session if isinstance(session, Idles) else None
             self._remembers = session if isinstance(session, Remembers) else None
             if self._remembers is not None and (notes := self._memory.get(line.name)):
@@ -330,7 +358,7 @@ class Poller:
             try:
                 yield
             finally:
-                self._session = self._idles = self._remembers = None
+                self._session = self._describes = self._idles = self._remembers = None
                 # A line that hangs while it is closed must not keep it from being opened again.
                 limit.reschedule(asyncio.get_running_loop().time() + CLOSE_LIMIT_S)
 
@@ -419,11 +447,12 @@ class Poller:
 
     async def _idle(self, until_us: int) -> int:
         """Let the session use the time until then; returns when it wants to be called again."""
-        if self._idles is None or self._asked is not self.line:
+        if self._session is None or self._asked is not self.line:
             return until_us
         try:
             async with asyncio.timeout(READ_LIMIT_S + (until_us - self._clock.monotonic_us()) / SECOND_US):
-                return await self._idles.idle(until_us)
+                await self._describe()
+                return until_us if self._idles is None else await self._idles.idle(until_us)
         except Exception as error:  # noqa: BLE001 - the bulkhead, see `_failed`
             self._failed(error)
             return until_us
@@ -474,6 +503,24 @@ class Poller:
         beat = self._due(periods)
         self._intake(self.frames(beat, self.nothing(beat, Quality.TIMEOUT)))
         self._watch_overdue()
+
+    async def _describe(self) -> None:
+        """Read the texts of the line's devices once after it was opened, and then now and then."""
+        wanted, now = self.line.attributes, self._clock.monotonic_us()
+        if self._describes is None or not wanted or now < self._describe_at_us or not self.health.beats:
+            return
+        self._describe_at_us = now + DESCRIBE_EVERY_US
+        known, old = {}, self.health.attributes
+        for point, read in zip(wanted, await self._describes.describe(wanted), strict=True):
+            was = old.get(point.name)
+            text = was if read is None else read
+            if read is None:
+                self._describe_at_us = now + DESCRIBE_AGAIN_US
+            elif was is not None and was != read:
+                log.warning("attribute_changed", connection=self.line.name, signal=point.name, was=was, now=read)
+            if text is not None:
+                known[point.name] = text
+        self.health.attributes = known
 
     async def _read(self, beat: _Beat) -> Readings:
         session = self._session

@@ -112,6 +112,15 @@ FAULTS = {
         "11:7: machines.press.signals.lineless.connection: the key is missing",
         '12:32: machines.press.signals.wrong_line.connection: there is no such connection (found "plc2", allowed plc',
     ],
+    "texts.yaml": [
+        "8:21: machines.press.states.named: serial is a text, which has no value",
+        "10:59: machines.press.signals.serial.unit: has no meaning for a text, which is shown and never judged",
+        "10:70: machines.press.signals.serial.every: has no meaning for a text",
+        "10:82: machines.press.signals.serial.norm: has no meaning for a text",
+        "11:24: machines.press.signals.twice.formula: serial is a text, which has no value",
+        "12:46: machines.press.signals.pressure.type: string:999: a text has 1 to 250 characters, two in each register",
+        "16:7: machines.plate.signals: all of them are texts",
+    ],
     "secrets.yaml": [
         "3:8: mqtt.url: user and password do not stand in the url",
         "4:13: mqtt.password: a password is never written in plain (found a value that is not shown, allowed {secret",

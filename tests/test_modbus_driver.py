@@ -15,7 +15,8 @@ import pytest
 from drivers.modbus import DRIVER, EXTRA_REQUESTS_MAX, ModbusSession
 from drivers.modbus_lessons import RETRIES_PER_READ
 from drivers.modbus_line import Counts, Line
-from edge_agent.contract import DeviceRefused, DeviceSilent, Driver, Idles, Point, Quality
+from drivers.modbus_map import text_of
+from edge_agent.contract import Describes, DeviceRefused, DeviceSilent, Driver, Idles, Point, Quality
 from edge_agent.testing import Check, Fault, SkippingClock, driver_checks
 from tests import virtual
 from tests.liar import LIES, Liar, Question, truth
@@ -328,6 +329,32 @@ def test_a_register_that_is_refused_is_tried_again_within_a_day() -> None:
                 b.clock.skip(86_400_000_000)
             missing.clear()
             assert await b.read() == [Quality.GOOD] * 100
+
+    run(test())
+
+
+def test_texts_are_read_beside_the_values_and_what_is_not_given_is_none() -> None:
+    async def test() -> None:
+        def script(q: Question) -> str:
+            return "silence" if q.unit == 3 else "exception 2" if q.start == 900 else "honest"
+
+        async with bench(script, [(1, 0)], max_block=4) as b:
+            assert isinstance(b.session, Describes)
+            words = [
+                {"address": "holding:20", "type": "string:12"},
+                {"address": "holding:900", "type": "string:4"},
+                {"address": "input:30", "type": "string:1", "unit": 2, "byte_order": "little"},
+                {"address": "input:30", "type": "string:4", "unit": 3},
+            ]
+            points = [Point("t", DRIVER.Address.model_validate(keys)) for keys in words]
+            expected = b"".join(struct.pack(">H", truth(20 + i)) for i in range(6))
+            texts = await b.session.describe(points)
+            assert texts[0] == text_of(expected, 12, "big")
+            assert texts[1] is None
+            assert texts[2] == text_of(struct.pack("<H", truth(30)), 1, "big")
+            assert texts[3] is None
+            assert await b.read() == [Quality.GOOD]
+            assert max(q.count for q in b.liar.asked) <= 4
 
     run(test())
 

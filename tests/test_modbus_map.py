@@ -23,15 +23,19 @@ from drivers.modbus_map import (
     address_order,
     decode,
     make_plan,
+    text_of,
 )
 from drivers.modbus_settings import ModbusAddress, ModbusConnection
 from edge_agent.contract import Quality
 
 BIG: Literal["big"] = "big"
 LITTLE: Literal["little"] = "little"
+LOW: Literal["low"] = "low"
+HALVES: list[Literal["high", "low"]] = ["high", "low"]
 ORDERS: st.SearchStrategy[Literal["big", "little"]] = st.one_of(st.just(BIG), st.just(LITTLE))
 CODES = {
     "int16": "h", "uint16": "H", "int32": "i", "uint32": "I", "int64": "q", "uint64": "Q",
+    "int8": "b", "uint8": "B",
     "float16": "e", "float32": "f", "float64": "d", "bool": "H", "bcd16": "H", "bcd32": "I",
 }  # fmt: skip
 
@@ -64,6 +68,8 @@ def twin(item: Item, data: bytes) -> tuple[float, Quality]:
         words = [word[::-1] for word in words]
     if item.word_order == "little":
         words = words[::-1]
+    if item.type in ("int8", "uint8"):
+        words = [words[0][:1] if item.half == "high" else words[0][1:]]
     raw = struct.unpack(">" + ("H" if item.bit is not None else CODES[item.type]), b"".join(words))[0]
     if item.bit is not None:
         return (
@@ -97,7 +103,8 @@ def items_of_a_device(draw: st.DrawFn, most: int = 30, space: int = 200) -> list
         kind = draw(st.sampled_from(list(KINDS)))
         bit = draw(st.none() | st.integers(0, 15)) if kind in ("uint16", "int16", "bool") else None
         start = draw(st.integers(0, space - KINDS[kind].words))
-        items.append(Item(unit, table, start, kind, bit, draw(ORDERS), draw(ORDERS)))
+        half = draw(st.sampled_from(HALVES)) if kind in ("int8", "uint8") else LOW
+        items.append(Item(unit, table, start, kind, bit, draw(ORDERS), draw(ORDERS), half=half))
     return items
 
 
@@ -295,6 +302,21 @@ def test_every_outcome_has_a_quality_and_every_exception_its_words() -> None:
     assert [outcome for outcome, quality in QUALITY.items() if quality == Quality.GOOD] == [Outcome.OK]
 
 
+@pytest.mark.parametrize(
+    ("data", "characters", "order", "text"),
+    [
+        (b"PUMP 12 ", 8, "big", "PUMP 12"),
+        (b"UPPM1 2\0", 7, "little", "PUMP 1"),
+        (b"AB\0\0\0\0", 6, "big", "AB"),
+        (b"ABCD", 3, "big", "ABC"),
+        (b"\0\0\0\0", 4, "big", ""),
+        (b"A\x07\xfcB", 4, "big", "A?\u00fcB"),
+    ],
+)
+def test_a_text_is_what_stands_before_its_first_nul(data: bytes, characters: int, order: str, text: str) -> None:
+    assert text_of(data, characters, order) == text
+
+
 # --------------------------------------------------------------------------------------------------- what people write
 
 
@@ -337,7 +359,17 @@ def test_addresses_are_counted_from_0_in_words_and_from_1_in_modicon_notation(
         ({"address": "coil:1", "sentinel": [1]}, "sentinel"),
         ({"address": "holding:1", "type": "float32", "bit": 3}, "16-bit register"),
         ({"address": "holding:1", "bit": 16}, "less than or equal to 15"),
-        ({"address": "holding:1", "type": "string:8"}, "not available yet"),
+        ({"address": "holding:1", "type": "string:0"}, "1 to 250 characters"),
+        ({"address": "holding:1", "type": "string:251"}, "1 to 250 characters"),
+        ({"address": "holding:1", "type": "string"}, "is no type"),
+        ({"address": "holding:65535", "type": "string:3"}, "beyond the last register"),
+        ({"address": "holding:1", "type": "string:8", "bit": 1}, "no meaning for a text"),
+        ({"address": "holding:1", "type": "string:8", "sentinel": [1]}, "no meaning for a text"),
+        ({"address": "coil:1", "type": "string:8"}, "its type is bool"),
+        ({"address": "holding:1", "byte": "high"}, "only at int8 and uint8"),
+        ({"address": "coil:1", "byte": "high"}, "only at a register"),
+        ({"address": "holding:1", "type": "uint8", "byte": "upper"}, "'high' or 'low'"),
+        ({"address": "holding:1", "type": "uint8", "sentinel": [256]}, "cannot come from a uint8"),
         ({"address": "holding:1", "type": "real"}, "is no type"),
         ({"address": "holding:1", "type": "int16", "sentinel": [65536]}, "cannot come from a int16"),
         ({"address": "holding:1", "type": "uint16", "sentinel": [-1]}, "cannot come from a uint16"),

@@ -1,6 +1,7 @@
 """One connection on its beat, on a virtual clock: late, silent, refusing, broken, lying and hanging devices."""
 
 import asyncio
+import dataclasses
 import itertools
 import math
 import random
@@ -937,5 +938,37 @@ def test_what_a_session_learned_is_given_to_the_next() -> None:
         assert len(device.opened) == 2
         assert device.recalled, "the second session got what the first had learned"
         assert memory["plc"] >= device.recalled[0]
+
+    virtual.run(story())
+
+
+class Described(Device):
+    """A device with a serial number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[float] = []
+        self.says: list[str | None] = ["A-17"]
+
+    async def describe(self, points: Sequence[Point]) -> list[str | None]:
+        """See contract.Describes."""
+        self.asked.append((self.now_us - 1_000_000_000) / SECOND)
+        return [self.says[0] if len(self.says) == 1 else self.says.pop(0) for _ in points]
+
+
+def test_texts_are_read_when_the_line_is_open_and_hourly() -> None:
+    async def story() -> None:
+        device = Described()
+        its = dataclasses.replace(line(device, points(10)), attributes=(Point("m.serial", None),))
+        watched = Watched(its)
+        await watched.until(2 * HOUR_S + 100)
+        assert watched.poller.health.attributes == {"m.serial": "A-17"}
+        assert [round(second / HOUR_S, 1) for second in device.asked] == [0, 1, 2]
+        device.says = [None, "B-18"]
+        with capture_logs() as logs:
+            await watched.until(4 * HOUR_S)
+        assert [each["now"] for each in logs if each["event"] == "attribute_changed"] == ["B-18"]
+        assert watched.poller.health.attributes == {"m.serial": "B-18"}, "what is not given now is asked for again soon"
+        await watched.end()
 
     virtual.run(story())

@@ -32,8 +32,9 @@ from edge_agent.records import (
     Severity,
     WarningState,
 )
-from edge_agent.store import journal
+from edge_agent.store import disk, journal
 from edge_agent.store.journal import Committed, Store, open_store
+from edge_agent.store.notes import DeviceNotes
 from tests.conftest import ROOT, StandingClock, eventually
 
 LAYOUT = Layout("press-3", ("a", "b", "c"), ("running",))
@@ -582,3 +583,17 @@ def test_the_limit_holds_also_where_no_snapshot_was_made(tmp_path: Path, clock: 
         assert store.pending_count < 100
         assert store.status()["mb"] <= 0.0201
         assert (tmp_path / journal.FILE).stat().st_size < 100_000
+
+
+def test_what_devices_taught_comes_back(tmp_path: Path, clock: StandingClock) -> None:
+    with open_store(tmp_path, clock) as store:
+        notes = DeviceNotes(store)
+        notes["plc-1"] = b'{"refused":[]}'
+        notes["plc-2"] = b"\xff\x00"
+        del notes["plc-1"]
+        notes["plc-3"] = b""
+    with open_store(tmp_path, clock) as store:
+        assert dict(DeviceNotes(store)) == {"plc-2": b"\xff\x00", "plc-3": b""}
+        store.save_text(disk.DEVICES, "nonsense")
+    with open_store(tmp_path, clock) as store:
+        assert dict(DeviceNotes(store)) == {}, "lost notes only have to be learned again"

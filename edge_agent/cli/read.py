@@ -37,6 +37,8 @@ class Row:
     """Why it is bad, in words; '' when it is not, or nothing more is known."""
     name: str
     """What the value is called, where the configuration names values (`map`)."""
+    text: str | None = None
+    """Of an attribute, in place of a value."""
 
 
 def add_read(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -80,7 +82,8 @@ def read(arguments: argparse.Namespace) -> int:
 
 
 def _all(config: "Config") -> list[tuple[str, str]]:
-    return [(machine.name, signal) for machine in config.machines.values() for signal in machine.signals]
+    machines = config.machines.values()
+    return [(machine.name, signal) for machine in machines for signal in (*machine.signals, *machine.attributes)]
 
 
 def _wanted(names: "Sequence[str]", machine: str, signal: str) -> bool:
@@ -102,7 +105,7 @@ def _needed(config: "Config", chosen: "Sequence[tuple[str, str]]") -> set[str]:
         if f"{machine_name}.{signal}" not in found:
             found.add(f"{machine_name}.{signal}")
             signals = config.machines[machine_name].signals
-            formula = signals[signal].formula
+            formula = signals[signal].formula if signal in signals else None
             waiting += [(machine_name, used) for used in (expression.parse(formula, signals).names if formula else ())]
     return found
 
@@ -159,6 +162,24 @@ def _rows(config: "Config", plant: Any, once: Any) -> list[Row]:
                     its.map.get(int(value), "") if its.map and value == value and value == int(value) else "",  # noqa: PLR0124
                 )
             )
+        for name in config.machines[machine.name].attributes:
+            text = once.attributes.get(f"{machine.name}.{name}")
+            given = text is not None
+            rows.append(
+                Row(
+                    machine.name,
+                    name,
+                    None,
+                    "",
+                    "good" if given else "missing",
+                    0,
+                    {},
+                    "none" if given else "bad",
+                    "" if given else "the device gave no text",
+                    "",
+                    text,
+                )
+            )
     return rows
 
 
@@ -186,6 +207,7 @@ def show(rows: "Sequence[Row]", faults: dict[str, str], *, as_json: bool) -> Non
                 for name in ("machine", "signal", "value", "unit", "quality", "norm", "verdict")
             }
             more = {key: value for key, value in (("name", row.name), ("reason", row.reason)) if value}
+            more |= {"value": row.text} if row.text is not None else {}
             print(json.dumps({**plain, **more, "ts": messages.to_utc(row.ts) if row.ts else None}, ensure_ascii=False))
         return
     colour = sys.stdout.isatty()
@@ -195,7 +217,7 @@ def show(rows: "Sequence[Row]", faults: dict[str, str], *, as_json: bool) -> Non
             _shown(row),
             row.quality,
             _band(row.norm),
-            row.verdict if row.verdict != "none" else "no norm",
+            "text" if row.text is not None else row.verdict if row.verdict != "none" else "no norm",
             row.verdict,
             f": {row.reason}" if row.reason else "",
         )
@@ -214,6 +236,8 @@ def _shown(row: Row) -> str:
     """A value with its unit, and what it is called where values have names; whole numbers in full."""
     from edge_agent import texts
 
+    if row.text is not None:
+        return f'"{row.text}"'
     if row.value is None:
         return "–"
     whole = row.value == int(row.value) and abs(row.value) <= EXACT

@@ -10,6 +10,7 @@ from edge_agent.configuration.lines import Lines
 from edge_agent.configuration.nouns import MachineConfig, SignalConfig
 from edge_agent.configuration.report import MISSING, Model, Part, Report
 from edge_agent.configuration.signals import Scope
+from edge_agent.contract import is_attribute
 from edge_agent.yamlfile import Table
 
 RECORDED = frozenset({"address", "manual", "waveform"})
@@ -76,9 +77,12 @@ def resolved(
     own = machine.own.part("signals")
     found = {key: signals.resolved(report, key, (own.part(key), one), scope, lines) for key, one in parts.items()}
     _refuse_circles(report, parts)
+    known = {key: signal for key, signal in found.items() if signal is not None}
+    attributes = {key: signal for key, signal in known.items() if is_attribute(signal.point)}
+    _refuse_texts(report, part, parts, attributes)
     if about is None:
         return None
-    known = {key: signal for key, signal in found.items() if signal is not None}
+    known = {key: signal for key, signal in known.items() if key not in attributes}
     return MachineConfig(
         name=name,
         title=about.title or "",
@@ -87,7 +91,22 @@ def resolved(
         settle_us=about.settle,
         every_us=about.every,
         signals=with_periods(known, parts),
+        attributes=attributes,
     )
+
+
+def _refuse_texts(report: Report, part: Part, parts: Mapping[str, Part], attributes: Collection[str]) -> None:
+    """Texts have no value: a machine needs something else too, and nothing is computed from them."""
+    if attributes and len(attributes) == len(parts):
+        report.add(part.value("signals"), "all of them are texts", f"{len(parts)}", "a signal with a value")
+    states = part.part("states")
+    formulas = [(one.value("formula"), one.table.get("formula")) for one in parts.values()]
+    for spot, formula in [*formulas, *((states.value(name), states.table[name]) for name in states.table)]:
+        for name in _names_in(formula, parts):
+            if name in attributes:
+                report.add(
+                    spot, f"{name} is a text, which has no value", yamlfile.shown(formula), "signals with values"
+                )
 
 
 def with_periods(found: Mapping[str, SignalConfig], names: Collection[str]) -> dict[str, SignalConfig]:

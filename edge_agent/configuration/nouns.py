@@ -3,7 +3,7 @@
 Rule: durations are int microseconds (`_us`), sizes bytes, paths absolute, secrets references.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -132,7 +132,10 @@ class SignalConfig:
 
 @dataclass(frozen=True, slots=True)
 class MachineConfig:
-    """One machine with its type laid under it. states: name → condition, in the order of the file."""
+    """One machine with its type laid under it. states: name → condition, in the order of the file.
+
+    attributes: texts of its devices (a serial number), which are shown and never judged.
+    """
 
     name: str
     title: str
@@ -141,6 +144,7 @@ class MachineConfig:
     settle_us: int
     every_us: int
     signals: dict[str, SignalConfig]
+    attributes: dict[str, SignalConfig] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,17 @@ from edge_agent.configuration.lines import Lines
 from edge_agent.configuration.nouns import CurrentLoop, SignalConfig
 from edge_agent.configuration.report import MISSING, Keys, Part, Report, listed, near_word
 from edge_agent.configuration.words import NO_NORM, SignalFile
-from edge_agent.contract import Driver
+from edge_agent.contract import Driver, is_attribute
 from edge_agent.yamlfile import Table
 
 SOURCES = ("address", "formula", "manual", "waveform", "column")
 """A signal has exactly one of these."""
 IDLE_BESIDE = {"formula": ("connection", "scale", "offset", "current_loop"), "column": ("connection",)}
 """Keys that would be ignored in silence beside such a source."""
+
+
+OF_VALUES = ("every", "scale", "offset", "current_loop", "unit", "map", "valid", "norm", "advice")
+"""Keys that would be ignored in silence at a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ def resolved(report: Report, name: str, layers: norms.Layers, scope: Scope, line
         point = _point(report, part, scope, driver, holder)
     if source is None or about is None:
         return None
-    _check_idle(report, part, source)
+    _check_idle(report, part, source, is_attribute(point))
     _check_sense(report, part, about, scope)
     every_us = about.every if about.every is not None else scope.every_us
     return SignalConfig(
@@ -160,10 +164,13 @@ def _point(report: Report, part: Part, scope: Scope, driver: Driver, line: Part 
     return report.checked(driver.Address, Part(table, part.keys, part.at, origins, whole))
 
 
-def _check_idle(report: Report, part: Part, source: str) -> None:
+def _check_idle(report: Report, part: Part, source: str, attribute: bool) -> None:
     for key in IDLE_BESIDE.get(source, ()):
         if key in part.table:
             report.add(part.key(key), f"has no meaning beside {source}", key, "only beside address")
+    for key in OF_VALUES if attribute else ():
+        if key in part.table:
+            report.add(part.key(key), "has no meaning for a text, which is shown and never judged", key, "nothing")
 
 
 def _check_sense(report: Report, part: Part, about: SignalFile, scope: Scope) -> None:
