@@ -88,7 +88,7 @@ class ModbusSession:
     """See contract.Session. Points are known by their number in the order that `open` was given."""
 
     def __init__(self, connection: ModbusConnection, items: Sequence[Item], clock: Clock) -> None:
-        self._settings, self._clock = connection, clock
+        self._settings, self._place, self._clock = connection, connection.place, clock
         self._limits = Limits(connection.max_gap, connection.max_block)
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
         self._lines: list[Line] | list[WireLine] = []
@@ -197,7 +197,7 @@ class ModbusSession:
         try:
             self._lessons.recall(notes, self._clock.monotonic_us(), self._clock.wall_us())
         except ValueError as error:
-            log.warning("modbus_notes_ignored %s: %s", self._settings.place, error)
+            log.warning("modbus_notes_ignored %s: %s", self._place, error)
         self._plans.clear()
 
     def notes(self) -> bytes | None:
@@ -255,7 +255,7 @@ class ModbusSession:
     def _one_at_a_time(self) -> bool:
         """Whether a serial line stands behind it, or answers may be lost or doubled on the way (UDP)."""
         settings = self._settings
-        if settings.place.scheme not in ("tcp", "tls"):
+        if self._place.scheme not in ("tcp", "tls"):
             return True
         if settings.gateway is None:
             several = len({item.unit for item in self._items}) > 1
@@ -263,7 +263,7 @@ class ModbusSession:
         return settings.gateway
 
     def _behind_gateway(self) -> bool:
-        return self._settings.place.scheme in ("tcp", "tls", "udp") and self._one_at_a_time()
+        return self._place.scheme in ("tcp", "tls", "udp") and self._one_at_a_time()
 
     async def _more_lines(self) -> None:
         """As many connections as are wished; a device that allows fewer is asked again for them now and then."""
@@ -280,7 +280,7 @@ class ModbusSession:
             try:
                 standing.append(await connect(self._settings, self._clock, self._counts))
             except (DeviceSilent, DeviceRefused) as error:
-                log.warning("modbus_fewer_connections %s: %d, %s", self._settings.place, len(standing), error)
+                log.warning("modbus_fewer_connections %s: %d, %s", self._place, len(standing), error)
                 break
         self._lines = standing
 
@@ -360,7 +360,7 @@ class ModbusSession:
             if not round_.retried:
                 # A device that closed an idle connection just then has not failed, and noise on a serial line passes;
                 # reading twice does no harm.
-                again = {Outcome.LOST, Outcome.MALFORMED} if self._settings.place.noisy else {Outcome.LOST}
+                again = {Outcome.LOST, Outcome.MALFORMED} if self._place.noisy else {Outcome.LOST}
                 lost = [number for number, outcome in enumerate(round_.outcomes) if outcome in again]
                 round_.retried = bool(lost)
                 for number in lost:
@@ -448,7 +448,7 @@ class ModbusSession:
                 self._plans.clear()
 
     def _raise_when_dead(self, round_: Round) -> None:
-        place = self._settings.place
+        place = self._place
         streak = min((line.silent_streak for line in self._lines), default=0)
         if streak >= SILENT_STREAK and not self._heard:
             what = "is open, but nobody answers" if place.serial else "takes the connection and does not answer"
@@ -469,7 +469,7 @@ class ModbusSession:
         if not fault or (self._fault_logged_us is not None and now_us < self._fault_logged_us + FAULT_LOG_EVERY_US):
             return
         self._fault_logged_us = now_us
-        log.warning("modbus_line_left %s: %s", self._settings.place, fault)
+        log.warning("modbus_line_left %s: %s", self._place, fault)
 
     # -------------------------------------------------------------------------------------------- busy and refused blocks
 

@@ -159,6 +159,11 @@ class Wire:
         now_s = _now_s()
         return any(debt.until_s > now_s for owing in self._owed.values() for debt in owing.values())
 
+    @property
+    def at_rest(self) -> bool:
+        """Nothing was received since the last answer, and no silence has to be kept."""
+        return not (self._received or self._datagrams or self.pace.gap_s) and _now_s() >= self._silent_until_s
+
     async def settle(self, counts: Counts) -> bool:
         """Wait for the silence after an answer. True when bytes came instead that nobody had asked for."""
         async with self._taken(counts):
@@ -392,7 +397,7 @@ class WireLine:
                 self._timed_out(round_, todo, block.unit)
             elif answer.outcome > 0 or answer.outcome == Outcome.MALFORMED:
                 self.silent_streak = 0
-        if before is not None and self.up and await self.wire.settle(self.counts):
+        if before is not None and self.up and not self.wire.at_rest and await self.wire.settle(self.counts):
             self._settle(round_, before, Outcome.MALFORMED)
 
     def _timed_out(self, round_: Round, todo: deque[int], unit: int) -> None:
