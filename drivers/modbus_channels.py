@@ -6,9 +6,11 @@ Rule 2: a serial port, and an address behind which a serial line stands, is one 
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import ssl
+import termios
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -247,15 +249,17 @@ class _SerialChannel:
 
     @classmethod
     def open(cls, place: Place, wire: Wire) -> "_SerialChannel":
-        """Raises DeviceSilent when the port is not there or in use."""
+        """Raises DeviceSilent when the port is not there or in use, DeviceRefused when a person must act."""
         about = place.serial
         assert about is not None
+        # A pseudo-terminal has no bits on a line; it refuses a parity, but only when nothing else changes.
+        virtual = os.path.realpath(place.host).startswith("/dev/pts/")
         try:
             port = serial.Serial(
                 place.host,
                 baudrate=about.baudrate,
-                bytesize=about.bytesize,
-                parity=about.parity,
+                bytesize=serial.EIGHTBITS if virtual else about.bytesize,
+                parity=serial.PARITY_NONE if virtual else about.parity,
                 stopbits=about.stopbits,
                 timeout=0,
                 write_timeout=0,
@@ -264,7 +268,13 @@ class _SerialChannel:
             if about.rs485:
                 port.rs485_mode = RS485Settings()
             port.reset_input_buffer()
+        except termios.error as error:
+            raise DeviceRefused(f"{place}: the port does not take {_spoken(place)}") from error
+        except PermissionError as error:
+            raise DeviceRefused(f"{place}: {NO_PERMISSION}") from error
         except (serial.SerialException, OSError, ValueError) as error:
+            if getattr(error, "errno", None) == errno.EACCES:
+                raise DeviceRefused(f"{place}: {NO_PERMISSION}") from error
             raise DeviceSilent(f"{place}: {_serial_words(error)}") from error
         channel = cls(wire, port)
         asyncio.get_running_loop().add_reader(port.fileno(), channel._readable)
@@ -302,12 +312,17 @@ class _SerialChannel:
             self.port.close()
 
 
+NO_PERMISSION = "no permission: the agent's user must be in the group of the port (dialout), and its unit must open it"
+
+
 def _serial_words(error: Exception) -> str:
     """Sentences of pyserial repeat the system's with their numbers; people need one of them."""
     number = getattr(error, "errno", None)
     text = str(error)
-    if "exclusively lock" in text or number == 16:
+    if "exclusively lock" in text or number == errno.EBUSY:
         return "the port is in use by another program"
-    if number:
-        return os.strerror(number)
-    return text
+    if number == errno.ENOENT:
+        return "there is no such port; is the adapter plugged in?"
+    if "configure port" in text:
+        return "it is no serial port"
+    return os.strerror(number) if number else text
