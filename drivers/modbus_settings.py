@@ -249,6 +249,10 @@ class ModbusConnection(BaseModel):
     def place(self) -> Place:
         return place(self.url)
 
+    def part(self, address: "ModbusAddress") -> str:
+        """See contract.part_of: the unit."""
+        return f"unit_{self.unit if address.unit is None else address.unit}"
+
 
 _TABLES = {"holding": Table.HOLDING, "input": Table.INPUT, "coil": Table.COIL, "discrete": Table.DISCRETE}
 _MODICON = {"0": Table.COIL, "1": Table.DISCRETE, "3": Table.INPUT, "4": Table.HOLDING}

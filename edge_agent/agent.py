@@ -28,7 +28,7 @@ from edge_agent.health import Meter
 from edge_agent.messages import topics as messages
 from edge_agent.mqtt import LinkSettings
 from edge_agent.pipeline import MACHINE_TOPICS, TICK_EVERY_S, Pipeline
-from edge_agent.plant import Plant, compile_plant
+from edge_agent.plant import OWN, Plant, compile_plant
 from edge_agent.poller import Line, Poller
 from edge_agent.publisher import STATUS, Publisher
 from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame
@@ -337,8 +337,8 @@ class _Agent:
         if self.web is not None:
             helpers.append(self.tasks.create_task(self.web.run()))
         self._tell_status()
-        self.notifier.ready(f"{len(self.pollers)} connections, {self.pipeline.plant.columns} signals")
-        log.info("agent_started", config=self.sha, signals=self.pipeline.plant.columns, web=self.web_url)
+        self.notifier.ready(f"{len(self.pollers)} connections, {self.pipeline.plant.signals} signals")
+        log.info("agent_started", config=self.sha, signals=self.pipeline.plant.signals, web=self.web_url)
         self._show(self.on_ready, {"web": self.web_url, "mqtt": self.broker_url})
         gc.freeze()
         try:
@@ -436,6 +436,9 @@ class _Agent:
             due = self.clock.monotonic_us() + round(TICK_EVERY_S * SECOND_US)
             await asyncio.sleep(TICK_EVERY_S)
             self.meter.lag(self.clock.monotonic_us() - due)
+            self.pipeline.lines(
+                {name: why for each in self.pollers.values() for name, why in each.poller.lost().items()}
+            )
             self.pipeline.turn()
             if self._line_states() != self.told_states and self.clock.monotonic_us() >= self.health_due_us:
                 self._tell_health()
@@ -479,7 +482,7 @@ class _Agent:
             "since": messages.to_utc(self.since),
             "version": metadata.version("edge-agent"),
             "config": self.sha,
-            "signals": self.pipeline.plant.columns,
+            "signals": self.pipeline.plant.signals,
         }
         if self.errors:
             about["refused"] = [str(error) for error in self.errors[:ERRORS_TOLD]]
@@ -530,7 +533,7 @@ class _Agent:
             finally:
                 self.watched.stamps, self.watched.pending = _stamps(self.files), None
                 self._tell_status()
-                self.notifier.ready(f"{len(self.pollers)} connections, {self.pipeline.plant.columns} signals")
+                self.notifier.ready(f"{len(self.pollers)} connections, {self.pipeline.plant.signals} signals")
 
     async def _reload(self) -> list[str]:
         gc.disable()
@@ -621,7 +624,7 @@ class _Agent:
             "config_file": str(self.path),
             "data_dir": str(self.found.data_dir),
             "pid": os.getpid(),
-            "signals": self.pipeline.plant.columns,
+            "signals": self.pipeline.plant.signals,
             "web": self.web_url,
             "mqtt": health["broker"],
             "connections": health["connections"],
@@ -683,6 +686,7 @@ def _board_machines(plant: Plant) -> list[BoardMachine]:
             ),
         )
         for machine in plant.machines
+        if not machine.own
     ]
 
 
@@ -714,7 +718,7 @@ def _retained_topics(config: Config) -> set[str]:
     """Every topic, whole, that an agent with this configuration retains."""
     root = _root(config)
     machines = {f"{root}/{name}/{topic}" for name in config.machines for topic in MACHINE_TOPICS}
-    return {f"{root}/{STATUS}", f"{root}/{HEALTH}", *machines}
+    return {f"{root}/{STATUS}", f"{root}/{HEALTH}", f"{root}/{OWN}/active", *machines}
 
 
 def _stamps(files: Iterable[Path]) -> dict[Path, tuple[int, int]]:

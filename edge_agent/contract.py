@@ -23,6 +23,9 @@ SECOND_US = 1_000_000
 CODE_MASK = 0x0F
 """The low four bits of a quality are the contract's code (also in Parquet); bit 4 says that it may be judged."""
 VOUCHED = 0x10
+LINE_LOST = 0x20
+"""Set beside a BAD code by the poller: the line, or the unit behind it, is lost. That is one warning of its own, in which
+this signal is counted; it raises no `stale` (contract §6, the agent's own warnings)."""
 
 
 class Quality(IntEnum):
@@ -128,7 +131,8 @@ class Norms:
     limit: float64, +inf where none. Low limits stand negated, as do the values compared with them, so that "outside" is
     always `x > limit`. back: `x <= back` is the way back (limit - deadband). on_us, off_us: int64 delays.
     screen_low, screen_high: (columns,) values within them break none of the column's limits.
-    stale_us: (columns,) int64. level: (columns,) uint8, the level (1, 2) of kinds that have no limits of their own.
+    stale_us: (columns,) int64. health_us: (columns,) int64, how long a line must be lost; -1: the column is no line.
+    level: (columns,) uint8, the level (1, 2) of kinds that have no limits of their own.
     """
 
     limit: Floats
@@ -138,6 +142,7 @@ class Norms:
     screen_low: Floats
     screen_high: Floats
     stale_us: Ints
+    health_us: Ints
     level: Codes
 
 
@@ -291,6 +296,15 @@ class Remembers(Protocol):
 def is_attribute(settings: Any) -> bool:
     """Whether a driver's `Address` model means a text for people instead of a value."""
     return bool(getattr(settings, "attribute", False))
+
+
+def part_of(connection: Any, address: Any) -> str:
+    """The part of a line (a Modbus unit) behind which a signal lies, which may be lost while the line stands.
+
+    A driver's `Connection` model says so by a method `part(address) -> str`; '' when its lines have no parts.
+    """
+    part = getattr(connection, "part", None)
+    return str(part(address)) if part is not None else ""
 
 
 class Driver(Protocol):

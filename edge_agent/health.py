@@ -100,7 +100,7 @@ def _line(line: LineHealth, utilisation: float) -> dict[str, Any]:
 def _signals(plant: Plant, state: JudgeState, explain: Explain) -> dict[str, Any]:
     """The signals that are not ok, by `machine.signal`."""
     quality = np.where(state.faded, np.uint8(Quality.MISSING), state.held_quality)
-    doubtful = np.flatnonzero((quality != Quality.GOOD) & (quality != Quality.CLOCK))
+    doubtful = np.flatnonzero(((quality != Quality.GOOD) & (quality != Quality.CLOCK))[: plant.signals])
     found = {}
     for column in doubtful[:SIGNALS_MAX].tolist():
         machine, signal = plant.signal_of(column)

@@ -16,7 +16,20 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent import lifecycle, texts
-from edge_agent.contract import CODE_MASK, REASONS, Block, Bools, Change, Codes, Floats, Frame, Ints, Norms, Quality
+from edge_agent.contract import (
+    CODE_MASK,
+    LINE_LOST,
+    REASONS,
+    Block,
+    Bools,
+    Change,
+    Codes,
+    Floats,
+    Frame,
+    Ints,
+    Norms,
+    Quality,
+)
 from edge_agent.plant import PER_STATE, Machine, Plant, Signal
 from edge_agent.records import Event, EventKind, JudgedFrame, Kind, Severity, WarningState
 
@@ -33,7 +46,7 @@ MISSING, NOT_A_NUMBER, OUT_OF_RANGE = int(Quality.MISSING), int(Quality.NOT_A_NU
 FADED = int(Quality.FADED)
 SEVERITIES = (Severity.WARNING, Severity.WARNING, Severity.ALARM)
 """By level; level 0 (back to normal) is told with the severity it had."""
-RANK = np.arange(32, dtype=np.uint8) & CODE_MASK
+RANK = np.arange(2 * LINE_LOST, dtype=np.uint8) & CODE_MASK
 """How bad a quality is, for "the worst of its inputs": GOOD < CLOCK < UNCERTAIN < every BAD, by code."""
 RANK[CLOCK] = 1
 OF_RANK = np.arange(16, dtype=np.uint8)
@@ -168,7 +181,8 @@ def readings(state: JudgeState, machine: Machine) -> tuple[Floats, Codes]:
     """What stands now for each signal of a machine: value (NaN where bad) and quality, both (signals,) and the caller's."""
     faded = state.faded[machine.columns]
     values = np.where(faded, np.nan, state.held[machine.columns])
-    return values, np.where(faded, np.uint8(MISSING), state.held_quality[machine.columns])
+    quality = state.held_quality[machine.columns] & np.uint8(~LINE_LOST & 0xFF)
+    return values, np.where(faded, np.uint8(MISSING), quality)
 
 
 def active(plant: Plant, state: JudgeState) -> dict[str, list[Event]]:
@@ -188,7 +202,7 @@ def advice_of(signal: Signal, language: str) -> str:
 
 def word_of(quality: int) -> str:
     """A held quality in the contract's words: `good`, or why not. A column that was never read is `missing`."""
-    return REASONS[Quality(quality)]
+    return REASONS[Quality(quality & ~LINE_LOST)]
 
 
 def mode_name(machine: Machine, mode: int) -> str | None:
@@ -452,7 +466,9 @@ def _seen(state: JudgeState, stack: _Stack, work: _Work) -> None:
         t, ts = np.broadcast_to(work.t, resets.shape), np.broadcast_to(work.ts, resets.shape)
         work.seen_t = np.where(last < 0, before_t, np.take_along_axis(t, at, axis=0))
         work.seen_ts = np.where(last < 0, before_ts, np.take_along_axis(ts, at, axis=0))
-    work.late = (work.t - work.seen_t) >= state.norms.stale_us[stack.columns]
+    # What lies behind a lost line is counted in its warning and raises none of its own.
+    covered = work.held_quality >= LINE_LOST
+    work.late = ((work.t - work.seen_t) >= state.norms.stale_us[stack.columns]) & ~covered
 
 
 def _formulas(plant: Plant, state: JudgeState, stack: _Stack, work: _Work) -> None:
@@ -465,7 +481,8 @@ def _formulas(plant: Plant, state: JudgeState, stack: _Stack, work: _Work) -> No
             qualities = work.quality[:, used]
             touched = ((qualities & CODE_MASK) != HOLD).any(axis=1)
             vouched = (qualities == CONFIRMED).any(axis=1)
-            worst = OF_RANK[RANK[work.held_quality[:, used]].max(axis=1)]
+            held = work.held_quality[:, used]
+            worst = OF_RANK[RANK[held].max(axis=1)] | ((held >= LINE_LOST).any(axis=1) * np.uint8(LINE_LOST))
             values = formula.evaluate({name: work.held[:, i] for name, i in zip(formula.names, used, strict=True)})
             work.values[:, column] = np.where((worst & CODE_MASK) <= UNCERTAIN, values, np.nan)
             work.quality[:, column] = worst
@@ -610,7 +627,9 @@ def _event(
     severity = SEVERITIES[worst]
     band = bands(machine, change.column - machine.start, mode)
     limit = band.get(severity, {}).get(change.kind)
-    number = None if np.isnan(value) else value
+    lost = change.kind == Kind.HEALTH
+    number = None if np.isnan(value) or lost else value
+    why = int(value) if lost and value > 0 else int(work.held_quality[change.row, column])
     silent = int(_of(work.t, change.row, column) - work.seen_t[change.row, column])
     event = Event(
         event=told,
@@ -636,7 +655,8 @@ def _event(
             value=number,
             limit=limit,
             silent_us=silent,
-            reason=_why_silent(int(work.held_quality[change.row, column])),
+            reason=_why_silent(why),
+            behind=signal.behind,
         ),
         advice=advice_of(signal, plant.language),
         count=(standing.count + (told is EventKind.RAISED)) if standing else 1,
@@ -669,7 +689,7 @@ def _of(array: Ints, row: int, column: int) -> int:
 def _judged(stack: _Stack, work: _Work, modes: list[npt.NDArray[np.int16]]) -> list[JudgedFrame]:
     """Cut the stack into the machines' frames again."""
     speaks = ((work.quality & CODE_MASK) != HOLD) & (work.quality != RESTART)
-    publish = np.logical_or.reduceat(speaks, stack.edges, axis=1)
+    publish = np.logical_or.reduceat(speaks, stack.edges, axis=1) & ~np.array([m.own for m in stack.machines])
     judged = []
     for i, (frame, edge, size) in enumerate(zip(stack.frames, stack.edges.tolist(), stack.sizes.tolist(), strict=True)):
         columns = slice(edge, edge + size)

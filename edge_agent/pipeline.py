@@ -5,7 +5,7 @@ Rule 2: nobody but this room changes the judge's state; the page and the command
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,10 +14,10 @@ import structlog
 from edge_agent import judge, snapshot, texts
 from edge_agent.board import Board
 from edge_agent.clock import AgentTime
-from edge_agent.contract import SECOND_US, Clock, Frame, Quality
+from edge_agent.contract import LINE_LOST, SECOND_US, Clock, Frame, Quality
 from edge_agent.judge import JudgeState
 from edge_agent.messages import topics as messages
-from edge_agent.plant import Machine, Plant
+from edge_agent.plant import OWN_EVERY_US, Machine, Plant
 from edge_agent.records import Command, Event, EventKind, Gap, GapCause, WarningState
 from edge_agent.store.journal import Store
 
@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 COLLECT_S = 0.02
 SNAPSHOT_EVERY_US = 60 * SECOND_US
 TICK_EVERY_S = 0.25
+LOST_EVERY_US = SECOND_US
+"""A row of the agent's own machine while something is lost, so that its delay matures."""
 TICK_GRACE_MAX_US = SECOND_US
 """A tick row comes this much (or half a period) after a frame was due, so that one that is on its way comes first."""
 MISSED_TOLD_EVERY_US = 10 * SECOND_US
@@ -59,6 +61,8 @@ class Pipeline:
         self._flush: asyncio.TimerHandle | None = None
         self._last_us: dict[str, int] = dict.fromkeys(plant.by_name, time.now_us())
         self._mode: dict[str, int] = {}
+        self._lines: list[int] = []
+        self._lines_due = 0
         self._missed = 0
         self._missed_from = self._missed_to = self._missed_due = 0
         self._snapshot_due = time.now_us() + SNAPSHOT_EVERY_US
@@ -90,7 +94,8 @@ class Pipeline:
         for name, frame in touched.items():
             machine = self.plant.by_name[name]
             self._last_us[name] = int(frame.t[-1])
-            self._show(machine, frame)
+            if not machine.own:
+                self._show(machine, frame)
         if events:
             self._tell(events)
 
@@ -129,7 +134,8 @@ class Pipeline:
         for machine in self.plant.machines:
             mode = int(self.state.mode[machine.index])
             self._mode[machine.name] = mode
-            self._publish_norms(machine, mode)
+            if not machine.own:
+                self._publish_norms(machine, mode)
             self._publish_active(machine.name, standing[machine.name])
 
     def _publish_norms(self, machine: Machine, mode: int) -> None:
@@ -166,13 +172,33 @@ class Pipeline:
     def turn(self) -> None:
         """Let time pass where no frame came; take a snapshot when one is due; tell of missed beats."""
         now = self._time.now_us()
-        silent = [machine for machine in self.plant.machines if now >= self._tick_due(machine)]
+        silent = [machine for machine in self.plant.machines if not machine.own and now >= self._tick_due(machine)]
         if silent:
             self.take([_tick(machine, now, self._clock.wall_us()) for machine in silent])
         if now >= self._snapshot_due:
             self.snapshot()
         if self._missed and now >= self._missed_due:
             self._tell_missed()
+
+    def lines(self, lost: Mapping[str, int]) -> None:
+        """Which lines, and parts of lines, are lost now, by their names in the agent's own machine.
+
+        lost: why, a code of Quality; 0: well; HOLD: a part of a line that is lost as a whole, of which nothing is known.
+        """
+        own = self.plant.own
+        if own is None:
+            return
+        now = self._time.now_us()
+        codes = [lost.get(signal.name, Quality.HOLD) for signal in own.signals]
+        pause_us = LOST_EVERY_US if any(codes) else OWN_EVERY_US
+        if codes == self._lines and now < self._lines_due:
+            return
+        self._lines, self._lines_due = codes, now + pause_us
+        unknown = np.array([[code == Quality.HOLD for code in codes]], dtype=np.bool_)
+        frame = _row(own, now, self._clock.wall_us(), Quality.GOOD)
+        frame.values[:] = np.where(unknown, np.nan, np.array([codes], dtype=np.float64))
+        frame.quality[unknown] = Quality.DISCONNECTED | LINE_LOST
+        self.take([replace(frame, tick=False)])
 
     def _tick_due(self, machine: Machine) -> int:
         return self._last_us[machine.name] + machine.every_us + min(machine.every_us // 2, TICK_GRACE_MAX_US)

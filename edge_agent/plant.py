@@ -2,6 +2,7 @@
 
 Rule 1: columns stand machine by machine in the order of the configuration; a machine is an index range.
 Rule 2: what may differ by operating state is an array for each state, so that a change of state copies columns.
+Rule 3: the agent's own machine comes last: a column for each line and each part of one, whose value says if it is lost.
 """
 
 import bisect
@@ -11,14 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from edge_agent import expression
-from edge_agent.config import Config, MachineConfig, NormConfig, SignalConfig
-from edge_agent.contract import Bools, Detector, Floats, Norms
+from edge_agent import expression, texts
+from edge_agent.config import BandConfig, Config, MachineConfig, NormConfig, SignalConfig
+from edge_agent.contract import Bools, Detector, Floats, Norms, part_of
 from edge_agent.records import Layout
 
 STALE_MIN_US = 10_000_000
 STALE_PERIODS = 3
 """`stale` defaults to max(3 × every, 10 s): contract §6."""
+OWN = "agent"
+"""The machine of the agent's own warnings (contract §6); nobody else may have the name."""
+OWN_EVERY_US, OWN_STALE_US = 10_000_000, 3_600_000_000
+HEALTH_US = 10_000_000
 
 PER_STATE = ("limit", "back", "on_us", "off_us", "screen_low", "screen_high", "level")
 """The norms that may differ by operating state; the others hold in every state."""
@@ -36,6 +41,8 @@ class Signal:
     column: str | None
     names: dict[int, str]
     """What values are called (`map`)."""
+    behind: int
+    """Of a line: how many signals are read over it."""
     bands: tuple[dict[str, dict[str, float]], ...]
 
 
@@ -57,6 +64,8 @@ class Machine:
     conditions: tuple[tuple[tuple[int, ...], expression.Expression], ...]
     settle_us: int
     norms: tuple[Norms, ...]
+    own: bool = False
+    """The agent's own: judged and kept like any other, but no machine of the plant."""
 
     @property
     def columns(self) -> slice:
@@ -90,6 +99,16 @@ class Plant:
     """The first column of each machine."""
     stacks: dict[tuple[int, ...], Any] = field(default_factory=dict, compare=False, repr=False)
 
+    @property
+    def own(self) -> Machine | None:
+        """The machine of lines; None where there are none."""
+        return self.machines[-1] if self.machines and self.machines[-1].own else None
+
+    @property
+    def signals(self) -> int:
+        """The columns that are signals of the plant."""
+        return self.own.start if self.own else self.columns
+
     def machine_of(self, column: int) -> Machine:
         return self.machines[bisect.bisect_right(self.starts, column) - 1]
 
@@ -98,14 +117,22 @@ class Plant:
         return machine, machine.signals[column - machine.start]
 
 
-def compile_plant(config: Config, detectors: Sequence[Detector]) -> Plant:
-    """Turn the words of the file into columns. The configuration is valid already, so nothing is refused here."""
+def compile_plant(config: Config, detectors: Sequence[Detector], own: bool = True) -> Plant:
+    """Turn the words of the file into columns. The configuration is valid already, so nothing is refused here.
+
+    own: with the agent's own machine; without it where no line is polled for long.
+    """
+    lines = _lines(config) if own else {}
+    about = MachineConfig(
+        OWN, "edge-agent", "", {}, 0, OWN_EVERY_US, {name: signal for name, (signal, _) in lines.items()}
+    )
+    configured = [*config.machines.values(), *([about] if lines else [])]
     machines: list[Machine] = []
     start = 0
-    for index, machine in enumerate(config.machines.values()):
-        machines.append(_machine(index, machine, start))
+    for index, machine in enumerate(configured):
+        machines.append(_machine(index, machine, start, lines if machine is about else {}))
         start = machines[-1].stop
-    signals = [signal for machine in config.machines.values() for signal in machine.signals.values()]
+    signals = [signal for machine in configured for signal in machine.signals.values()]
     return Plant(
         machines=tuple(machines),
         by_name={machine.name: machine for machine in machines},
@@ -128,7 +155,74 @@ def stale_us(signal: SignalConfig) -> int:
     )
 
 
-def _machine(index: int, machine: MachineConfig, start: int) -> Machine:
+def parts_of(config: Config, connection: str) -> dict[str, str]:
+    """By point (`machine.signal`) the part of this connection that it lies behind; '' everywhere when there is only one."""
+    settings = config.connections[connection].settings
+    parts = {
+        f"{machine.name}.{signal.name}": part_of(settings, signal.point)
+        for machine in config.machines.values()
+        for signal in machine.signals.values()
+        if signal.connection == connection and signal.point is not None
+    }
+    return parts if len(set(parts.values())) > 1 else dict.fromkeys(parts, "")
+
+
+Lines = dict[str, tuple[SignalConfig, list[SignalConfig]]]
+"""By name: the signal that tells whether a line, or a part of one, is lost, and those that are read over it."""
+
+
+def _lines(config: Config) -> Lines:
+    by_name = {
+        f"{machine.name}.{signal.name}": signal
+        for machine in config.machines.values()
+        for signal in machine.signals.values()
+    }
+    found: Lines = {}
+    for name in config.connections:
+        parts = parts_of(config, name)
+        if not parts:
+            continue
+        title = f"{texts.CONNECTION[config.agent.language]} {name}"
+        found[name] = _line(name, title, [by_name[point] for point in parts])
+        for part in sorted(set(parts.values()) - {""}):
+            behind = [by_name[point] for point, its in parts.items() if its == part]
+            found[f"{name}.{part}"] = _line(f"{name}.{part}", f"{name} {part.replace('_', ' ')}", behind)
+    return found
+
+
+def _line(name: str, title: str, behind: list[SignalConfig]) -> tuple[SignalConfig, list[SignalConfig]]:
+    never = BandConfig(None, None, 0.0, 0, 0)
+    norm = NormConfig(never, never, OWN_STALE_US, False, "alarm", "auto", {})
+    return (
+        SignalConfig(
+            name,
+            title,
+            "",
+            texts.CHECK_THE_LINE,
+            1.0,
+            0.0,
+            None,
+            None,
+            None,
+            OWN_EVERY_US,
+            True,
+            None,
+            None,
+            None,
+            None,
+            {},
+            norm,
+        ),
+        behind,
+    )
+
+
+def health_us(behind: Sequence[SignalConfig]) -> int:
+    """How long a line must be lost: no longer than the most impatient of its signals may be silent."""
+    return min([HEALTH_US, *(stale_us(signal) for signal in behind)])
+
+
+def _machine(index: int, machine: MachineConfig, start: int, lines: Lines) -> Machine:
     signals = list(machine.signals.values())
     states = tuple(machine.states)
     offsets = {name: offset for offset, name in enumerate(machine.signals)}
@@ -153,6 +247,7 @@ def _machine(index: int, machine: MachineConfig, start: int) -> Machine:
                 every_us=signal.every_us,
                 column=signal.column if signal.column not in (None, signal.name) else None,
                 names=dict(signal.map),
+                behind=len(lines[signal.name][1]) if lines else 0,
                 bands=tuple(_band(row[offset]) for row in norms),
             )
             for offset, signal in enumerate(signals)
@@ -161,7 +256,8 @@ def _machine(index: int, machine: MachineConfig, start: int) -> Machine:
         states=states,
         conditions=tuple((tuple(offsets[name] for name in condition.names), condition) for condition in conditions),
         settle_us=machine.settle_us,
-        norms=tuple(_norms(signals, row) for row in norms),
+        norms=tuple(_norms(signals, row, lines) for row in norms),
+        own=bool(lines),
     )
 
 
@@ -193,7 +289,7 @@ def _band(norm: NormConfig) -> dict[str, dict[str, float]]:
     return band
 
 
-def _norms(signals: list[SignalConfig], norms: list[NormConfig]) -> Norms:
+def _norms(signals: list[SignalConfig], norms: list[NormConfig], lines: Lines) -> Norms:
     pairs = [[norm.warning for norm in norms], [norm.alarm for norm in norms]]
     high = [_floats((band.high for band in pair), np.inf) for pair in pairs]
     low = [-_floats((band.low for band in pair), -np.inf) for pair in pairs]
@@ -207,6 +303,7 @@ def _norms(signals: list[SignalConfig], norms: list[NormConfig]) -> Norms:
         screen_low=-np.minimum(*low),
         screen_high=np.minimum(*high),
         stale_us=np.array([stale_us(signal) for signal in signals], dtype=np.int64),
+        health_us=np.array([health_us(lines[s.name][1]) if lines else -1 for s in signals], dtype=np.int64),
         level=np.array([1 if signal.norm.severity == "warning" else 2 for signal in signals], dtype=np.uint8),
     )
 

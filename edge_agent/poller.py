@@ -25,6 +25,7 @@ from edge_agent.clock import AgentTime, next_beat
 from edge_agent.config import Config, with_secrets
 from edge_agent.contract import (
     CODE_MASK,
+    LINE_LOST,
     SECOND_US,
     Clock,
     Codes,
@@ -42,7 +43,7 @@ from edge_agent.contract import (
     Remembers,
     Session,
 )
-from edge_agent.plant import Plant
+from edge_agent.plant import Plant, parts_of
 
 log = structlog.get_logger(__name__)
 
@@ -98,7 +99,7 @@ class PolledSignal:
 class Line:
     """A connection as the poller needs it. widths: the number of signals of each machine that it touches.
 
-    attributes: texts, by `machine.name`.
+    attributes: texts, by `machine.name`. parts: of each signal, see contract.part_of; empty when there are none.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Line:
     signals: tuple[PolledSignal, ...]
     widths: dict[str, int]
     attributes: tuple[Point, ...] = ()
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -147,6 +149,8 @@ class _Beat:
     loop_low: Floats
     loop_high: Floats
     plain: bool
+    parts: tuple[tuple[str, npt.NDArray[np.intp]], ...]
+    """Of each part of the line that has points here, their places."""
 
 
 Memory = MutableMapping[str, bytes]
@@ -168,7 +172,10 @@ def lines(config: Config, plant: Plant, registry: plugins.Plugins, only: Collect
             widths = {s.machine: plant.by_name[s.machine].stop - plant.by_name[s.machine].start for s in signals}
             settings = with_secrets(connection.settings, config)
             texts = tuple(t for t in _attributes(config, connection.name) if only is None or t.name in only)
-            found.append(Line(connection.name, registry.driver(connection.driver), settings, signals, widths, texts))
+            of = parts_of(config, connection.name)
+            parts = tuple(of[s.point.name] for s in signals)
+            driver = registry.driver(connection.driver)
+            found.append(Line(connection.name, driver, settings, signals, widths, texts, parts))
     return found
 
 
@@ -256,6 +263,8 @@ class Poller:
         self._first_due = False
         """Nothing has been read yet over this line, or of these signals: slow ones are read at once, before their beat."""
         self._why = Quality.DISCONNECTED
+        self._silent_parts: dict[str, Quality] = {}
+        """Parts of the line that are silent, and why; '' is all of a line without parts."""
         self._lost_at: int | None = None
         self._reached = 0
         """The last beat (monotonic µs) that has its row or is being read."""
@@ -300,6 +309,7 @@ class Poller:
         self._places.clear()
         self._first_due = bool(self._slow())
         self._describe_at_us = 0
+        self._silent_parts = {part: why for part, why in self._silent_parts.items() if part in line.parts or not part}
         self._changed.set()
         return True
 
@@ -388,6 +398,8 @@ class Poller:
                 reason = "no answer in time" if asked else f"not open within {OPEN_LIMIT_S:g} s"
             case _:
                 self._why, reason = Quality.OTHER, f"the driver failed: {type(error).__name__}: {error}"
+        # Until something is read again: a device that takes each connection and answers nothing is not well between.
+        self._silent_parts = dict.fromkeys(set(self.line.parts) or {""}, self._why)
         self._away(ConnectionState.DISCONNECTED, reason)
         self._broken.set()
 
@@ -490,6 +502,7 @@ class Poller:
                 self._overdue_timer = None
         if self.line is not line:  # another configuration came while it was read
             beat, readings = _carried_over(line, beat, readings, self.line)
+        self._note_parts(beat, readings)
         self._intake(self.frames(beat, readings))
 
     def _watch_overdue(self) -> None:
@@ -501,8 +514,57 @@ class Poller:
     def _overdue(self, beat_us: int, periods: tuple[int, ...]) -> None:
         self._reached = beat_us
         beat = self._due(periods)
-        self._intake(self.frames(beat, self.nothing(beat, Quality.TIMEOUT)))
+        readings = self.nothing(beat, Quality.TIMEOUT)
+        self._mark(beat, readings)
+        self._intake(self.frames(beat, readings))
         self._watch_overdue()
+
+    # --- what is lost ---------------------------------------------------------------------------------------------
+
+    def lost(self) -> dict[str, int]:
+        """Of the line and each of its parts, by the names of the agent's own machine, why it is lost; 0: it is not.
+
+        Of the parts of a line that is lost as a whole nothing is known: HOLD.
+        """
+        name, parts = self.line.name, sorted(set(self.line.parts) - {""})
+        whole = self._whole_lost()
+        known = {f"{name}.{part}": int(self._silent_parts.get(part, 0)) for part in parts}
+        return {name: int(whole), **(dict.fromkeys(known, HOLD) if whole else known)}
+
+    def _whole_lost(self) -> Quality:
+        """Why the line is lost as a whole; GOOD: it is not."""
+        if self._session is None:
+            return self._why
+        everywhere = set(self.line.parts) or {""}
+        return (
+            Quality(next(iter(self._silent_parts.values())))
+            if everywhere <= self._silent_parts.keys()
+            else Quality.GOOD
+        )
+
+    def _note_parts(self, beat: _Beat, readings: Readings) -> None:
+        """A part is lost when all of it that was asked last is silent. Readings of what is lost say so."""
+        silent = (readings.quality == Quality.TIMEOUT) | (readings.quality == Quality.DISCONNECTED)
+        open_now = self._session is not None and not self._broken.is_set()
+        if open_now and (self._silent_parts or silent.any()):
+            for part, places in beat.parts:
+                if silent[places].all():
+                    self._silent_parts[part] = Quality(int(readings.quality[places[0]]))
+                else:
+                    self._silent_parts.pop(part, None)
+            if self._whole_lost():
+                self._away(ConnectionState.SILENT, "no answer to any request")
+        self._mark(beat, readings)
+
+    def _mark(self, beat: _Beat, readings: Readings) -> None:
+        whole = self._whole_lost()
+        for part, places in beat.parts if whole or self._silent_parts else ():
+            if whole or part in self._silent_parts:
+                readings.quality[places] |= np.uint8(LINE_LOST) * (
+                    (readings.quality[places] & CODE_MASK) > Quality.UNCERTAIN
+                )
+
+    # --- reading --------------------------------------------------------------------------------------------------
 
     async def _describe(self) -> None:
         """Read the texts of the line's devices once after it was opened, and then now and then."""
@@ -543,9 +605,8 @@ class Poller:
             self.health.busy_us += self._clock.monotonic_us() - begun
         self.health.beats += 1
         self.health.counters = counters
-        if ((readings.quality == Quality.TIMEOUT) | (readings.quality == Quality.DISCONNECTED)).all():
-            self._away(ConnectionState.SILENT, "no answer to any request")
-        else:
+        silent = (readings.quality == Quality.TIMEOUT) | (readings.quality == Quality.DISCONNECTED)
+        if not silent.all():
             self._enter(ConnectionState.CONNECTED)
         return readings
 
@@ -699,7 +760,15 @@ def _plan(line: Line, due: list[int]) -> _Beat:
         loop_low=_column(chosen, "loop_low"),
         loop_high=_column(chosen, "loop_high"),
         plain=bool((scale == 1.0).all() and (bias == 0.0).all() and not loop.any()),
+        parts=tuple((part, np.array(places, dtype=np.intp)) for part, places in _by_part(line, due).items()),
     )
+
+
+def _by_part(line: Line, due: Sequence[int]) -> dict[str, list[int]]:
+    places: dict[str, list[int]] = {}
+    for place, point in enumerate(due):
+        places.setdefault(line.parts[point] if line.parts else "", []).append(place)
+    return places
 
 
 def _column(signals: Sequence[PolledSignal], name: str) -> Floats:

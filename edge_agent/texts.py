@@ -25,7 +25,22 @@ _RAISED = {
         "nl": "{title}: al {duration} geen goede meting ({reason})",
         "de": "{title}: seit {duration} kein guter Messwert ({reason})",
     },
-    Kind.HEALTH: {"en": "{title}: {reason}", "nl": "{title}: {reason}", "de": "{title}: {reason}"},
+    Kind.HEALTH: {
+        "en": "{title}: {reason}{count}",
+        "nl": "{title}: {reason}{count}",
+        "de": "{title}: {reason}{count}",
+    },
+}
+_NOT_WATCHED = {
+    "en": ("; {} signal is not watched", "; {} signals are not watched"),
+    "nl": ("; {} signaal wordt niet bewaakt", "; {} signalen worden niet bewaakt"),
+    "de": ("; {} Signal wird nicht überwacht", "; {} Signale werden nicht überwacht"),
+}
+CONNECTION = {"en": "Connection", "nl": "Verbinding", "de": "Verbindung"}
+CHECK_THE_LINE = {
+    "en": "Check the device's power, its network or serial cable, and its address.",
+    "nl": "Controleer de voeding, de netwerk- of seriële kabel en het adres van het apparaat.",
+    "de": "Spannung, Netzwerk- oder serielles Kabel und Adresse des Geräts prüfen.",
 }
 _DEESCALATED = {
     "en": "{title} {value}: no longer an alarm, still a warning",
@@ -42,6 +57,11 @@ _READS_AGAIN = {
     "en": "{title} gives good readings again: {value}",
     "nl": "{title} geeft weer goede metingen: {value}",
     "de": "{title} liefert wieder gute Messwerte: {value}",
+}
+_ANSWERS_AGAIN = {
+    "en": "{title} answers again",
+    "nl": "{title} antwoordt weer",
+    "de": "{title} antwortet wieder",
 }
 _ACKNOWLEDGED = {
     "en": "{title}: seen by {by}",
@@ -113,13 +133,17 @@ def message(
     limit: float | None,
     silent_us: int = 0,
     reason: str = "",
+    behind: int = 0,
     by: str = "",
 ) -> str:
-    """One sentence about one step of a warning. value, limit: in the signal's unit, None where there is none."""
+    """One sentence about one step of a warning. value, limit: in the signal's unit, None where there is none.
+
+    behind: how many signals are read over a line.
+    """
     if event is EventKind.ACKNOWLEDGED:
         text = _ACKNOWLEDGED
     elif event is EventKind.CLEARED:
-        text = _CLEARED if kind in (Kind.HIGH, Kind.LOW) else _READS_AGAIN
+        text = {Kind.STALE: _READS_AGAIN, Kind.HEALTH: _ANSWERS_AGAIN}.get(kind, _CLEARED)
     elif event is EventKind.DEESCALATED:
         text = _DEESCALATED
     else:
@@ -133,6 +157,7 @@ def message(
             limit=quantity(limit, unit, language, digits),
             duration=duration(silent_us, language),
             reason=_REASONS[language].get(reason, reason),
+            count=_NOT_WATCHED[language][behind != 1].format(behind) if behind else "",
             by=by,
         )
         .replace("  ", " ")

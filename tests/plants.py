@@ -71,6 +71,6 @@ def machine(
 
 def plant(*machines: SimpleNamespace, language: str = "en") -> Plant:
     config: Any = SimpleNamespace(
-        machines={each.name: each for each in machines}, agent=SimpleNamespace(language=language)
+        machines={each.name: each for each in machines}, connections={}, agent=SimpleNamespace(language=language)
     )
     return compile_plant(config, DETECTORS)

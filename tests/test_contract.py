@@ -98,9 +98,9 @@ async def test_a_warning_s_life_has_every_field_of_the_contract(here: Hall) -> N
             numbers = [body["seq"] for body in ear.all(topic)]
             assert numbers == sorted(set(numbers))
         async with Consumer(here.broker.port, f"{ROOT_TOPIC}/#") as newcomer:
-            await eventually(lambda: len(newcomer.heard) == 4)
+            await eventually(lambda: len(newcomer.heard) == 5)
             assert {each.topic.removeprefix(f"{ROOT_TOPIC}/") for each in newcomer.heard} == {
-                "status", "health", "press/active", "press/norms",
+                "status", "health", "press/active", "press/norms", "agent/active",
             }  # fmt: skip
             assert Ear(newcomer).last("status") == {"state": "stopped"}
 
@@ -149,17 +149,20 @@ async def test_a_device_that_goes_away_is_told_each_beat_and_disturbs_no_other(h
         gone = await here.hears("press/measurements", lambda body: body.get("bad") == {"oil": "disconnected"})
         away = ("disconnected", "backing_off", "connecting")
         await here.status(lambda body: body["connections"]["plc"]["state"] in away)
-        stale = await here.event("press", "raised", within_s=20, kind="stale")
-        assert stale["value"] is None
-        assert "no good reading" in stale["message"]
-        assert 9 < seconds(stale["ts"]) - seconds(gone["ts"]) < 12, "the greater of 3 x every and 10 s"
-        silence = [body for body in here.ear.all("press/measurements") if gone["seq"] <= body["seq"] < stale["seq"]]
+        lost = await here.event("agent", "raised", within_s=20, kind="health")
+        assert (lost["signal"], lost["value"], lost["severity"]) == ("plc", None, "alarm")
+        assert lost["message"] == "Connection plc: not connected; 1 signal is not watched"
+        assert 9 < seconds(lost["ts"]) - seconds(gone["ts"]) < 12
+        assert [each["id"] for each in here.active("agent")] == [lost["id"]]
+        silence = [body for body in here.ear.all("press/measurements") if gone["seq"] <= body["seq"] < lost["seq"]]
         assert all((body["values"], body["bad"]) == ({}, {"oil": "disconnected"}) for body in silence)
         assert len(silence) > 40, "at each beat"
         await device.start()
-        assert (await here.event("press", "cleared", within_s=30, kind="stale"))["id"] == stale["id"]
+        assert (await here.event("agent", "cleared", within_s=30, kind="health"))["id"] == lost["id"]
         await here.status(lambda body: body["connections"]["plc"]["state"] == "connected")
-        await eventually(lambda: here.active("press") == [])
+        await eventually(lambda: here.active("agent") == [])
+        assert here.ear.all("press/warnings") == [], "its signals are counted in the one warning"
+        assert here.ear.all("agent/measurements") == []
         assert here.ear.all("lathe/warnings") == []
         beats = here.ear.all("lathe/measurements")
         assert all(body["values"] == {"oil": 50.0} for body in beats)

@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 from edge_agent import poller
 from edge_agent.clock import AgentTime
 from edge_agent.contract import (
+    LINE_LOST,
     Clock,
     Codes,
     DeviceRefused,
@@ -149,7 +150,7 @@ class Watched:
 
     def told(self, offset: int = 0) -> list[tuple[float, int]]:
         """Of one column: at which second which quality."""
-        return [((int(f.t[0]) - self.start_us) / SECOND, int(f.quality[0, offset])) for f in self.frames]
+        return [((int(f.t[0]) - self.start_us) / SECOND, int(f.quality[0, offset]) & ~LINE_LOST) for f in self.frames]
 
 
 def watch(device: Device, seconds: float, signals: Sequence[PolledSignal] | None = None) -> Watched:
@@ -707,7 +708,7 @@ def one_value(raw: float, quality: int = GOOD, **more: Any) -> tuple[float, int]
         np.array([float(raw)]), np.array([quality], dtype=np.uint8), device.good(due).ts
     )
     (frame,) = watch(device, 1, points(1, **more)).frames
-    return float(frame.values[0, 0]), int(frame.quality[0, 0])
+    return float(frame.values[0, 0]), int(frame.quality[0, 0]) & ~LINE_LOST
 
 
 def test_a_value_is_raw_times_scale_plus_offset() -> None:

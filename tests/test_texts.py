@@ -95,6 +95,19 @@ def test_a_reason_in_words_is_told_as_it_is() -> None:
     assert oil(kind=Kind.HEALTH, reason="certificate ends tomorrow") == "Oil temperature: certificate ends tomorrow"
 
 
+@pytest.mark.parametrize(
+    ("language", "behind", "text"),
+    [
+        ("en", 1, "Oil temperature: no answer; 1 signal is not watched"),
+        ("en", 12, "Oil temperature: no answer; 12 signals are not watched"),
+        ("nl", 12, "Oil temperature: geen antwoord; 12 signalen worden niet bewaakt"),
+        ("de", 1, "Oil temperature: keine Antwort; 1 Signal wird nicht überwacht"),
+    ],
+)
+def test_a_lost_line_says_how_much_is_not_watched(language: str, behind: int, text: str) -> None:
+    assert oil(kind=Kind.HEALTH, reason="timeout", behind=behind, language=language) == text
+
+
 def test_deescalated_never_claims_that_a_value_inside_the_norm_is_above_it() -> None:
     assert "above" not in oil(event=EventKind.DEESCALATED, value=58.0)
 

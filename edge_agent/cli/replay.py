@@ -62,7 +62,7 @@ def replay(arguments: argparse.Namespace) -> int:
         print(f"note: {note}", file=sys.stderr)
     if not columns:
         return _refused(f"{arguments.data}: has no column of any signal of {arguments.config}")
-    plant = compile_plant(fitted, list(plugins.detectors().values()))
+    plant = compile_plant(fitted, list(plugins.detectors().values()), own=False)
     events = replay.run(plant, replay.frames(plant, recording, columns, arguments.rows or replay.ROWS))
     try:
         _write(arguments, recording.name, events)

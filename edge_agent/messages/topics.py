@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from edge_agent.contract import CODE_MASK, REASONS, SECOND_US, Codes, Floats, Ints, Quality
+from edge_agent.contract import CODE_MASK, LINE_LOST, REASONS, SECOND_US, Codes, Floats, Ints, Quality
 from edge_agent.records import Event, Gap, Layout
 
 OFFLINE = b'{"state":"offline"}'
@@ -21,7 +21,8 @@ STOPPED = b'{"state":"stopped"}'
 UNKNOWN_STATE = "unknown"
 LATE = b',"late":true}'
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-WORDS = tuple(REASONS.get(Quality(code) if code in REASONS else Quality.OTHER, "other") for code in range(256))
+_PLAIN = [code & ~LINE_LOST if code & CODE_MASK > Quality.UNCERTAIN else code for code in range(256)]
+WORDS = tuple(REASONS.get(Quality(code) if code in REASONS else Quality.OTHER, "other") for code in _PLAIN)
 """The word of each quality byte; bytes that no Quality has are `other`."""
 FRESH = bytes(code & CODE_MASK in (Quality.GOOD, Quality.UNCERTAIN) for code in range(256))
 BAD = bytes(code & CODE_MASK > Quality.UNCERTAIN for code in range(256))
