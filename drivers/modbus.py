@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from drivers.modbus_channels import connect, wire_to
 from drivers.modbus_line import Counts, Line, Round
+from drivers.modbus_load import ModbusCost, foreseen
 from drivers.modbus_map import (
     BUSY,
     EXCEPTION_WORDS,
@@ -34,6 +35,7 @@ from drivers.modbus_map import (
 from drivers.modbus_settings import ModbusAddress, ModbusConnection
 from drivers.modbus_wire import WireLine
 from edge_agent.contract import (
+    LINE_BUSY,
     Clock,
     Codes,
     DeviceRefused,
@@ -130,10 +132,18 @@ class ModbusSession:
         return whole
 
     def counters(self) -> dict[str, int | float]:
-        return asdict(self._counts) | {
-            "silent_units": len(self._silent),
-            "refused_points": int((self._refusals > 0).sum()),
-        }
+        return (
+            asdict(self._counts)
+            | self._line_use()
+            | {
+                "silent_units": len(self._silent),
+                "refused_points": int((self._refusals > 0).sum()),
+            }
+        )
+
+    def _line_use(self) -> dict[str, int]:
+        line = self._lines[0] if self._lines else None
+        return {LINE_BUSY: line.wire.busy_us} if isinstance(line, WireLine) else {}
 
     def use(self, points: Sequence[Point]) -> None:
         """See contract.Session.use. A refused item stays refused; where blocks were cut is found out again."""
@@ -219,14 +229,7 @@ class ModbusSession:
             await self._more_lines()
 
     def _one_at_a_time(self) -> bool:
-        """Whether a serial line stands behind it, or answers may be lost or doubled on the way (UDP)."""
-        settings = self._settings
-        if settings.place.scheme not in ("tcp", "tls"):
-            return True
-        if settings.gateway is None:
-            several = len({item.unit for item in self._items}) > 1
-            return several and settings.pipeline == settings.connections == 1
-        return settings.gateway
+        return self._settings.one_at_a_time({item.unit for item in self._items})
 
     async def _more_lines(self) -> None:
         """As many connections as are wished; a device that allows fewer is asked again for them now and then."""
@@ -515,6 +518,10 @@ class ModbusDriver:
         self, name: str, connection: ModbusConnection, points: Sequence[Point], clock: Clock
     ) -> AbstractAsyncContextManager[Session]:
         return _open(name, connection, points, clock)
+
+    def foresee(self, connection: ModbusConnection, points: Sequence[Point]) -> ModbusCost | None:
+        """See contract.Foresees."""
+        return foreseen(connection, _items(points, connection))
 
 
 @asynccontextmanager

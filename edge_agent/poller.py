@@ -24,6 +24,7 @@ from edge_agent.clock import AgentTime, next_beat
 from edge_agent.config import Config, with_secrets
 from edge_agent.contract import (
     CODE_MASK,
+    LINE_BUSY,
     SECOND_US,
     Clock,
     Codes,
@@ -108,6 +109,8 @@ class LineHealth:
     missed: int = 0
     busy_us: int = 0
     """How long reads have taken, all together."""
+    line_busy_us: int | None = None
+    """How long the physical line has been in use, by this connection and others; None when nobody else can use it."""
     counters: dict[str, int | float] = field(default_factory=dict)
 
 
@@ -274,6 +277,21 @@ class Poller:
             self._places = {(s.machine, s.offset): point for point, s in enumerate(self.line.signals)}
         point = self._places.get((machine, offset))
         return "" if point is None else self._session.explain(point)
+
+    def look(self) -> LineHealth:
+        """The health with the counters of this moment, also of a line that is read once an hour."""
+        if self._session is not None:
+            try:
+                self._count(self._session)
+            except Exception as error:  # noqa: BLE001 - the bulkhead, see `_failed`
+                self._failed(error)
+        return self.health
+
+    def _count(self, session: Session) -> None:
+        counters = dict(session.counters())
+        line_busy_us = counters.pop(LINE_BUSY, None)
+        self.health.line_busy_us = None if line_busy_us is None else int(line_busy_us)
+        self.health.counters = counters
 
     # --- the connection -------------------------------------------------------------------------------------------
 
@@ -455,14 +473,13 @@ class Poller:
                     self._asked = self.line
                     session.use([signal.point for signal in self.line.signals])
                 readings = checked(await session.read(beat.due), len(beat.due))
-            counters = session.counters()
+            self._count(session)
         except Exception as error:  # noqa: BLE001 - the bulkhead, see `_failed`
             self._failed(error)
             return self.nothing(beat, self._why)
         finally:
             self.health.busy_us += self._clock.monotonic_us() - begun
         self.health.beats += 1
-        self.health.counters = counters
         if ((readings.quality == Quality.TIMEOUT) | (readings.quality == Quality.DISCONNECTED)).all():
             self._away(ConnectionState.SILENT, "no answer to any request")
         else:
