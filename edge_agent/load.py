@@ -219,11 +219,12 @@ def sentence(load: LineLoad) -> str | None:
         return None
     need = f"{_s(weight.share * every_us)} of each {_s(every_us)} {load.cost.words}"
     one_period = {period for asker in load.askers for period in asker.periods} == {every_us}
-    count = _number(weight.requests_per_s * every_us / SECOND_US)
+    number = _number(weight.requests_per_s * every_us / SECOND_US)
+    count = f"{number} request{'s' if number != '1' else ''}"
     if one_period:
-        return f"{load.name}: {_percent(weight.share)} busy ({need}, {count} requests)"
+        return f"{load.name}: {_percent(weight.share)} busy ({need}, {count})"
     most = f"at most {_s(weight.busiest.busy_us)} in the {_s(weight.within_us)} to the next beat"
-    return f"{load.name}: {_percent(weight.share)} busy (in the mean {need}, {count} requests; {most})"
+    return f"{load.name}: {_percent(weight.share)} busy (in the mean {need}, {count}; {most})"
 
 
 def warning(load: LineLoad) -> str | None:
