@@ -17,9 +17,9 @@ from random import uniform
 import numpy as np
 from pydantic import BaseModel
 
+from drivers import modbus_load
 from drivers.modbus_channels import connect, wire_to
 from drivers.modbus_line import Counts, Line, Round
-from drivers.modbus_load import ModbusCost, foreseen
 from drivers.modbus_map import (
     BUSY,
     EXCEPTION_WORDS,
@@ -132,18 +132,11 @@ class ModbusSession:
         return whole
 
     def counters(self) -> dict[str, int | float]:
-        return (
-            asdict(self._counts)
-            | self._line_use()
-            | {
-                "silent_units": len(self._silent),
-                "refused_points": int((self._refusals > 0).sum()),
-            }
-        )
-
-    def _line_use(self) -> dict[str, int]:
-        line = self._lines[0] if self._lines else None
-        return {LINE_BUSY: line.wire.busy_us} if isinstance(line, WireLine) else {}
+        return asdict(self._counts) | {
+            **self._line_use(),
+            "silent_units": len(self._silent),
+            "refused_points": int((self._refusals > 0).sum()),
+        }
 
     def use(self, points: Sequence[Point]) -> None:
         """See contract.Session.use. A refused item stays refused; where blocks were cut is found out again."""
@@ -230,6 +223,10 @@ class ModbusSession:
 
     def _one_at_a_time(self) -> bool:
         return self._settings.one_at_a_time({item.unit for item in self._items})
+
+    def _line_use(self) -> dict[str, int]:
+        line = self._lines[0] if self._lines else None
+        return {LINE_BUSY: line.wire.busy_us} if isinstance(line, WireLine) else {}
 
     async def _more_lines(self) -> None:
         """As many connections as are wished; a device that allows fewer is asked again for them now and then."""
@@ -519,9 +516,9 @@ class ModbusDriver:
     ) -> AbstractAsyncContextManager[Session]:
         return _open(name, connection, points, clock)
 
-    def foresee(self, connection: ModbusConnection, points: Sequence[Point]) -> ModbusCost | None:
+    def foresee(self, connection: ModbusConnection, points: Sequence[Point]) -> modbus_load.ModbusCost | None:
         """See contract.Foresees."""
-        return foreseen(connection, _items(points, connection))
+        return modbus_load.foreseen(connection, _items(points, connection))
 
 
 @asynccontextmanager

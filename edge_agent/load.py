@@ -28,8 +28,9 @@ PERIODS_MAX = 8
 BEATS_WALKED = 10_000
 """Beats after one at which all is due, from which the share of missed ones is told."""
 GROUPS_TRIED = 5
-SLOWER = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 60, 120, 300, 600, 3600)
-"""Multiples of the shortest period that are tried as the shortest one."""
+ROUND_S = (0.1, 0.2, 0.25, 0.5, 1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60, 120, 300, 600, 900, 1800, 3600)
+MULTIPLES = (2, 3, 4, 5, 6, 8, 10)
+"""Periods, and multiples of a line's shortest one, that are tried in place of that one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,11 +310,12 @@ def _slower(askers: Sequence[Asker], groups: Sequence[_Group]) -> str | None:
         for group, weight in halved:
             if weight.fits(share):
                 return f"halve the rate of {group.words}: then {_then(weight)}"
-    shortest = min(periods)
-    for times in SLOWER:
-        weight = weighed([_at_least(asker, times * shortest) for asker in askers])
+    now_us = min(periods)
+    longer = {round(each * SECOND_US) for each in ROUND_S} | {times * now_us for times in MULTIPLES}
+    for every_us in sorted(each for each in longer if each > now_us):
+        weight = weighed([_at_least(asker, every_us) for asker in askers])
         if weight.fits(BUSY):
-            return f"read nothing more often than each {_s(times * shortest)}: then {_then(weight)}"
+            return f"read nothing more often than each {_s(every_us)}: then {_then(weight)}"
     return None
 
 

@@ -282,16 +282,15 @@ class Poller:
         """The health with the counters of this moment, also of a line that is read once an hour."""
         if self._session is not None:
             try:
-                self._count(self._session)
+                self._count(self._session.counters())
             except Exception as error:  # noqa: BLE001 - the bulkhead, see `_failed`
                 self._failed(error)
         return self.health
 
-    def _count(self, session: Session) -> None:
-        counters = dict(session.counters())
-        line_busy_us = counters.pop(LINE_BUSY, None)
+    def _count(self, counters: dict[str, int | float]) -> None:
+        line_busy_us = counters.get(LINE_BUSY)
         self.health.line_busy_us = None if line_busy_us is None else int(line_busy_us)
-        self.health.counters = counters
+        self.health.counters = {name: count for name, count in counters.items() if name != LINE_BUSY}
 
     # --- the connection -------------------------------------------------------------------------------------------
 
@@ -473,13 +472,14 @@ class Poller:
                     self._asked = self.line
                     session.use([signal.point for signal in self.line.signals])
                 readings = checked(await session.read(beat.due), len(beat.due))
-            self._count(session)
+            counters = session.counters()
         except Exception as error:  # noqa: BLE001 - the bulkhead, see `_failed`
             self._failed(error)
             return self.nothing(beat, self._why)
         finally:
             self.health.busy_us += self._clock.monotonic_us() - begun
         self.health.beats += 1
+        self._count(counters)
         if ((readings.quality == Quality.TIMEOUT) | (readings.quality == Quality.DISCONNECTED)).all():
             self._away(ConnectionState.SILENT, "no answer to any request")
         else:
