@@ -65,7 +65,7 @@ class ModbusCost:
 def foreseen(connection: ModbusConnection, items: Sequence[Item]) -> ModbusCost | None:
     """What these items cost. None when their blocks cannot be planned, which `open` refuses."""
     limits = Limits(connection.max_gap, connection.max_block)
-    if any(item.width > limits.of(item.table)[1] for item in items):
+    if max(item.width for item in items) > connection.max_block:
         return None
     order = address_order(items)
     own = ModbusCost(
