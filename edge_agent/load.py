@@ -3,8 +3,8 @@
 Rule 1: the beats are the poller's: whole multiples of the periods, and what is due together is one read.
 Rule 2: `share` is what would be needed, more than 1 when it cannot be had; `missed` is what comes of it then.
 Rule 3: exact whatever the periods are, each set of periods that are due together counted by its frequency. Two things
-are estimates from above: of more than PERIODS_MAX periods the slowest are counted as reads of their own, and how long
-connections of one line wait for each other.
+are estimates: of more than PERIODS_MAX periods the slowest are counted as reads of their own, and connections of one
+line are taken to wait for each other at every beat.
 """
 
 import itertools
