@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from pydantic import BaseModel
 
+from drivers import modbus_load
 from drivers.modbus_channels import connect, wire_to
 from drivers.modbus_lessons import Lessons, Place, halves, place_of, rest_us
 from drivers.modbus_line import Counts, Line, Patience, Round
@@ -39,6 +40,7 @@ from drivers.modbus_map import (
 from drivers.modbus_settings import ModbusAddress, ModbusConnection
 from drivers.modbus_wire import WireLine
 from edge_agent.contract import (
+    LINE_BUSY,
     Clock,
     Codes,
     DeviceRefused,
@@ -175,6 +177,7 @@ class ModbusSession:
 
     def counters(self) -> dict[str, int | float]:
         return asdict(self._counts) | {
+            **self._line_use(),
             "silent_units": len(self._silent),
             "refused_points": self._lessons.refused_points,
         }
@@ -253,14 +256,11 @@ class ModbusSession:
             await self._more_lines()
 
     def _one_at_a_time(self) -> bool:
-        """Whether a serial line stands behind it, or answers may be lost or doubled on the way (UDP)."""
-        settings = self._settings
-        if self._place.scheme not in ("tcp", "tls"):
-            return True
-        if settings.gateway is None:
-            several = len({item.unit for item in self._items}) > 1
-            return several and settings.pipeline == settings.connections == 1
-        return settings.gateway
+        return self._settings.one_at_a_time({item.unit for item in self._items})
+
+    def _line_use(self) -> dict[str, int]:
+        line = self._lines[0] if self._lines else None
+        return {LINE_BUSY: line.wire.busy_us} if isinstance(line, WireLine) else {}
 
     def _behind_gateway(self) -> bool:
         return self._place.scheme in ("tcp", "tls", "udp") and self._one_at_a_time()
@@ -624,6 +624,10 @@ class ModbusDriver:
         self, name: str, connection: ModbusConnection, points: Sequence[Point], clock: Clock
     ) -> AbstractAsyncContextManager[Session]:
         return _open(name, connection, points, clock)
+
+    def foresee(self, connection: ModbusConnection, points: Sequence[Point]) -> modbus_load.ModbusCost | None:
+        """See contract.Foresees."""
+        return modbus_load.foreseen(connection, _items(points, connection))
 
 
 @asynccontextmanager

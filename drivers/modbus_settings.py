@@ -4,6 +4,7 @@ Rule: every refusal is a ValueError in words for whoever wrote the file: what wa
 """
 
 import re
+from collections.abc import Collection
 from decimal import Decimal
 from math import isfinite
 from pathlib import Path
@@ -252,6 +253,14 @@ class ModbusConnection(BaseModel):
     def part(self, address: "ModbusAddress") -> str:
         """See contract.part_of: the unit."""
         return f"unit_{self.unit if address.unit is None else address.unit}"
+
+    def one_at_a_time(self, units: Collection[int]) -> bool:
+        """Whether a serial line stands behind it, or answers may be lost or doubled on the way (UDP)."""
+        if self.place.scheme not in ("tcp", "tls"):
+            return True
+        if self.gateway is None:
+            return len(units) > 1 and self.pipeline == self.connections == 1
+        return self.gateway
 
 
 _TABLES = {"holding": Table.HOLDING, "input": Table.INPUT, "coil": Table.COIL, "discrete": Table.DISCRETE}

@@ -454,7 +454,7 @@ class _Agent:
 
     def _health(self) -> dict[str, Any]:
         return self.meter.health(
-            {name: running.poller.health for name, running in self.pollers.items()},
+            {name: running.poller.look() for name, running in self.pollers.items()},
             self.publisher.status(),
             self.store.status(),
             self.pipeline.plant,

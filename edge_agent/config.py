@@ -12,7 +12,7 @@ import re
 import stat
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ class Loaded:
     notes: tuple[str, ...]
     named_secrets: tuple[tuple[SecretRef, Place, str], ...] = ()
     """Every {secret: NAME}, where it stands, and the keys that lead there."""
+    connection_places: Mapping[str, Place] = field(default_factory=dict)
+    """Where the name of each connection stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,9 @@ def load(path: Path, registry: plugins.Plugins | None = None) -> Loaded:
     if problems or config is None:
         raise ConfigErrors(_told(problems, tree), tree.files, tree.folders)
     named = tuple(_named_secrets(tree.root, ()))
-    return Loaded(config, tree.sha[:12], tree.files, tree.folders, (*tree.notes, *report.notes), named)
+    connections = tree.root.get("connections")
+    places = {name: connections.key_at[name] for name in connections} if isinstance(connections, yamlfile.Table) else {}
+    return Loaded(config, tree.sha[:12], tree.files, tree.folders, (*tree.notes, *report.notes), named, places)
 
 
 def _named_secrets(node: Any, keys: tuple[Any, ...]) -> Iterator[tuple[SecretRef, Place, str]]:

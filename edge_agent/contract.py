@@ -4,7 +4,7 @@ Rule 1: a reading is a value, a time and a quality; a bad reading is NaN with it
 Rule 2: all times are int64 microseconds; `t` is the agent's own clock, `ts` is UTC for people.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -248,7 +248,58 @@ class Session(Protocol):
         ...
 
     def counters(self) -> dict[str, int | float]:
-        """Requests, timeouts and whatever else the health topic should show; cheap."""
+        """Requests, timeouts and whatever else the health topic should show; cheap.
+
+        LINE_BUSY among them, when others may use the same physical line, is no counter of its own: it becomes `utilisation`.
+        """
+        ...
+
+
+LINE_BUSY = "line_busy_us"
+"""A session's counter: how long (µs) its physical line has been in use, by all of its users together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one read takes of its line when all answer: how many requests, and for how long (µs) it is in use for them."""
+
+    requests: int
+    busy_us: int
+
+
+class LineCost(Protocol):
+    """What reads take of a line, known beforehand."""
+
+    @property
+    def line(self) -> Hashable:
+        """Equal for all connections that share one physical line; None: it is this connection's own."""
+        ...
+
+    @property
+    def words(self) -> str:
+        """What the line is taken to be, for people: `at 9600 baud`."""
+        ...
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether only one request is under way at a time, so that the line itself is what may be too slow."""
+        ...
+
+    def need(self, due: Ints) -> Need:
+        """Of one read of the points with these indices (ascending, one or more)."""
+        ...
+
+    def faster(self) -> "Iterable[LineCost]":
+        """The same line with the higher speeds that it may be set to, the lowest first."""
+        ...
+
+
+@runtime_checkable
+class Foresees(Protocol):
+    """What a driver may promise besides: to say what reading will take of its line, before anything is connected."""
+
+    def foresee(self, connection: Any, points: Sequence[Point]) -> LineCost | None:
+        """Of these points over this connection; None when nothing can be said."""
         ...
 
 

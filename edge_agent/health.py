@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,6 +38,18 @@ NE107 = {
 """NAMUR NE 107 of each quality that is not good (reliability of the sensor or its line, never of the machine)."""
 
 
+class _Look(NamedTuple):
+    """Of a line: when it was looked at (monotonic µs), how long it had been busy by then (µs), its utilisation.
+
+    whole: what was counted is the physical line with all its users, not the reads of this connection.
+    """
+
+    at_us: int
+    busy_us: int
+    whole: bool
+    utilisation: float
+
+
 class Meter:
     """CPU, memory and loop lag of this process, and the share of time that each line is busy, between two looks."""
 
@@ -46,8 +58,7 @@ class Meter:
         self._cpu_s, self._at_us = clock.cpu_s(), clock.monotonic_us()
         self._cpu_percent = 0.0
         self._lag_us = 0
-        self._lines: dict[str, tuple[int, int, float]] = {}
-        """Of each line: when it was looked at (monotonic µs), how long it had been busy by then (µs), its utilisation."""
+        self._lines: dict[str, _Look] = {}
 
     def lag(self, late_us: int) -> None:
         """How late the loop woke; the worst since the last health message is shown."""
@@ -70,7 +81,7 @@ class Meter:
         lag, self._lag_us = self._lag_us, 0
         self._lines = {name: self._looked(name, line, now) for name, line in lines.items()}
         return {
-            "connections": {name: _line(line, self._lines[name][2]) for name, line in lines.items()},
+            "connections": {name: _line(line, self._lines[name].utilisation) for name, line in lines.items()},
             "broker": dict(broker),
             "buffer": {"messages": store["messages"], "oldest": store["oldest"]},
             "store": dict(store),
@@ -81,12 +92,17 @@ class Meter:
             **_signals(plant, state, explain),
         }
 
-    def _looked(self, name: str, line: LineHealth, now_us: int) -> tuple[int, int, float]:
-        at_us, busy_us, share = self._lines.get(name, (now_us, line.busy_us, 0.0))
-        if now_us - at_us < SECOND_US:
-            return at_us, busy_us, share
-        # A poller that was replaced counts from 0 again, and a long read may have begun before the last look.
-        return now_us, line.busy_us, min(1.0, max(0.0, (line.busy_us - busy_us) / (now_us - at_us)))
+    def _looked(self, name: str, line: LineHealth, now_us: int) -> _Look:
+        whole = line.line_busy_us is not None
+        busy_us = line.busy_us if line.line_busy_us is None else line.line_busy_us
+        last = self._lines.get(name)
+        if last is None or last.whole != whole:
+            return _Look(now_us, busy_us, whole, 0.0)
+        if now_us - last.at_us < SECOND_US:
+            return last
+        # A poller or a line that was replaced counts from 0 again, and a long read may have begun before the last look.
+        share = (busy_us - last.busy_us) / (now_us - last.at_us)
+        return _Look(now_us, busy_us, whole, min(1.0, max(0.0, share)))
 
 
 def _line(line: LineHealth, utilisation: float) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from edge_agent.clock import AgentTime, next_beat
 from edge_agent.config import Config, with_secrets
 from edge_agent.contract import (
     CODE_MASK,
+    LINE_BUSY,
     LINE_LOST,
     SECOND_US,
     Clock,
@@ -122,6 +123,8 @@ class LineHealth:
     missed: int = 0
     busy_us: int = 0
     """How long reads have taken, all together."""
+    line_busy_us: int | None = None
+    """How long the physical line has been in use, by this connection and others; None when nobody else can use it."""
     counters: dict[str, int | float] = field(default_factory=dict)
     attributes: dict[str, str] = field(default_factory=dict)
     """The texts that its devices give, by `machine.name`, as they were read last."""
@@ -321,6 +324,20 @@ class Poller:
             self._places = {(s.machine, s.offset): point for point, s in enumerate(self.line.signals)}
         point = self._places.get((machine, offset))
         return "" if point is None else self._session.explain(point)
+
+    def look(self) -> LineHealth:
+        """The health with the counters of this moment, also of a line that is read once an hour."""
+        if self._session is not None:
+            try:
+                self._count(self._session.counters())
+            except Exception as error:  # noqa: BLE001 - the bulkhead, see `_failed`
+                self._failed(error)
+        return self.health
+
+    def _count(self, counters: dict[str, int | float]) -> None:
+        line_busy_us = counters.get(LINE_BUSY)
+        self.health.line_busy_us = None if line_busy_us is None else int(line_busy_us)
+        self.health.counters = {name: count for name, count in counters.items() if name != LINE_BUSY}
 
     # --- the connection -------------------------------------------------------------------------------------------
 
@@ -604,7 +621,7 @@ class Poller:
         finally:
             self.health.busy_us += self._clock.monotonic_us() - begun
         self.health.beats += 1
-        self.health.counters = counters
+        self._count(counters)
         silent = (readings.quality == Quality.TIMEOUT) | (readings.quality == Quality.DISCONNECTED)
         if not silent.all():
             self._enter(ConnectionState.CONNECTED)

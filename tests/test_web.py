@@ -166,12 +166,13 @@ def test_ready_is_what_is_online(site: Site, http: httpx.Client) -> None:
 
 def test_metrics_are_prometheus_text_with_escaped_labels(site: Site, http: httpx.Client) -> None:
     before = site.board.agent()["health"]
-    connections = {'plc"\\\n1': {"state": "silent", "requests": 5, "timeouts": 2}, "new": {}}
+    connections = {'plc"\\\n1': {"state": "silent", "requests": 5, "timeouts": 2, "utilisation": 0.62}, "new": {}}
     site.do(lambda: site.board.health({**before, "connections": connections, "rss_mb": 80, "buffer": {"messages": 3}}))
     text = http.get("/metrics").text
     site.do(lambda: site.board.health(before))
     assert 'edge_agent_connection_up{connection="plc\\"\\\\\\n1"} 0\n' in text
     assert 'edge_agent_connection_timeouts_total{connection="plc\\"\\\\\\n1"} 2\n' in text
+    assert 'edge_agent_connection_utilisation_ratio{connection="plc\\"\\\\\\n1"} 0.62\n' in text
     assert "edge_agent_buffer_messages 3\n" in text
     assert "edge_agent_resident_memory_bytes 80000000\n" in text
     assert 'edge_agent_signals{verdict="warning"} 1\n' in text

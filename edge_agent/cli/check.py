@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
     from edge_agent.config import Config, ConfigError, Loaded
+    from edge_agent.load import LineLoad
     from edge_agent.plugins import Plugins
 
 VALID, INVALID = 0, 2
@@ -144,7 +145,10 @@ def schema(args: argparse.Namespace) -> int:  # noqa: ARG001 - every command is 
 
 
 def _summary(loaded: "Loaded", registry: "Plugins") -> dict[str, Any]:
+    from edge_agent import load
+
     found = loaded.config
+    lines = load.predicted(found, registry)
     kinds = sorted({connection.driver for connection in found.connections.values()})
     return {
         "ok": True,
@@ -156,9 +160,37 @@ def _summary(loaded: "Loaded", registry: "Plugins") -> dict[str, Any]:
         "connections": len(found.connections),
         "drivers": [{"kind": kind, **registry.origin(kind)._asdict()} for kind in kinds],
         "notes": [*loaded.notes, *_notes(loaded)],
+        "lines": [_line(line) for line in lines],
+        "warnings": [*_overloaded(loaded, lines)],
         "for_recordings": found.for_recordings,
         **({"delivery": "unverified"} if _is_unverified(found) else {}),
     }
+
+
+def _line(line: "LineLoad") -> dict[str, Any]:
+    """What reading will take of it. busy: the share of time that is needed. missed: of its beats, null when not known."""
+    from edge_agent import load
+
+    fullest = line.weight.busiest
+    return {
+        "connections": [asker.name for asker in line.askers],
+        "busy": round(line.weight.share, 4),
+        "requests_per_s": round(line.weight.requests_per_s, 3),
+        "fullest": {"needs_s": fullest.busy_us / 1e6, "within_s": line.weight.within_us / 1e6},
+        "missed": None if line.missed is None else round(line.missed, 4),
+        "text": load.sentence(line),
+    }
+
+
+def _overloaded(loaded: "Loaded", lines: "Iterable[LineLoad]") -> Iterable[str]:
+    """No fault, since the agent runs with it and tells what it misses; but it should be known before."""
+    from edge_agent import load
+    from edge_agent.config import ConfigError
+
+    for line in lines:
+        if text := load.warning(line):
+            name = line.askers[0].name
+            yield str(ConfigError(*loaded.connection_places[name], f"connections.{name}", text=f"warning: {text}"))
 
 
 def _is_unverified(found: "Config") -> bool:
@@ -186,8 +218,13 @@ def _print_summary(path: Path, summary: dict[str, Any]) -> None:
         print(f"  driver {driver['kind']}: {driver['distribution']} {driver['version']}")
     if summary["for_recordings"]:
         print("  for recordings: `replay` takes it, `run` needs connections")
+    for line in summary["lines"]:
+        if line["text"]:
+            print(f"  {line['text']}")
     for note in summary["notes"]:
         print(f"  note: {note}")
+    for warning in summary["warnings"]:
+        print(warning, file=sys.stderr)
 
 
 def _counted(count: int, noun: str) -> str:

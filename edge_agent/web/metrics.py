@@ -61,6 +61,17 @@ def _connections(connections: Mapping[str, Mapping[str, Any]], broker: Mapping[s
     for key, help_text in COUNTERS:
         counts = [({"connection": name}, float(c[key])) for name, c in connections.items() if _is_number(c.get(key))]
         yield from _metric(f"edge_agent_connection_{key}_total", "counter", help_text, counts)
+    used = [
+        ({"connection": name}, float(c["utilisation"]))
+        for name, c in connections.items()
+        if _is_number(c.get("utilisation"))
+    ]
+    yield from _metric(
+        "edge_agent_connection_utilisation_ratio",
+        "gauge",
+        "Share of time for which the line is in use, by all its users.",
+        used,
+    )
     if broker is not None and "state" in broker:
         connected = float(broker["state"] == "connected")
         yield from _metric("edge_agent_broker_up", "gauge", "1 while the broker is connected.", [({}, connected)])

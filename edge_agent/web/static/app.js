@@ -305,7 +305,8 @@ function linksOf(health) {
     const pill = linkPill(say("links.devices"), say("links.devices.count", { up, all: devices.length }), up === devices.length);
     const list = h("ul", {}, devices.sort(([, a], [, b]) => (a.state === "connected") - (b.state === "connected")).map(([name, device]) => {
       const state = sayOr(`link.${device.state ?? "unknown"}`, device.state);
-      const text = device.since ? say("link.since", { state, time: clockTime(device.since, now()) }) : state;
+      const since = device.since ? say("link.since", { state, time: clockTime(device.since, now()) }) : state;
+      const text = device.state === "connected" && device.utilisation >= 0.005 ? say("link.busy", { since, share: Math.round(100 * device.utilisation) }) : since;
       return h("li", { class: device.state === "connected" ? "up" : "down" }, h("strong", {}, name), h("span", {}, text));
     }));
     made.push(h("details", { class: "devices" }, h("summary", {}, pill), list));
