@@ -6,7 +6,10 @@ bytes before the clock moves, so a timeout tells what the peer did and never how
 """
 
 import asyncio
+import os
+import select
 import selectors
+import tty
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -15,22 +18,51 @@ Result = TypeVar("Result")
 
 CARRY_S = 0.01
 """What loopback sockets and ptys get to bring bytes to their other end; they take microseconds."""
+PING_S = 10.0
+
+
+class _Ping:
+    """A pty of our own. Bytes of ptys are carried by a thread of the kernel, in order, which waits for a busy machine:
+    when a ping has come through in both directions, so has what was written before it.
+    """
+
+    def __init__(self) -> None:
+        self._ends = os.openpty()
+        tty.setraw(self._ends[1])
+
+    def wait(self) -> None:
+        for writer, reader in (self._ends, self._ends[::-1]):
+            os.write(writer, b"!")
+            if select.select([reader], [], [], PING_S)[0]:
+                os.read(reader, 1)
+
+    def close(self) -> None:
+        for end in self._ends:
+            os.close(end)
 
 
 class _Jump(selectors.EpollSelector):
     """Answers at once what is ready; else it moves the loop's clock to the next timer."""
 
     loop: "VirtualLoop"
+    ping: _Ping | None = None
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
         if not ready and timeout != 0 and self.loop.sockets:
+            self.ping = self.ping or _Ping()
+            self.ping.wait()
             ready = super().select(CARRY_S)
         if not ready and timeout is None:
             raise RuntimeError("deadlock: every task waits and no timer is set")
         if not ready and timeout:
             self.loop.now_us += max(1, round(timeout * 1e6))
         return ready
+
+    def close(self) -> None:
+        if self.ping is not None:
+            self.ping.close()
+        super().close()
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
