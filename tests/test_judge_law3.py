@@ -59,7 +59,7 @@ def machines(draw: st.DrawFn, name: str, formulas: bool = True) -> SimpleNamespa
 
 
 value = st.sampled_from([-9.0, -2.5, -2.0, -1.5, -1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, math.nan, math.inf])
-quality = st.sampled_from([0, 0, 0, 0, 1, 1, 17, 2, 18, 3, 12, 13])
+quality = st.sampled_from([0, 0, 0, 0, 1, 1, 17, 2, 18, 3, 12, 13, 35, 36])
 step = st.sampled_from([0, SECOND // 2, SECOND, SECOND, SECOND, 2 * SECOND, 7 * SECOND, -SECOND])
 
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+LINE_LOST = 32
 GOOD, HOLD, UNCERTAIN, CONFIRMED, CLOCK, RESTART, MISSING, NAN, RANGE = 0, 1, 2, 17, 18, 13, 12, 9, 8
 
 
@@ -80,7 +81,7 @@ class TwinMachine:
                 signal.seen_t, signal.seen_ts = t, ts
             if good or quality == RESTART:
                 signal.seen_t, signal.seen_ts = t, ts
-            late = t - signal.seen_t >= signal.stale_us
+            late = t - signal.seen_t >= signal.stale_us and signal.quality < LINE_LOST
             signal.faded = late and quality == HOLD and signal.quality in (GOOD, UNCERTAIN, CLOCK)
             goods.append(good)
             lates.append(late)
