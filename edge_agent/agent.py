@@ -639,7 +639,7 @@ def _replayed(plant: Plant, recovery: Any, epoch: str) -> judge.JudgeState:
     state = judge.start(plant)
     if recovery.snapshot is not None:
         try:
-            state = snapshot.load(plant, recovery.snapshot)
+            state = snapshot.load_any(plant, recovery.snapshot)
         except snapshot.SnapshotDamaged as error:
             log.error("snapshot_damaged", fault=str(error))
     frames: list[Frame] = []

@@ -7,7 +7,7 @@ Rule 3: the agent's own machine comes last: a column for each line and each part
 
 import bisect
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -145,6 +145,24 @@ def compile_plant(config: Config, detectors: Sequence[Detector], own: bool = Tru
         language=config.agent.language,
         detectors=tuple(detectors),
         starts=tuple(machine.start for machine in machines),
+    )
+
+
+def without_own(plant: Plant) -> Plant:
+    """The same plant as it was before the agent had a machine of its own (0.1.0)."""
+    end = plant.signals
+    return replace(
+        plant,
+        machines=tuple(machine for machine in plant.machines if not machine.own),
+        by_name={name: machine for name, machine in plant.by_name.items() if not machine.own},
+        columns=end,
+        valid_low=plant.valid_low[:end],
+        valid_high=plant.valid_high[:end],
+        use_uncertain=plant.use_uncertain[:end],
+        required=plant.required[:end],
+        formula=plant.formula[:end],
+        starts=plant.starts[: len(plant.starts) - (plant.own is not None)],
+        stacks={},
     )
 
 

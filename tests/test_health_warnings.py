@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edge_agent import config, judge, plugins, snapshot
 from edge_agent.contract import LINE_LOST, Frame, Quality
-from edge_agent.plant import OWN, Plant, compile_plant
+from edge_agent.plant import OWN, Plant, compile_plant, without_own
 from edge_agent.records import Event
 
 SECOND = 1_000_000
@@ -173,6 +173,18 @@ def test_it_speaks_the_language_of_the_site(tmp_path: Path, language: str) -> No
         "de": "Verbindung plc: keine Antwort; 3 Signale werden nicht überwacht",
     }
     assert [event.message for event in story.events] == [expected[language]]
+
+
+def test_a_snapshot_of_the_release_before_is_taken_over(plant: Plant) -> None:
+    story = Story(without_own(plant))
+    for second in range(20):
+        story.reads("press", second, Quality.GOOD if second < 5 else Quality.REFUSED)
+    blob = snapshot.dump(story.plant, story.state)
+    with pytest.raises(snapshot.SnapshotDamaged):
+        snapshot.load(plant, blob)
+    state = snapshot.load_any(plant, blob)
+    assert {event.signal for event in judge.active(plant, state)["press"]} == {"a", "b"}
+    assert len(state.held) == plant.columns
 
 
 CODES = st.sampled_from([0, 0, 0, int(Quality.TIMEOUT), int(Quality.DISCONNECTED), int(Quality.HOLD)])
