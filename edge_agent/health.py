@@ -81,7 +81,7 @@ class Meter:
         lag, self._lag_us = self._lag_us, 0
         self._lines = {name: self._looked(name, line, now) for name, line in lines.items()}
         return {
-            "connections": {name: _line(line, self._lines[name].utilisation) for name, line in lines.items()},
+            "connections": {name: _line(name, line, self._lines[name].utilisation) for name, line in lines.items()},
             "broker": dict(broker),
             "buffer": {"messages": store["messages"], "oldest": store["oldest"]},
             "store": dict(store),
@@ -105,10 +105,19 @@ class Meter:
         return _Look(now_us, busy_us, whole, min(1.0, max(0.0, share)))
 
 
-def _line(line: LineHealth, utilisation: float) -> dict[str, Any]:
-    shown: dict[str, Any] = {"state": str(line.state), "since": messages.to_utc(line.since_us)}
+def _line(name: str, line: LineHealth, utilisation: float) -> dict[str, Any]:
+    """A line: `ne107` is its own, `parts` are those of it that are lost while it stands."""
+    parts = {
+        part.removeprefix(f"{name}."): {"ne107": NE107[Quality(code)], "reason": judge.word_of(code)}
+        for part, code in line.lost.items()
+        if part != name and code not in (Quality.GOOD, Quality.HOLD)
+    }
+    about = "failure" if line.lost.get(name) else "maintenance_required" if parts else "ok"
+    shown: dict[str, Any] = {"state": str(line.state), "since": messages.to_utc(line.since_us), "ne107": about}
     if line.reason:
         shown["reason"] = line.reason
+    if parts:
+        shown["parts"] = parts
     counted = {"requests": 0, "timeouts": 0, **line.counters}
     return {**shown, "beats": line.beats, "missed": line.missed, **counted, "utilisation": round(utilisation, 4)}
 

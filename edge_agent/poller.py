@@ -126,6 +126,8 @@ class LineHealth:
     line_busy_us: int | None = None
     """How long the physical line has been in use, by this connection and others; None when nobody else can use it."""
     counters: dict[str, int | float] = field(default_factory=dict)
+    lost: dict[str, int] = field(default_factory=dict)
+    """See Poller.lost, as it was when it was looked at last."""
     attributes: dict[str, str] = field(default_factory=dict)
     """The texts that its devices give, by `machine.name`, as they were read last."""
 
@@ -332,6 +334,7 @@ class Poller:
                 self._count(self._session.counters())
             except Exception as error:  # noqa: BLE001 - the bulkhead, see `_failed`
                 self._failed(error)
+        self.health.lost = self.lost()
         return self.health
 
     def _count(self, counters: dict[str, int | float]) -> None:
