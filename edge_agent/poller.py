@@ -175,7 +175,7 @@ def _signals(config: Config, connection: str) -> Iterator[PolledSignal]:
 
 @dataclass(frozen=True, slots=True)
 class ReadOnce:
-    """One reading of everything. faults: by connection, why it could not be reached. reasons: by point name, why it is bad."""
+    """One reading of everything. faults: by connection, why it could not be reached. reasons: by point name, why it is not good."""
 
     frames: list[Frame]
     faults: dict[str, str]
@@ -250,7 +250,7 @@ class Poller:
         self._intake(self.frames(beat, readings))
 
     def _reasons(self, beat: _Beat, readings: Readings) -> Iterator[tuple[str, str]]:
-        for place in np.flatnonzero((readings.quality & CODE_MASK) > Quality.UNCERTAIN).tolist():
+        for place in np.flatnonzero((readings.quality & CODE_MASK) >= Quality.UNCERTAIN).tolist():
             point = int(beat.due[place])
             if self._session is not None and (words := self._session.explain(point)):
                 yield self.line.signals[point].point.name, words
