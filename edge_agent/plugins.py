@@ -3,7 +3,8 @@
 Rule: a plug-in is imported only when something names it; asking which kinds there are imports nothing.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, NamedTuple
@@ -113,7 +114,7 @@ def _lacks(driver: Any) -> str:
         model = getattr(driver, name, None)
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return f"its {name} is no pydantic model"
-    if not isinstance(getattr(driver, "inherited", None), Set):
+    if not isinstance(getattr(driver, "inherited", None), AbstractSet):
         return "its inherited is no set of keys"
     return "" if callable(getattr(driver, "open", None)) else "it has no open"
 

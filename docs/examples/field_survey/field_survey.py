@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from edge_agent.contract import (
     Clock,
@@ -81,9 +81,11 @@ class Connection(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     folder: Path = Field(description="where the files are dropped; relative to the configuration")
-    pattern: str = Field("*.csv", pattern=r"^[^/\x00]+$", description="which files are surveys")
+    pattern: str = Field("*.csv", min_length=1, description="which files are surveys", examples=["flight-*.csv"])
     columns: Columns = Field(Columns.model_validate({}), description="what its columns are called")
-    least_valid: float = Field(0.8, ge=0, le=1, description="share of valid pixels below which a value is uncertain")
+    least_valid: float = Field(
+        0.8, ge=0, le=1, strict=True, description="share of valid pixels below which a value is uncertain"
+    )
     max_age: Annotated[int, Duration("1h", "365d")] = Field(
         duration_us("10d"), description="how long after its capture a value stands"
     )
@@ -94,6 +96,13 @@ class Connection(BaseModel):
     timeout: Annotated[int, Duration("100ms", "30s")] = Field(
         duration_us("10s"), description="for the folder to answer; a network share may hang"
     )
+
+    @field_validator("pattern")
+    @classmethod
+    def _names_no_folder(cls, pattern: str) -> str:
+        if "/" in pattern:
+            raise ValueError("it is compared with names of files; a folder stands in folder")
+        return pattern
 
 
 class Address(BaseModel):
