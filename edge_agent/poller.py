@@ -175,7 +175,7 @@ def _signals(config: Config, connection: str) -> Iterator[PolledSignal]:
 
 @dataclass(frozen=True, slots=True)
 class ReadOnce:
-    """One reading of everything. faults: by connection, why it could not be reached. reasons: by point name, why it is not good."""
+    """One reading of everything. faults: by connection, why it could not be reached. reasons: by point name, why it is bad."""
 
     frames: list[Frame]
     faults: dict[str, str]

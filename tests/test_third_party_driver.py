@@ -131,7 +131,7 @@ def test_wrong_settings_are_told_at_their_place_like_any_others(farm: Path) -> N
         ("connections.drone.columns.valid", "valid:", "'plot_id' is the column of plot or time already"),
         ("connections.drone.least_valid", "80 ", "is too large (found 80, allowed 1.0 or less)"),
         ("connections.drone.max_age", "10 ", "a duration needs its unit (found 10, allowed 1h to 365d"),
-        ("connections.drone.settle", "2d", "the duration is out of range (found "2d", allowed 0s to 1h"),
+        ("connections.drone.settle", "2d", 'the duration is out of range (found "2d", allowed 0s to 1h'),
         ("machines.north-2.plto", "plto", 'unknown key (found "plto"'),
     ):
         (line,) = [each for each in told if f" {key}: " in each]
