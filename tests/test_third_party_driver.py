@@ -39,7 +39,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     build = [*pip, "--no-build-isolation", "--no-deps", "--target", str(place / "site"), str(source)]
     subprocess.run(build, check=True, capture_output=True, text=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join((str(place / "site"), str(ROOT))))
+        patch.setenv("PYTHONPATH", _path_with(place / "site"))
         yield place / "site"
 
 
@@ -48,6 +48,11 @@ def farm(installed: Path, tmp_path: Path) -> Path:
     """A copy of the sample: agent.yaml and the two flights."""
     assert installed.is_dir()
     return shutil.copytree(EXAMPLE, tmp_path / "farm", ignore=shutil.ignore_patterns("__pycache__", "*.py"))
+
+
+def _path_with(site: Path) -> str:
+    before = os.environ.get("PYTHONPATH")
+    return os.pathsep.join((str(site), str(ROOT), *([before] if before else [])))
 
 
 def command(farm: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -340,7 +345,7 @@ def _config(folder: Path, kind: str) -> Path:
 def _check(folder: Path, config: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "edge_agent", "check", str(config)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(folder / "site"), str(ROOT)))},
+        env={**os.environ, "PYTHONPATH": _path_with(folder / "site")},
         text=True, capture_output=True, timeout=60, check=False,
     )  # fmt: skip
 

@@ -599,7 +599,6 @@ class SurveySession:
         if self.step_us is not None and abs(step_us - self.step_us) > CLOCK_SANE_US:
             sane_us = now_us + CLOCK_SANE_US
             self.readings = {key: line for key, line in self.readings.items() if (line.captured_us or 0) <= sane_us}
-            self.faults.clear()
             self.seen = NOTHING
         self.step_us = step_us
 
