@@ -4,6 +4,7 @@ Rule 1: a reading is a value, a time and a quality; a bad reading is NaN with it
 Rule 2: all times are int64 microseconds; `t` is the agent's own clock, `ts` is UTC for people.
 """
 
+import re
 from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import PydanticCustomError, core_schema
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -80,6 +82,61 @@ class WrongKey(ValueError):
     def __init__(self, key: str, text: str) -> None:
         super().__init__(text)
         self.key = key
+
+
+UNITS_US = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
+DURATION = r"[0-9]{1,9}(\.[0-9]{1,6})?(ms|s|min|h|d)"
+
+
+def duration_us(text: str) -> int:
+    """`250ms`, `10s`, `5min`, `2h`, `7d` → µs. Raises ValueError when it is none."""
+    if not re.fullmatch(DURATION, text):
+        raise ValueError(text)
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
+    return round(float(number) * UNITS_US[text[len(number) :]])
+
+
+def duration_text(value_us: int) -> str:
+    """The same length of time in the largest unit that needs no fraction; what `duration_us` reads again."""
+    unit = next(unit for unit in ("d", "h", "min", "s", "ms") if value_us % UNITS_US[unit] == 0 or unit == "ms")
+    return f"{value_us / UNITS_US[unit]:.15g}{unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """A setting that is a length of time: `max_age: Annotated[int, Duration("1h", "365d")] = duration_us("10d")`.
+
+    Written like 250ms, 10s, 5min, 2h or 7d, from low to high; int µs inside, a text again when the settings are dumped.
+    """
+
+    low: str
+    high: str
+
+    def _checked(self, value: Any) -> int:
+        form = f"{self.low} to {self.high}, written like 250ms, 10s, 5min, 2h or 7d"
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            raise _refused("a duration needs its unit", form)
+        if not isinstance(value, str) or not re.fullmatch(DURATION, value):
+            raise _refused("is no duration", form)
+        found = duration_us(value)
+        if not duration_us(self.low) <= found <= duration_us(self.high):
+            raise _refused("the duration is out of range", form)
+        return found
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        written = core_schema.plain_serializer_function_ser_schema(
+            duration_text, return_schema=core_schema.str_schema()
+        )
+        return core_schema.no_info_before_validator_function(self._checked, handler(source), serialization=written)
+
+    def __get_pydantic_json_schema__(
+        self, _schema: core_schema.CoreSchema, _handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"type": "string", "pattern": f"^{DURATION}$", "examples": ["250ms", "10s", "5min"]}
+
+
+def _refused(text: str, allowed: str) -> PydanticCustomError:
+    return PydanticCustomError("refused", "{text}", {"text": text, "allowed": allowed})
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +298,7 @@ class Session(Protocol):
         ...
 
     def explain(self, point: int) -> str:
-        """In words for a person why the last reading of this point was bad, as exactly as it is known; else ''.
+        """In words for a person why the last reading of this point was not good, as exactly as it is known; else ''.
 
         Such as `unit 3, holding 100: exception 2 (illegal data address)` or `BadNodeIdUnknown`.
         """

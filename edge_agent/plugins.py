@@ -4,9 +4,12 @@ Rule: a plug-in is imported only when something names it; asking which kinds the
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, NamedTuple
+
+from pydantic import BaseModel
 
 from edge_agent.contract import Detector, Driver
 
@@ -24,7 +27,7 @@ class UnknownPluginError(Exception):
 
 
 class BrokenPluginError(Exception):
-    """The plug-in is installed but cannot be imported."""
+    """The plug-in is installed but cannot be used: not imported, no driver, or one of two of its name."""
 
 
 class Origin(NamedTuple):
@@ -36,15 +39,20 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    """An entry point that has not been imported yet, or the object itself."""
+    """An entry point that has not been imported yet, or the object itself. rival: who else offers the same name."""
 
     origin: Origin
     entry: metadata.EntryPoint | None = None
     plugin: Any = None
+    rival: Origin | None = None
 
     def load(self) -> Any:
         if self.entry is None:
             return self.plugin
+        if self.rival is not None:
+            # Which of them would read the machines must not hang on the order of folders.
+            one, two = sorted((self.origin.distribution, self.rival.distribution))
+            raise BrokenPluginError(f"{one} and {two} both offer {self.entry.name!r}; uninstall one of them")
         try:
             return self.entry.load()
         except Exception as error:  # whatever a foreign module does while it is imported
@@ -68,7 +76,10 @@ class Plugins:
         """The driver of this kind. Raises UnknownPluginError or BrokenPluginError."""
         if kind not in self._drivers:
             raise UnknownPluginError(kind, self.kinds())
-        found: Driver = self._drivers[kind].load()
+        offer = self._drivers[kind]
+        found: Driver = offer.load()
+        if lacks := _lacks(found):
+            raise BrokenPluginError(f"{kind} of {offer.origin.distribution} is no driver: {lacks}")
         return found
 
     def origin(self, kind: str) -> Origin:
@@ -95,9 +106,24 @@ def detectors() -> dict[str, Detector]:
     return {name: offer.load() for name, offer in sorted(_offers(DETECTORS).items())}
 
 
+def _lacks(driver: Any) -> str:
+    """What keeps it from being a contract.Driver, in words; '' when nothing does."""
+    if isinstance(driver, type):
+        return f"the entry point leads to the class {driver.__name__}, not to an instance of it"
+    for name in ("Connection", "Address"):
+        model = getattr(driver, name, None)
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return f"its {name} is no pydantic model"
+    if not isinstance(getattr(driver, "inherited", None), AbstractSet):
+        return "its inherited is no set of keys"
+    return "" if callable(getattr(driver, "open", None)) else "it has no open"
+
+
 def _offers(group: str) -> dict[str, _Offer]:
     offers: dict[str, _Offer] = {}
     for entry in metadata.entry_points(group=group):
         about = entry.dist
-        offers[entry.name] = _Offer(Origin(about.name, about.version) if about else Origin("unknown", "-"), entry)
+        offer = _Offer(Origin(about.name, about.version) if about else Origin("unknown", "-"), entry)
+        other = offers.get(entry.name)
+        offers[entry.name] = offer if other is None else replace(other, rival=offer.origin)
     return offers

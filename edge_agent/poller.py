@@ -300,7 +300,7 @@ class Poller:
         self._intake(self.frames(beat, readings))
 
     def _reasons(self, beat: _Beat, readings: Readings) -> Iterator[tuple[str, str]]:
-        for place in np.flatnonzero((readings.quality & CODE_MASK) > Quality.UNCERTAIN).tolist():
+        for place in np.flatnonzero((readings.quality & CODE_MASK) >= Quality.UNCERTAIN).tolist():
             point = int(beat.due[place])
             if self._session is not None and (words := self._session.explain(point)):
                 yield self.line.signals[point].point.name, words

@@ -15,12 +15,13 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 
 from edge_agent.clock import SystemClock
-from edge_agent.contract import CODE_MASK, DeviceRefused, DeviceSilent, Driver, Point, Quality, Readings, Session
+from edge_agent.contract import CODE_MASK, DeviceRefused, DeviceSilent, Driver, Ints, Point, Quality, Readings, Session
 
 CANCEL_WITHIN_S = 0.1
 """From the cancellation of a read to its end, with nothing left behind."""
@@ -80,6 +81,20 @@ class Plant(Protocol):
         ...
 
 
+@runtime_checkable
+class SpeakingPlant(Plant, Protocol):
+    """A plant that is not asked but speaks (a subscription, files that are dropped): between its words there is HOLD.
+
+    stamps_back_s: how long before it speaks its values may have been measured.
+    """
+
+    stamps_back_s: float
+
+    async def speak(self) -> None:
+        """Say all values once more, as the fault that is played has it; called before each read."""
+        ...
+
+
 class SkippingClock:
     """The running loop's clock, which can be told that time has passed: waits of a minute are tested in none."""
 
@@ -133,6 +148,7 @@ class Line:
     def __init__(self, plant: Plant) -> None:
         self.plant = plant
         self.clock = SkippingClock()
+        self._stamps_back_us = int(plant.stamps_back_s * 1e6) if isinstance(plant, SpeakingPlant) else 0
         models = (plant.driver.Address.model_validate(dict(settings)) for settings in plant.points)
         self.points = [Point(f"point_{number}", model) for number, model in enumerate(models)]
         self.due = np.arange(len(self.points), dtype=np.int64)
@@ -143,16 +159,18 @@ class Line:
         async with self.plant.driver.open("conformance", connection, self.points, self.clock) as session:
             yield session
 
-    async def read(self, session: Session) -> Readings:
-        """All points, with the rules that hold for every answer."""
+    async def read(self, session: Session, due: Ints | None = None) -> Readings:
+        """All points, or those that are due, with the rules that hold for every answer."""
+        asked = self.due if due is None else due
+        if isinstance(self.plant, SpeakingPlant):
+            await self.plant.speak()
         before_us = self.clock.wall_us()
         async with asyncio.timeout(READ_WITHIN_S):
-            readings = await session.read(self.due)
-        self.check_shape(readings, before_us)
+            readings = await session.read(asked)
+        self.check_shape(readings, before_us, len(asked))
         return readings
 
-    def check_shape(self, readings: Readings, before_us: int) -> None:
-        n = len(self.due)
+    def check_shape(self, readings: Readings, before_us: int, n: int) -> None:
         assert readings.values.shape == readings.quality.shape == readings.ts.shape == (n,), "one entry for each point"
         assert readings.values.dtype == np.float64, f"values are float64, not {readings.values.dtype}"
         assert readings.quality.dtype == np.uint8, f"quality is uint8, not {readings.quality.dtype}"
@@ -160,9 +178,10 @@ class Line:
         bad = bad_of(readings)
         assert np.isnan(readings.values[bad]).all(), f"a bad value is NaN: {readings}"
         assert np.isfinite(readings.values[good_of(readings)]).all(), f"a good value is a number: {readings}"
-        # A source's own stamp may be an hour off; anything else is no time of this reading.
-        hour_us = 3_600_000_000
-        assert (np.abs(readings.ts - before_us) <= hour_us + int(READ_WITHIN_S * 1e6)).all(), "ts is UTC in µs"
+        # A source's own stamp may be an hour off, or as old as what it tells; anything else is no time of this reading.
+        most_us = 3_600_000_000 + int(READ_WITHIN_S * 1e6)
+        after_us = readings.ts - before_us
+        assert ((after_us <= most_us) & (-after_us <= most_us + self._stamps_back_us)).all(), "ts is UTC in µs"
 
     def check_true(self, readings: Readings) -> None:
         """What is good is what the plant really holds: a bad or missing value is sad, a wrong one unforgivable."""
@@ -208,6 +227,28 @@ def bad_of(readings: Readings) -> np.ndarray[Any, np.dtype[np.bool_]]:
 # --------------------------------------------------------------------------------------------------------- promises
 
 
+async def a_key_that_nobody_knows_is_refused(line: Line) -> None:
+    plant, driver = line.plant, line.plant.driver
+    for model, written in ((driver.Connection, plant.connection()), (driver.Address, plant.points[0])):
+        try:
+            model.model_validate({**written, "no_such_key": 1})
+        except ValidationError:
+            continue
+        raise AssertionError(f"{model.__name__} takes a misspelt key in silence: it needs ConfigDict(extra='forbid')")
+    stray = driver.inherited - driver.Address.model_fields.keys()
+    assert not stray, f"inherited keys that Address does not know: {sorted(stray)}"
+
+
+async def settings_outlive_a_restart(line: Line) -> None:
+    """The last good configuration is kept as JSON."""
+    connection = line.plant.driver.Connection.model_validate(dict(line.plant.connection()))
+    for settings in (connection, *(point.settings for point in line.points)):
+        assert isinstance(settings, BaseModel)
+        kept = settings.model_dump_json(round_trip=True)
+        again = type(settings).model_validate_json(kept)
+        assert again == settings, f"kept as {kept}, read again as {again!r}"
+
+
 async def a_plant_that_is_well_is_read_well(line: Line) -> None:
     async with line.session() as session:
         for _ in range(3):
@@ -219,8 +260,7 @@ async def only_what_is_due_is_answered_and_in_its_order(line: Line) -> None:
     expected = np.asarray(line.plant.expected)
     async with line.session() as session:
         for due in (whole[:1], whole[-1:], whole[::2], whole[1:], whole):
-            readings = await session.read(due)
-            assert len(readings.values) == len(due)
+            readings = await line.read(session, due)
             np.testing.assert_array_equal(readings.values[good_of(readings)], expected[due][good_of(readings)])
             assert good_of(readings).any(), f"{due} of a plant that is well: {readings}"
 
@@ -233,7 +273,7 @@ async def other_points_are_read_over_the_same_line(line: Line) -> None:
         for chosen in (every[1:], every[::-1], every[:1], every):
             session.use(chosen)
             expected = np.asarray([line.plant.expected[every.index(point)] for point in chosen])
-            readings = await session.read(np.arange(len(chosen), dtype=np.int64))
+            readings = await line.read(session, np.arange(len(chosen), dtype=np.int64))
             assert good_of(readings).all(), f"{len(chosen)} points of a plant that is well: {readings}"
             np.testing.assert_array_equal(readings.values, expected)
         now = session.counters()
@@ -337,6 +377,8 @@ async def a_plant_that_restarts_is_found_again(line: Line) -> None:
 
 
 async def a_cancelled_read_ends_at_once_and_leaves_nothing(line: Line) -> None:
+    async with line.session() as session:  # what is made once and kept (an executor's thread, a cache) is made here
+        await line.expect_all_good(session)
     before = Remains.now()
 
     async def reading() -> None:
@@ -363,7 +405,7 @@ async def a_cancelled_read_ends_at_once_and_leaves_nothing(line: Line) -> None:
 
 
 async def opening_and_closing_leaves_nothing(line: Line) -> None:
-    async with line.session() as session:  # what is made once and kept (an executor's thread, a cache) is made here
+    async with line.session() as session:  # as above
         await line.expect_all_good(session)
     before = Remains.now()
     for number in range(OPEN_CLOSE_TIMES):
@@ -429,6 +471,8 @@ def _is_socket(descriptor: Path) -> bool:
 
 
 CHECKS = (
+    Check("a key that nobody knows is refused", a_key_that_nobody_knows_is_refused),
+    Check("settings outlive a restart", settings_outlive_a_restart),
     Check("a plant that is well is read well", a_plant_that_is_well_is_read_well),
     Check("only what is due is answered, and in its order", only_what_is_due_is_answered_and_in_its_order),
     Check("counters are numbers and grow", counters_are_numbers_and_grow),

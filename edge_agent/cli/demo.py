@@ -150,7 +150,7 @@ def _port(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
-    from edge_agent.configuration.words import duration_us
+    from edge_agent.contract import duration_us
 
     try:
         return duration_us(text) / 1e6

@@ -34,7 +34,7 @@ class Row:
     norm: dict[str, dict[str, float]]
     verdict: str
     reason: str
-    """Why it is bad, in words; '' when it is not, or nothing more is known."""
+    """Why it is not good, in words; '' when it is, or nothing more is known."""
     name: str
     """What the value is called, where the configuration names values (`map`)."""
     text: str | None = None
@@ -135,7 +135,8 @@ def _rows(config: "Config", plant: Any, once: Any) -> list[Row]:
 
     state = judge.start(plant)
     state, _ = judge.step(plant, state, once.frames, "read")
-    ts = {frame.machine: int(frame.ts[-1]) for frame in once.frames}
+    # A source's own stamp may be days older than the look at it.
+    ts = {frame.machine: frame.ts[-1:] if frame.at is None else frame.at[-1] for frame in once.frames}
     rows = []
     for machine in plant.machines:
         values, quality = judge.readings(state, machine)
@@ -147,7 +148,8 @@ def _rows(config: "Config", plant: Any, once: Any) -> list[Row]:
             its = config.machines[machine.name].signals[signal.name]
             judged = word in JUDGED or (word == "uncertain" and its.norm.use_uncertain)
             point = f"{machine.name}.{signal.name}"
-            reason = once.reasons.get(point) or once.faults.get(its.connection or "", "")
+            reason = once.reasons.get(point) or ("" if word in FRESH else once.faults.get(its.connection or "", ""))
+            stamps = ts.get(machine.name, ())
             rows.append(
                 Row(
                     machine.name,
@@ -155,10 +157,10 @@ def _rows(config: "Config", plant: Any, once: Any) -> list[Row]:
                     None if value != value else value,  # noqa: PLR0124 - NaN
                     signal.unit,
                     word,
-                    ts.get(machine.name, 0),
+                    int(stamps[min(offset, len(stamps) - 1)]) if len(stamps) else 0,
                     band,
                     verdict(value, band) if judged else "bad",
-                    "" if word in FRESH else reason,
+                    reason,
                     its.map.get(int(value), "") if its.map and value == value and value == int(value) else "",  # noqa: PLR0124
                 )
             )

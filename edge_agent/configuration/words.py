@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from edge_agent.contract import WrongKey
+from edge_agent.contract import Duration, WrongKey, duration_us
 
 NAME = r"[A-Za-z0-9_-]{1,64}"
 """Machines and connections (contract §6)."""
@@ -35,9 +35,7 @@ TEXT_MAX = 1000
 TOPIC_BYTES_MAX = 1024
 """Bytes of the topic root; MQTT itself ends at 65,535 for a whole topic."""
 
-UNITS_US = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 UNITS_BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-DURATION = r"[0-9]{1,9}(\.[0-9]{1,6})?(ms|s|min|h|d)"
 SIZE = r"[0-9]{1,9}(\.[0-9]{1,6})?(kB|MB|GB|TB)"
 PERCENT = r"[0-9]{1,3}(\.[0-9]{1,6})? ?%"
 
@@ -50,37 +48,12 @@ def refused(text: str, allowed: str, near: str | None = None) -> PydanticCustomE
 # --- kinds of values ---
 
 
-def duration_us(text: str) -> int:
-    """`250ms`, `10s`, `5min`, `2h`, `7d` → µs. Raises ValueError when it is none."""
-    if not re.fullmatch(DURATION, text):
-        raise ValueError(text)
-    number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
-    return round(float(number) * UNITS_US[text[len(number) :]])
-
-
-def _duration(value: Any, low: str, high: str) -> int:
-    form = f"{low} to {high}, written like 250ms, 10s, 5min, 2h or 7d"
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        raise refused("a duration needs its unit", form)
-    if not isinstance(value, str) or not re.fullmatch(DURATION, value):
-        raise refused("is no duration", form)
-    found = duration_us(value)
-    if not duration_us(low) <= found <= duration_us(high):
-        raise refused("the duration is out of range", form)
-    return found
-
-
-def _between(low: str, high: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: _duration(value, low, high))
-
-
-_DURATION_SCHEMA = WithJsonSchema({"type": "string", "pattern": f"^{DURATION}$", "examples": ["250ms", "10s", "5min"]})
-Period = Annotated[int, _between("10ms", "1d"), _DURATION_SCHEMA]
-Delay = Annotated[int, _between("0s", "30d"), _DURATION_SCHEMA]
-Batch = Annotated[int, _between("0s", "1h"), _DURATION_SCHEMA]
-Stale = Annotated[int, _between("100ms", "30d"), _DURATION_SCHEMA]
-Commit = Annotated[int, _between("10ms", "1min"), _DURATION_SCHEMA]
-Age = Annotated[int, _between("1min", "36500d"), _DURATION_SCHEMA]
+Period = Annotated[int, Duration("10ms", "1d")]
+Delay = Annotated[int, Duration("0s", "30d")]
+Batch = Annotated[int, Duration("0s", "1h")]
+Stale = Annotated[int, Duration("100ms", "30d")]
+Commit = Annotated[int, Duration("10ms", "1min")]
+Age = Annotated[int, Duration("1min", "36500d")]
 
 
 def _size(value: Any) -> int:
