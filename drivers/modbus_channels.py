@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import randrange
@@ -22,7 +23,7 @@ from serial.rs485 import RS485Settings
 from drivers.modbus_frames import Ascii, Mbap, Rtu
 from drivers.modbus_line import Counts, Line
 from drivers.modbus_settings import ModbusConnection, Place, TlsFiles
-from drivers.modbus_wire import Pace, Wire
+from drivers.modbus_wire import Channel, Pace, Wire
 from edge_agent.contract import Clock, DeviceRefused, DeviceSilent
 
 KEEPALIVE_S = (10, 5, 3)
@@ -188,7 +189,7 @@ def _wire(settings: ModbusConnection, clock: Clock) -> Wire:
 
 async def _open(settings: ModbusConnection, wire: Wire) -> None:
     if settings.place.serial is not None:
-        wire.opened(_SerialChannel.open(settings.place, wire))
+        wire.opened(open_port.get()(settings.place, wire))
         return
     channel = _NetworkChannel(wire)
     try:
@@ -300,6 +301,10 @@ class _SerialChannel:
         asyncio.get_running_loop().remove_reader(self.port.fileno())
         with contextlib.suppress(OSError, serial.SerialException):
             self.port.close()
+
+
+open_port: ContextVar[Callable[[Place, Wire], Channel]] = ContextVar("open_port", default=_SerialChannel.open)
+"""What opens a serial port: the kernel's, unless whoever runs the loop brings ports of its own (as it may sockets)."""
 
 
 def _serial_words(error: Exception) -> str:
