@@ -14,12 +14,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
+from hashlib import sha256
 from struct import pack, unpack
 from typing import Protocol
 
 from tests import liar
 
 LIE = liar.LIE
+INSTANT_S = 1e-6
+"""Timers of one time have no order among themselves; what one device says has."""
 WAKE = 2
 """Honest answers after a wrong one that still count as being in its wake."""
 
@@ -27,8 +30,7 @@ WAKE = 2
 @cache
 def truth(unit: int, function: int, address: int) -> int:
     """What this place holds: a register, or the lowest bit of it."""
-    mixed = (address * 2654435761 + unit * 0x9E3779B1 + function * 0x85EBCA6B) & 0xFFFFFFFF
-    return (mixed ^ mixed >> 15) * 0x2C1B3C6D >> 12 & 0xFFFF
+    return int.from_bytes(sha256(pack(">BBH", unit, function, address)).digest()[:2])
 
 
 class Question(liar.Question):
@@ -109,7 +111,8 @@ class Ascii:
         asked, at = [], 0
         while (end := heard.find(b"\n", at)) >= 0:
             body = bytes.fromhex(heard[at + 1 : end - 1].decode())
-            assert heard[at : at + 1] == b":" and sum(body) % 256 == 0, f"the driver sent no frame: {heard!r}"
+            assert heard[at : at + 1] == b":", f"the driver sent no frame: {heard!r}"
+            assert sum(body) % 256 == 0, f"the driver sent no frame: {heard!r}"
             asked.append(_question(body[0], body[1:-1]))
             at = end + 1
         return asked, at
@@ -123,7 +126,8 @@ class Mbap:
         asked, at = [], 0
         while len(heard) - at >= 8:
             transaction, protocol, length, unit = unpack(">HHHB", heard[at : at + 7])
-            assert protocol == 0 and 2 <= length <= 254, f"the driver sent no frame: {heard.hex(' ')}"
+            assert protocol == 0, f"the driver sent no frame: {heard.hex(' ')}"
+            assert 2 <= length <= 254, f"the driver sent no frame: {heard.hex(' ')}"
             if len(heard) - at < 6 + length:
                 break
             asked.append(_question(unit, heard[at + 7 : at + 6 + length], transaction))
@@ -243,8 +247,8 @@ SERIAL_FAULTS: Mapping[str, Callable[[Say], Parts]] = {
     "only the echo": lambda s: [(0, s.echo)],
     "babble": lambda s: [(0.1 * n, s.chance.randbytes(20)) for n in range(25)],
     # Somebody else's answer.
-    "another unit": lambda s: [(0, s.of(liar.false(s.q), unit=s.q.unit % 247 + 1))],
-    "another unit, then the right answer": lambda s: [(0, s.of(liar.false(s.q), unit=s.q.unit % 247 + 1) + s.right)],
+    "another unit": lambda s: [(0, s.of(liar.false(s.q), unit=s.q.unit + 100))],
+    "another unit, then the right answer": lambda s: [(0, s.of(liar.false(s.q), unit=s.q.unit + 100) + s.right)],
     "unit 0": lambda s: [(0, s.of(liar.false(s.q), unit=0))],
     "another function": lambda s: [(0, s.of(liar.read_pdu(s.q.function ^ 7, s.q.payload(flip=LIE))))],
     "a write's answer": lambda s: [(0, s.of(pack(">BHH", 16, s.q.start, s.q.count)))],
@@ -253,12 +257,14 @@ SERIAL_FAULTS: Mapping[str, Callable[[Say], Parts]] = {
     "a false copy, then right": lambda s: [(0, s.false + s.right)],
     "an answer nobody asked for, later": lambda s: [
         (0, s.right),
-        (s.chance.choice([0.2, 0.8]), s.of(liar.false(s.q), unit=s.q.unit % 247 + 1)),
+        (s.chance.choice([0.2, 0.8]), s.of(liar.false(s.q), unit=s.q.unit + 100)),
     ],
     # The wrong amount.
     "fewer registers": lambda s: [(0, s.sized(s.q.count - s.step))],
     "more registers": lambda s: [(0, s.sized(s.q.count + s.step))],
-    "odd byte count": lambda s: [(0, s.of(bytes([s.q.function, len(s.q.payload()) + 1]) + liar.false(s.q)[2:] + b"\0"))],
+    "odd byte count": lambda s: [
+        (0, s.of(bytes([s.q.function, len(s.q.payload()) + 1]) + liar.false(s.q)[2:] + b"\0"))
+    ],
     "byte count below the data": lambda s: [
         (0, s.of(bytes([s.q.function, len(s.q.payload()) - 1]) + liar.false(s.q)[2:]))
     ],
@@ -404,14 +410,14 @@ class SerialBus(Peer):
         request_s = self.char_s * (17 if isinstance(self.framing, Ascii) else 8)
         heard_s = loop.time() + request_s
         busy_s = self._busy_s.get(q.unit, 0.0)
-        if self.deaf and busy_s > heard_s:
+        if self.deaf and busy_s > heard_s + 10 * INSTANT_S:
             self.note("deaf")
             return
         say = Say(q, self.framing, self._chance)
         began_s = max(heard_s, busy_s) + self.delay() * self.timeout_s
         for after, data in _SERIAL[self.choose(q)](say):
-            at_s = began_s + after * self.timeout_s
-            self._busy_s[q.unit] = at_s
+            at_s = max(began_s + after * self.timeout_s, self._busy_s.get(q.unit, 0.0))
+            self._busy_s[q.unit] = at_s + INSTANT_S
             if at_s <= loop.time():
                 self._put(data)
             else:
@@ -471,6 +477,8 @@ GATEWAY_FAULTS = (
     "late by 1.2",
     "late by 2",
     "late by 3",
+    "refused",
+    "busy",
     "dropped",
     "path unavailable",
     "target does not respond",
@@ -480,7 +488,7 @@ GATEWAY_FAULTS = (
     "fewer registers",
     "more registers",
 )
-"""What becomes of a request behind a gateway: the first four are the serial device's, the others the gateway's."""
+"""What becomes of a request behind a gateway: the first six are the serial device's, the others the gateway's."""
 
 
 @dataclass(slots=True)
@@ -531,8 +539,9 @@ class Gateway(Peer):
         after = {"silent": None, "late by 1.2": 1.2, "late by 2": 2.0, "late by 3": 3.0}.get(name, self.delay())
         if after is not None:
             at_s = began_s + after * self.timeout_s
-            self._busy_s[q.unit] = at_s
-            loop.call_at(at_s, self._spoken, q, honest_pdu(q))
+            self._busy_s[q.unit] = at_s + INSTANT_S
+            code = {"refused": 2, "busy": 6}.get(name)
+            loop.call_at(at_s, self._spoken, q, honest_pdu(q) if code is None else bytes([q.function | 0x80, code]))
         self._timer = loop.call_later(self.patience * self.timeout_s, self._give_up)
         if self._stale:
             self._spoken(*self._stale.popleft())
@@ -553,7 +562,7 @@ class Gateway(Peer):
         if pdu is None:
             return False
         if pdu:
-            self.send(self.framing.frame(q, q.unit % 247 + 1 if name == "another unit" else q.unit, pdu))
+            self.send(self.framing.frame(q, q.unit + 100 if name == "another unit" else q.unit, pdu))
         self._next()
         return True
 

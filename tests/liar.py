@@ -186,8 +186,6 @@ _TELLINGS = {
 }
 
 
-
-
 def telling(name: str, q: Question) -> Telling:
     """What is said under this name."""
     return _TELLINGS[name](q)

@@ -87,9 +87,9 @@ class _Cable(asyncio.Transport):
     def _arrive(self, data: bytes) -> None:
         while data and self._open:
             if isinstance(self._protocol, asyncio.BufferedProtocol):
-                buffer = self._protocol.get_buffer(-1)
+                buffer = memoryview(self._protocol.get_buffer(-1))
                 size = min(len(buffer), len(data))
-                buffer[:size] = data[:size]  # type: ignore[index]
+                buffer[:size] = data[:size]
                 self._protocol.buffer_updated(size)
                 data = data[size:]
             else:

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from drivers.modbus import DRIVER
-from edge_agent.contract import DeviceSilent, Floats, Ints, Point, Quality, Readings
+from edge_agent.contract import Clock, DeviceSilent, Floats, Ints, Point, Quality, Readings
 from tests.bus import Peer, truth
-from tests.virtual import VirtualClock
 
 TIMEOUT_S = 0.2
 PAUSES_S = (0.0, 0.0, 0.05, 0.3, 1.0, 5.0, 61.0)
@@ -24,16 +23,20 @@ PAUSES_S = (0.0, 0.0, 0.05, 0.3, 1.0, 5.0, 61.0)
 REST_S = 61.0
 """Longer than any rest that the driver gives a unit or a point."""
 READS_TO_RECOVER = 8
+CYCLES = 24
+"""Different sets of points that are read; as with a poller they come again and again."""
 TABLES = {"coil": 1, "discrete": 2, "holding": 3, "input": 4}
-PLACES: Sequence[tuple[str, int, int]] = (
-    *(("holding", start, 4) for start in (0, 50, 100, 150)),
-    ("holding", 300, 1),
-    *(("input", start, 4) for start in (0, 50)),
-    ("coil", 0, 16),
-    ("coil", 400, 16),
-    ("discrete", 8, 16),
+REGISTERS, BITS = (0, 2, 3), (0, 5, 7, 10, 15)
+PLACES: Sequence[tuple[str, int, Sequence[int]]] = (
+    *(("holding", start, REGISTERS) for start in (0, 50, 100, 150)),
+    ("holding", 300, (0,)),
+    *(("input", start, REGISTERS) for start in (0, 50)),
+    ("coil", 0, BITS),
+    ("coil", 400, BITS),
+    ("discrete", 8, BITS),
 )
-"""Blocks of each unit: most look alike in their answers, where the one can be taken for the other."""
+"""Blocks of each unit, and which of their places are points: most look alike in their answers, where the one can be
+taken for the other."""
 
 
 @dataclass(slots=True)
@@ -56,18 +59,18 @@ class Tally:
 class Consumer:
     """Points of these units, in blocks; `due` of some of them; what is true of them."""
 
-    def __init__(self, units: Sequence[int], settings: Mapping[str, Any], chance: random.Random) -> None:
-        self.chance, self.tally = chance, Tally()
-        keys = {"timeout": f"{round(TIMEOUT_S * 1000)}ms", "max_gap": 0, **settings}
+    def __init__(self, units: Sequence[int], settings: Mapping[str, Any], chance: random.Random, clock: Clock) -> None:
+        self.chance, self.tally, self.clock = chance, Tally(), clock
+        keys = {"timeout": f"{round(TIMEOUT_S * 1000)}ms", "max_gap": 1, **settings}
         self.connection = DRIVER.Connection.model_validate(keys)
         self.points: list[Point] = []
         self.blocks: list[list[int]] = []
         self.names: list[str] = []
         expected: list[int] = []
         for unit in units:
-            for table, start, count in PLACES:
-                self.blocks.append(list(range(len(self.points), len(self.points) + count)))
-                for address in range(start, start + count):
+            for table, start, places in PLACES:
+                self.blocks.append(list(range(len(self.points), len(self.points) + len(places))))
+                for address in (start + place for place in places):
                     name = f"{table}:{address}"
                     settings_of = DRIVER.Address.model_validate({"address": name, "unit": unit})
                     self.points.append(Point(f"{unit}/{name}", settings_of))
@@ -75,8 +78,9 @@ class Consumer:
                     expected.append(value if TABLES[table] >= 3 else value & 1)
         self.expected: Floats = np.array(expected, dtype=np.float64)
         self.everything: Ints = np.arange(len(self.points), dtype=np.int64)
+        self.cycles = [self._some() for _ in range(CYCLES)]
 
-    def some(self) -> Ints:
+    def _some(self) -> Ints:
         """The points of one to six blocks."""
         chosen = self.chance.sample(self.blocks, self.chance.randint(1, min(6, len(self.blocks))))
         return np.array(sorted(point for block in chosen for point in block), dtype=np.int64)
@@ -99,12 +103,11 @@ class Consumer:
 
     async def suffer(self, peer: Peer, faulty: int) -> None:
         """Read until the peer has answered so many requests with a fault or in its wake."""
-        clock = VirtualClock()
         while peer.faulty < faulty:
             with suppress(DeviceSilent):
-                async with DRIVER.open("rig", self.connection, self.points, clock) as session:
+                async with DRIVER.open("rig", self.connection, self.points, self.clock) as session:
                     while peer.faulty < faulty:
-                        due = self.some()
+                        due = self.chance.choice(self.cycles)
                         self.judge(due, await session.read(due))
                         await asyncio.sleep(self.chance.choice(PAUSES_S))
                 break
@@ -113,10 +116,10 @@ class Consumer:
 
     async def recover(self, peer: Peer) -> None:
         """The peer is well: all points are good, and stay so, within READS_TO_RECOVER reads."""
-        peer.share, clock, readings = 0.0, VirtualClock(), None
+        peer.share, readings = 0.0, None
         for _ in range(READS_TO_RECOVER):
             with suppress(DeviceSilent):
-                async with DRIVER.open("rig", self.connection, self.points, clock) as session:
+                async with DRIVER.open("rig", self.connection, self.points, self.clock) as session:
                     for _ in range(READS_TO_RECOVER):
                         await asyncio.sleep(REST_S)
                         readings = await session.read(self.everything)

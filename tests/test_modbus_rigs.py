@@ -10,10 +10,11 @@ import pytest
 
 from tests import bus, memory
 from tests.bus import Peer
-from tests.liar import LIES, ODDITIES
 from tests.liar import EXCEPTIONS as TCP_EXCEPTIONS
+from tests.liar import LIES, ODDITIES
 from tests.memory import MemoryLoop
 from tests.rig import TIMEOUT_S, Consumer, Tally
+from tests.virtual import VirtualClock
 
 EXCHANGES = int(os.environ.get("EXCHANGES", "100000"))
 SEED = int(os.environ.get("SEED", "1"))
@@ -23,39 +24,24 @@ LIFE = 1_000
 
 def serial(framing: Callable[[], bus.Framing], char_s: float) -> Callable[[random.Random], Peer]:
     def make(chance: random.Random) -> Peer:
-        return bus.SerialBus(
-            names=(*bus.SERIAL_FAULTS, *bus.SERIAL_ODDITIES, *bus.EXCEPTIONS),
-            framing=framing(),
-            char_s=char_s,
-            deaf=chance.random() < 0.3,
-            **temper(chance),
-        )
+        names = (*bus.SERIAL_FAULTS, *bus.SERIAL_ODDITIES, *bus.EXCEPTIONS)
+        return bus.SerialBus(names, framing=framing(), char_s=char_s, deaf=chance.random() < 0.3)
 
     return make
 
 
-def temper(chance: random.Random) -> dict[str, float | int]:
-    return {
-        "share": chance.choice([0.2, 0.5, 0.8]),
-        "seed": chance.randrange(2**32),
-        "timeout_s": TIMEOUT_S,
-        "latency": chance.choice([0.0, 0.3, 0.6]),
-    }
-
-
 def device(chance: random.Random) -> Peer:
-    return bus.Device(names=(*LIES, *ODDITIES, *TCP_EXCEPTIONS), **temper(chance))
+    return bus.Device((*LIES, *ODDITIES, *TCP_EXCEPTIONS))
 
 
 def gateway(chance: random.Random) -> Peer:
     return bus.Gateway(
-        names=(*bus.GATEWAY_FAULTS, *bus.GATEWAY_FAULTS[1:4] * 2),
+        (*bus.GATEWAY_FAULTS, *bus.GATEWAY_FAULTS[1:4] * 2),
         patience=chance.choice([0.6, 0.9, 1.5, 4.0]),
         tells=chance.random() < 0.5,
         keeps=chance.random() < 0.3,
         flushes=chance.random() < 0.3,
         stamps=chance.random() < 0.7,
-        **temper(chance),
     )
 
 
@@ -71,17 +57,20 @@ RIGS: dict[str, tuple[str, dict[str, object], Callable[[random.Random], Peer]]] 
 
 
 async def lives(name: str, exchanges: int, seed: int) -> tuple[Tally, Counter[str], int]:
+    """What was seen of so many faulty exchanges, what was told in them, and how many they were."""
     url, settings, make = RIGS[name]
     chance = random.Random(f"{seed} {name}")
     tally, told, faulty, life = Tally(), Counter[str](), 0, 0
-    loop = asyncio.get_running_loop()
+    clock, loop = VirtualClock(), asyncio.get_running_loop()
     assert isinstance(loop, MemoryLoop)
     while faulty < exchanges:
         life += 1
         peer = make(chance)
+        peer.timeout_s = TIMEOUT_S
+        peer.share, peer.latency = chance.choice([0.2, 0.5, 0.8]), chance.choice([0.0, 0.3, 0.6])
         loop.peers = {1: peer, "/dev/ttyS0": peer}
         units = [1] if chance.random() < 0.4 else [1, 2, 3]
-        consumer = Consumer(units, {"url": url, **settings}, chance)
+        consumer = Consumer(units, {"url": url, **settings}, chance, clock)
         await consumer.suffer(peer, min(LIFE, exchanges - faulty))
         faulty += peer.faulty
         told += peer.told
@@ -97,8 +86,11 @@ async def lives(name: str, exchanges: int, seed: int) -> tuple[Tally, Counter[st
 @pytest.mark.parametrize("name", RIGS)
 def test_no_fault_in_memory_makes_a_wrong_value(name: str) -> None:
     tally, told, faulty = memory.run(lives(name, EXCHANGES // len(RIGS) + 1, SEED))
-    print(f"{name}, seed {SEED}: {faulty} faulty exchanges, {tally.reads} reads, {tally.good} good values, "
-          f"{tally.uncertain} uncertain, {tally.bad} bad, {tally.silences} silences, none wrong")
+    print(
+        f"{name}, seed {SEED}: {faulty} faulty exchanges, {tally.reads} reads, {tally.good} good values, "
+        f"{tally.uncertain} uncertain, {tally.bad} bad, {tally.silences} silences, none wrong"
+    )
     assert faulty >= EXCHANGES // len(RIGS)
-    assert tally.good > faulty / 2, "what is right comes through"
+    assert tally.good > faulty / 4, "what is right comes through"
     assert tally.bad > faulty / 10, "what is wrong is seen"
+    assert len(told) > 12, f"not only a few kinds of fault: {told}"
