@@ -24,6 +24,8 @@ QUIET_MAX_S = 0.3
 """After an answer that did not come from a unit that lives: the line is left alone so long, and listened to."""
 NOISE_QUIET_S = 0.05
 """After a broken frame, of which more may come in another piece."""
+BABBLE_S = 0.5
+"""Of bytes without a pause: more than any frame takes, and nobody is waited for who never stops."""
 OWED_FOR_S = 30.0
 """An answer that has not come by then comes no more."""
 OPEN_QUIET_S = 0.1
@@ -147,13 +149,15 @@ class Wire:
         """
         async with self._taken(counts):
             stray = await self._settle()
-            doubted = any(debt.noted for debt in self._owing(ask.unit).values())
+            owed = list(self._owing(ask.unit).values())
             if self.up and ask.shape in self._shapes(ask.unit):
                 answer = await self._in_doubt(ask, timeout_us, give_way)
             else:
                 answer = await self._ask(ask, timeout_us, give_way)
-            proven = doubted and not self._owing(ask.unit)
-            return answer._replace(stray=stray, resynced=answer.resynced or proven)
+            proven = not self._owing(ask.unit)
+            self._counts.resyncs += bool(owed) and proven
+            doubted = proven and any(debt.noted for debt in owed)
+            return answer._replace(stray=stray, resynced=answer.resynced or doubted)
 
     async def _in_doubt(self, ask: Ask, timeout_us: int, give_way: bool) -> Answer:
         """Ask for what an older answer could be taken for."""
@@ -274,8 +278,6 @@ class Wire:
         return found
 
     def _accepted(self, ask: Ask, found: Found, outcome: int, words: str) -> Answer:
-        owing = self._owing(ask.unit)
-        self._counts.resyncs += bool(owing)
         self._owed.pop(ask.unit, None)
         if self.pace.numbered:
             # Some gateways keep a late answer for whoever asks next, for hours; nothing stood before this one.
@@ -368,7 +370,7 @@ class Wire:
 
     async def _settle(self) -> bool:
         """Wait until the line may be used. True when bytes came that are no late answer."""
-        stray = False
+        stray, patience_s = False, max(_now_s(), self._silent_until_s) + BABBLE_S
         while True:
             while (found := self._next(b"")) is not None:
                 if found.late:
@@ -377,6 +379,9 @@ class Wire:
                     stray = True
             until_s = max(self._silent_until_s, self._heard_s + self.pace.gap_s)
             if not self.up or _now_s() >= until_s:
+                break
+            if _now_s() >= patience_s:
+                self.lost("bytes come without a pause")
                 break
             await self._wait(until_s)
         if self._received:

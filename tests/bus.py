@@ -536,7 +536,9 @@ class Gateway(Peer):
         if self._instead(q, name):
             return
         began_s = max(loop.time(), self._busy_s.get(q.unit, 0.0))
-        after = {"silent": None, "late by 1.2": 1.2, "late by 2": 2.0, "late by 3": 3.0}.get(name, self.delay())
+        after = {"silent": None, "just in time": 0.4, "late by 1.2": 1.2, "late by 2": 2.0, "late by 3": 3.0}.get(
+            name, self.delay()
+        )
         if after is not None:
             at_s = began_s + after * self.timeout_s
             self._busy_s[q.unit] = at_s + INSTANT_S
