@@ -13,6 +13,7 @@ import ssl
 import termios
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import randrange
@@ -24,7 +25,7 @@ from serial.rs485 import RS485Settings
 from drivers.modbus_frames import Ascii, Mbap, Rtu
 from drivers.modbus_line import Counts, Line
 from drivers.modbus_settings import ModbusConnection, Place, TlsFiles
-from drivers.modbus_wire import Pace, Wire
+from drivers.modbus_wire import Channel, Pace, Wire
 from edge_agent.contract import Clock, DeviceRefused, DeviceSilent
 
 KEEPALIVE_S = (10, 5, 3)
@@ -190,7 +191,7 @@ def _wire(settings: ModbusConnection, clock: Clock) -> Wire:
 
 async def _open(settings: ModbusConnection, wire: Wire) -> None:
     if settings.place.serial is not None:
-        wire.opened(_SerialChannel.open(settings.place, wire))
+        wire.opened(open_port.get()(settings.place, wire))
         return
     channel = _NetworkChannel(wire)
     try:
@@ -311,6 +312,9 @@ class _SerialChannel:
         with contextlib.suppress(OSError, serial.SerialException):
             self.port.close()
 
+
+open_port: ContextVar[Callable[[Place, Wire], Channel]] = ContextVar("open_port", default=_SerialChannel.open)
+"""What opens a serial port: the kernel's, unless whoever runs the loop brings ports of its own (as it may sockets)."""
 
 NO_PERMISSION = "no permission: the agent's user must be in the group of the port (dialout), and its unit must open it"
 

@@ -6,6 +6,7 @@ Rule 3: an answer is ours only when unit, function and length are exactly those 
 Sources: Application Protocol V1.1b3, Messaging on TCP/IP V1.0b, Protocol over Serial Line V1.02.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from struct import Struct
 from typing import NamedTuple, Protocol
@@ -332,6 +333,8 @@ def canaries(ask: Ask) -> list[Ask]:
     to come. The same table with fewer registers, then the other tables (also a refusal of a function proves it), then
     more registers: of many units behind a gateway that die together, each needs another one.
     """
+    if ask.size == OPEN_SIZE:
+        return [read(ask.unit, Table.HOLDING, 0, many) for many in range(1, CANARIES)]
     function, start, count = _READ.unpack(ask.pdu)
     step = 1 if function >= Table.HOLDING else 8
     most = min((WORDS_MAX if function >= Table.HOLDING else WORDS_MAX * 16), SPACE - start)
@@ -352,3 +355,15 @@ def canaries(ask: Ask) -> list[Ask]:
     first = near[Table(function)]
     others = [table for table in Table if table not in (function, first)]
     return [*fewer, *(read(ask.unit, table, start, 1) for table in (first, *others)), *more]
+
+
+def longer(ask: Ask) -> Iterator[Ask]:
+    """Reads that bring what `ask` wants at their beginning, and more behind it: their answers look unlike its own."""
+    if ask.size == OPEN_SIZE:
+        return
+    function, start, count = _READ.unpack(ask.pdu)
+    registers = function >= Table.HOLDING
+    step, most = (1, WORDS_MAX) if registers else (8, 16 * WORDS_MAX)
+    first = count + step if registers else -(-count // 8) * 8 + step
+    for many in range(first, min(most, SPACE - start, count + CANARIES * step) + 1, step):
+        yield read(ask.unit, Table(function), start, many)

@@ -4,6 +4,8 @@ Rule 1: a request that ends without its own whole answer leaves that answer owed
 Rule 2: while a unit owes answers, only one that looks unlike all of them is believed (the canary): where frames bear no
 number, a late answer would else be taken for the next one, and shift every reading after it.
 Rule 3: bytes that nobody asked for take back the answer just before them.
+Rule 4: behind a gateway any unit's late answer may be handed out as any other's. There an answer proves nothing of other
+units, so a read that could be mistaken asks for a little more than it wants: no late answer looks like that.
 """
 
 import asyncio
@@ -13,20 +15,26 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from drivers.modbus_frames import OPEN_SIZE, Ask, Found, Framing, Shape, canaries, judged, of_block
+from drivers.modbus_frames import IDENTIFY, OPEN_SIZE, Ask, Found, Framing, Shape, canaries, judged, longer, of_block
 from drivers.modbus_line import Counts, Patience, Round
-from drivers.modbus_map import Outcome
+from drivers.modbus_map import UNREACHED, Outcome
 from edge_agent.contract import Clock
 
 QUIET_MAX_S = 0.3
 """After an answer that did not come from a unit that lives: the line is left alone so long, and listened to."""
 NOISE_QUIET_S = 0.05
 """After a broken frame, of which more may come in another piece."""
+BABBLE_S = 0.5
+"""Of bytes without a pause: more than any frame takes, and nobody is waited for who never stops."""
 OWED_FOR_S = 30.0
 """An answer that has not come by then comes no more."""
 OPEN_QUIET_S = 0.1
 """A line that was just opened may still carry the answer to somebody else's last request."""
 LONGEST_PDU = 253
+TARGET_SILENT = 11
+"""A gateway's word that a unit did not answer it in time; the answer may come yet."""
+TOO_MUCH = (2, 3)
+"""How a device says that it has no more registers than were wanted."""
 
 
 class Channel(Protocol):
@@ -70,10 +78,9 @@ class Answer(NamedTuple):
 
 
 class _Debt(NamedTuple):
-    """An answer that may still come. until_s: loop time. of: the unit that was asked; noted: its next reading is marked."""
+    """An answer that may still come. until_s: loop time. noted: the unit's next reading is marked."""
 
     until_s: float
-    of: int
     noted: bool
 
 
@@ -98,7 +105,7 @@ class Wire:
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _waiting: int = 0
     _owed: dict[int, dict[Shape, "_Debt"]] = field(default_factory=dict)
-    """By unit (0: all of them, behind a gateway that changes numbers): answers still to come."""
+    """By the unit that was asked: answers still to come."""
     _heard: set[int] = field(default_factory=set)
     _heard_s: float = 0.0
     _silent_until_s: float = 0.0
@@ -142,17 +149,33 @@ class Wire:
         """
         async with self._taken(counts):
             stray = await self._settle()
-            doubted = any(debt.noted and debt.of == ask.unit for debt in self._owing(ask.unit).values())
-            if self.up and ask.shape in self._owing(ask.unit):
-                canary = next((each for each in canaries(ask) if each.shape not in self._owing(ask.unit)), None)
-                if canary is None:
-                    words = "answers to earlier requests may still come"
-                    return self._end(Outcome.SKIPPED, words)._replace(stray=stray)
-                answer = await self._ask(canary, timeout_us, give_way)
-                if self._owing(ask.unit):
-                    return answer._replace(stray=stray)
-            answer = await self._ask(ask, timeout_us, give_way)
-            return answer._replace(stray=stray, resynced=doubted and not self._owing(ask.unit))
+            owed = list(self._owing(ask.unit).values())
+            if self.up and ask.shape in self._shapes(ask.unit):
+                answer = await self._in_doubt(ask, timeout_us, give_way)
+            else:
+                answer = await self._ask(ask, timeout_us, give_way)
+            proven = not self._owing(ask.unit)
+            self._counts.resyncs += bool(owed) and proven
+            doubted = proven and any(debt.noted for debt in owed)
+            return answer._replace(stray=stray, resynced=answer.resynced or doubted)
+
+    async def _in_doubt(self, ask: Ask, timeout_us: int, give_way: bool) -> Answer:
+        """Ask for what an older answer could be taken for."""
+        if self.pace.numbered:
+            more = next((each for each in longer(ask) if each.shape not in self._shapes(ask.unit)), None)
+            if more is not None:
+                answer = await self._ask(more, timeout_us, give_way)
+                if answer.outcome not in TOO_MUCH:
+                    return answer._replace(data=answer.data[: ask.size])
+        canary = next((each for each in canaries(ask) if each.shape not in self._shapes(ask.unit)), None)
+        if canary is None or not self.up:
+            return self._end(Outcome.SKIPPED, "answers to earlier requests may still come")
+        answer = await self._ask(canary, timeout_us, give_way)
+        if self._owing(ask.unit):
+            said_of_the_unit = answer.outcome < 0 or answer.outcome in UNREACHED
+            return answer if said_of_the_unit else self._end(Outcome.SKIPPED, "the canary was refused")
+        answer = await self._ask(ask, timeout_us, give_way)
+        return answer._replace(resynced=self.pace.numbered)
 
     def owes(self) -> bool:
         """Whether an answer may still come, to somebody who no longer waits for it."""
@@ -202,9 +225,9 @@ class Wire:
         try:
             while (answer := self._look(ask, sent)) is None:
                 if not self.up:
-                    answer = self._owe(ask, self._end(Outcome.LOST, self.fault), noted=not self.pace.numbered)
+                    answer = self._owe(ask, self._end(Outcome.LOST, self.fault))
                 elif not await self._wait(deadline_s, give_way):
-                    gave_way = _now_s() < deadline_s
+                    gave_way = give_way and self._waiting > 0
                     answer = (
                         self._owe(ask, self._end(Outcome.SKIPPED, "")) if gave_way else self._given_up(ask, timeout_us)
                     )
@@ -223,17 +246,30 @@ class Wire:
             if found.late:
                 self._counts.late += 1
                 continue
-            owing = self._owing(ask.unit)
             outcome, words = judged(ask, found.unit, found.pdu)
             if outcome == Outcome.MALFORMED:
                 if self._paid(found):
                     continue
                 return self._wrong(ask, words)
-            if outcome > 0 and any(function == ask.pdu[0] for function, _ in owing):
+            if outcome in UNREACHED:
+                return self._unreached(ask, outcome, words)
+            if outcome > 0 and self._owes_kind(ask.unit, ask.pdu[0]):
                 self._counts.late += 1  # it may be the refusal of an earlier request of this kind
                 continue
-            return self._accepted(ask, found, outcome, words)
+            answer = self._accepted(ask, found, outcome, words)
+            if outcome > 0 and any(self._owes_kind(unit, ask.pdu[0]) for unit in self._may_speak(ask.unit)):
+                return self._owe(ask, answer, noted=False)  # or of another unit's: then ours is still to come
+            return answer
         return None
+
+    def _owes_kind(self, unit: int, function: int) -> bool:
+        return any(shape[0] == function for shape in self._owing(unit))
+
+    def _unreached(self, ask: Ask, outcome: int, words: str) -> Answer:
+        """What the gateway says without the unit proves nothing of it; of one that it waited for, more may come."""
+        self._counts.exceptions += 1
+        answer = self._end(outcome, words)
+        return self._owe(ask, answer, noted=False) if outcome == TARGET_SILENT else answer
 
     def _next(self, sent: bytes) -> Found | None:
         if self.pace.datagrams:
@@ -250,9 +286,11 @@ class Wire:
         return found
 
     def _accepted(self, ask: Ask, found: Found, outcome: int, words: str) -> Answer:
-        owing = self._owing(ask.unit)
-        self._counts.resyncs += bool(owing)
-        owing.clear()
+        self._owed.pop(ask.unit, None)
+        if self.pace.numbered:
+            # Some gateways keep a late answer for whoever asks next, for hours; nothing stood before this one.
+            for unit in list(self._owed):
+                self._lapse(unit)
         self._heard.add(ask.unit)
         if outcome == Outcome.OK:
             self._counts.answers += 1
@@ -285,24 +323,51 @@ class Wire:
     # ------------------------------------------------------------------------------------------------- what is owed
 
     def _owing(self, unit: int) -> dict[Shape, _Debt]:
-        owing = self._owed.setdefault(0 if self.pace.numbered else unit, {})
-        if owing:
-            now_s = _now_s()
-            for shape in [shape for shape, debt in owing.items() if debt.until_s <= now_s]:
-                del owing[shape]
-        return owing
+        """What this unit owes; to be looked at only."""
+        if not self.pace.numbered:
+            self._lapse(unit)
+        return self._owed.get(unit, {})
+
+    def _lapse(self, unit: int) -> None:
+        """What has not come in all this time comes no more."""
+        owing = self._owed.get(unit)
+        if owing is None:
+            return
+        now_s = _now_s()
+        for shape in [shape for shape, debt in owing.items() if debt.until_s <= now_s]:
+            del owing[shape]
+        if not owing:
+            del self._owed[unit]
+
+    def _may_speak(self, unit: int) -> list[int]:
+        """Units whose late answer could come as the answer of this one."""
+        return list(self._owed) if self.pace.numbered else [unit]
+
+    def _shapes(self, unit: int) -> set[Shape]:
+        """What a late answer could look like that came as the answer of this unit."""
+        return {shape for each in self._may_speak(unit) for shape in self._owing(each)}
 
     def _owe(self, ask: Ask, answer: Answer, noted: bool = True) -> Answer:
-        self._owing(ask.unit)[ask.shape] = _Debt(_now_s() + OWED_FOR_S, ask.unit, noted)
+        noted &= not self.pace.numbered
+        self._owed.setdefault(ask.unit, {})[ask.shape] = _Debt(_now_s() + OWED_FOR_S, noted)
         return answer
 
     def _paid(self, found: Found) -> bool:
-        """Whether this frame is an answer that somebody still owed; then it is owed no longer."""
-        owing = self._owing(found.unit)
-        shape = (found.pdu[0], len(found.pdu) - 2)
-        if shape not in owing:
+        """Whether this frame is an answer that somebody still owed; then it is owed no longer.
+
+        Behind a gateway that is not known: it may be another's, or of a shape that several owe. That it hands out late
+        answers is known then, and noted of all whose answer this may be.
+        """
+        function = found.pdu[0]
+        shape = (function, OPEN_SIZE if function == IDENTIFY else len(found.pdu) - 2)
+        if shape not in self._shapes(found.unit):
             return False
-        del owing[shape]
+        if self.pace.numbered:
+            for owing in self._owed.values():
+                if shape in owing:
+                    owing[shape] = owing[shape]._replace(noted=True)
+        else:
+            del self._owed[found.unit][shape]
         self._counts.late += 1
         return True
 
@@ -313,7 +378,7 @@ class Wire:
 
     async def _settle(self) -> bool:
         """Wait until the line may be used. True when bytes came that are no late answer."""
-        stray = False
+        stray, patience_s = False, max(_now_s(), self._silent_until_s) + BABBLE_S
         while True:
             while (found := self._next(b"")) is not None:
                 if found.late:
@@ -322,6 +387,9 @@ class Wire:
                     stray = True
             until_s = max(self._silent_until_s, self._heard_s + self.pace.gap_s)
             if not self.up or _now_s() >= until_s:
+                break
+            if _now_s() >= patience_s:
+                self.lost("bytes come without a pause")
                 break
             await self._wait(until_s)
         if self._received:

@@ -57,6 +57,8 @@ class Telling:
 
 
 LIE = 0x5AA5
+ASKED: Counter[int] = Counter()
+"""Function codes of all requests that peers of this process were sent: nothing but reads may be among them."""
 
 
 def adu(question: Question, pdu: bytes, transaction: int | None = None, unit: int | None = None) -> bytes:
@@ -184,6 +186,11 @@ _TELLINGS = {
 }
 
 
+def telling(name: str, q: Question) -> Telling:
+    """What is said under this name."""
+    return _TELLINGS[name](q)
+
+
 @dataclass(slots=True)
 class Liar:
     """share: of all answers that are lies, drawn from `names`. timeout_s: the asker's, which late answers exceed.
@@ -216,14 +223,15 @@ class Liar:
                 head = await reader.readexactly(7)
                 transaction, _, length, unit = unpack(">HHHB", head)
                 pdu = await reader.readexactly(length - 1)
+                ASKED[pdu[0]] += 1
                 question = Question(transaction, unit, *unpack(">BHH", pdu))
                 if self.keep:
                     self.asked.append(question)
                 name = self.script(question) if self.script is not None else self.choose(chance)
                 self.told[name] += 1
-                telling = _TELLINGS[name](question)
-                held = await self._tell(writer, telling, held)
-                if telling.close:
+                said = telling(name, question)
+                held = await self._tell(writer, said, held)
+                if said.close:
                     return
         except (asyncio.IncompleteReadError, ConnectionError):
             return
