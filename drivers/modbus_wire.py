@@ -106,6 +106,8 @@ class Wire:
     _waiting: int = 0
     _owed: dict[int, dict[Shape, "_Debt"]] = field(default_factory=dict)
     """By the unit that was asked: answers still to come."""
+    _shifted: bool = False
+    """Under the number of the request that is under way came an older answer."""
     _heard: set[int] = field(default_factory=set)
     _heard_s: float = 0.0
     _silent_until_s: float = 0.0
@@ -216,6 +218,7 @@ class Wire:
         sent = self.framing.wrap(ask)
         self._received.clear()
         self._datagrams.clear()
+        self._shifted = False
         self._counts.requests += 1
         self._counts.bytes += len(sent)
         self._channel.send(sent)
@@ -315,6 +318,9 @@ class Wire:
         if self.pace.breaks and self._received:
             # Half an answer is not waited for: what follows it could not be told from the next one's head.
             self.lost("an answer that was never completed")
+        elif self.pace.breaks and self._shifted:
+            # Ours will be handed to the next, and so for ever, unless a new connection finds the gateway's memory empty.
+            self.lost("the gateway answered with what an earlier request had asked for")
         return self._owe(ask, self._end(Outcome.TIMED_OUT, words))
 
     def _end(self, outcome: int, words: str) -> Answer:
@@ -363,6 +369,7 @@ class Wire:
         if shape not in self._shapes(found.unit):
             return False
         if self.pace.numbered:
+            self._shifted = True
             for owing in self._owed.values():
                 if shape in owing:
                     owing[shape] = owing[shape]._replace(noted=True)

@@ -331,7 +331,6 @@ class Peer(ABC):
 
     names: tuple[str, ...] = ()
     share: float = 0.5
-    seed: int = 1
     timeout_s: float = 1.0
     char_s: float = 0.0
     latency: float = 0.3
@@ -344,10 +343,12 @@ class Peer(ABC):
     way: Way | None = None
     _wake: int = 0
     _buffer: bytearray = field(default_factory=bytearray)
-    _chance: random.Random = field(init=False)
+    _chance: random.Random = field(default_factory=lambda: random.Random(1))
 
-    def __post_init__(self) -> None:
-        self._chance = random.Random(self.seed)
+    def temper(self, chance: random.Random) -> None:
+        """Be as nobody was before."""
+        self.share, self.latency = chance.choice([0.2, 0.5, 0.8]), chance.choice([0.0, 0.3, 0.6])
+        self._chance = random.Random(chance.randrange(2**32))
 
     def joined(self, way: Way) -> None:
         """Somebody listens at the other end from now on."""

@@ -1,6 +1,7 @@
 """One consumer of a faulty peer: reads at random, holds every good value against the truth, and counts.
 
-Rule 1: it never forgives: a value that is GOOD and not true is kept in `wrong`. Rule 2: it behaves as the poller does:
+Rule 1: it never forgives: a value that is GOOD and not true is kept in `wrong`, one that is UNCERTAIN and not true in
+`doubtful`. Rule 2: it behaves as the poller does:
 after DeviceSilent it opens anew. Rule 3: when the peer is well again, every point must be good within a few reads.
 """
 
@@ -49,11 +50,13 @@ class Tally:
     bad: int = 0
     silences: int = 0
     wrong: list[str] = field(default_factory=list)
+    doubtful: list[str] = field(default_factory=list)
 
     def add(self, other: "Tally") -> None:
         for name in ("reads", "good", "uncertain", "bad", "silences"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.wrong += other.wrong
+        self.doubtful += other.doubtful
 
 
 class Consumer:
@@ -96,8 +99,8 @@ class Consumer:
         wrong = (good | uncertain) & (readings.values != self.expected[due])
         for at in np.flatnonzero(wrong).tolist():
             point, value = due[at], readings.values[at]
-            quality = Quality(readings.quality[at]).name
-            tally.wrong.append(f"{self.points[point].name} is {value} {quality}, not {self.expected[point]}")
+            where = tally.wrong if good[at] else tally.doubtful
+            where.append(f"{self.points[point].name} is {value}, not {self.expected[point]}")
         assert np.isnan(readings.values[~good & ~uncertain]).all()
         return bool(good.all())
 

@@ -81,18 +81,21 @@ class Reader:
 
     async def recovers(self, session: Session | None) -> None:
         """Good within five reads, a minute apart."""
+        last: object = None
         for _ in range(5):
             await asyncio.sleep(61)
-            with suppress(DeviceSilent):
+            try:
                 if session is not None:
-                    if set(await self.read(session)) == {Quality.GOOD}:
-                        return
-                    continue
-                async with self.open() as fresh:
-                    if set(await self.read(fresh)) == {Quality.GOOD}:
-                        return
-            session = None
-        raise AssertionError("not good again within five reads")
+                    last = await self.read(session)
+                else:
+                    async with self.open() as fresh:
+                        last = await self.read(fresh)
+            except DeviceSilent as error:
+                session, last = None, error
+                continue
+            if set(last) == {Quality.GOOD}:
+                return
+        raise AssertionError(f"not good again within five reads: {last}")
 
 
 # ------------------------------------------------------------------------------------------------------ serial lines
@@ -180,6 +183,7 @@ def test_a_line_that_is_never_quiet_ends_a_read_and_is_read_again_after(line: st
         url, make = LINES[line]
         peer = make()
         babbles = True
+        peer.script = lambda _: "just in time" if babbles else "honest"  # no answer slips through between two bytes
 
         async def babble() -> None:
             chance = random.Random(1)
@@ -190,7 +194,6 @@ def test_a_line_that_is_never_quiet_ends_a_read_and_is_read_again_after(line: st
         reader = Reader(url, peer, [(1, 100), (1, 101)])
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as tasks, reader.open() as session:
-            assert set(await reader.read(session)) == {Quality.GOOD}
             tasks.create_task(babble())
             for _ in range(5):
                 began_s = loop.time()

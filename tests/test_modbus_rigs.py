@@ -67,7 +67,7 @@ async def lives(name: str, exchanges: int, seed: int) -> tuple[Tally, Counter[st
         life += 1
         peer = make(chance)
         peer.timeout_s = TIMEOUT_S
-        peer.share, peer.latency = chance.choice([0.2, 0.5, 0.8]), chance.choice([0.0, 0.3, 0.6])
+        peer.temper(chance)
         loop.peers = {1: peer, "/dev/ttyS0": peer}
         units = [1] if chance.random() < 0.4 else [1, 2, 3]
         consumer = Consumer(units, {"url": url, **settings}, chance, clock)
@@ -88,7 +88,7 @@ def test_no_fault_in_memory_makes_a_wrong_value(name: str) -> None:
     tally, told, faulty = memory.run(lives(name, EXCHANGES // len(RIGS) + 1, SEED))
     print(
         f"{name}, seed {SEED}: {faulty} faulty exchanges, {tally.reads} reads, {tally.good} good values, "
-        f"{tally.uncertain} uncertain, {tally.bad} bad, {tally.silences} silences, none wrong"
+        f"{tally.uncertain} uncertain ({len(tally.doubtful)} wrong), {tally.bad} bad, {tally.silences} silences, none wrong"
     )
     assert faulty >= EXCHANGES // len(RIGS)
     assert tally.good > faulty / 4, "what is right comes through"
