@@ -132,8 +132,11 @@ def status_lines(answer: Mapping[str, Any]) -> Iterator[str]:
 def _connection(each: object) -> list[str]:
     if not isinstance(each, Mapping):
         return [str(each)]
-    rest = {key: value for key, value in each.items() if key not in {"state", "since"}}
-    return [str(each.get("state", "?")), f"since {each['since']}" if each.get("since") else "", _facts(rest)]
+    rest = {key: value for key, value in each.items() if key not in {"state", "since", "ne107", "parts"}}
+    parts = each.get("parts")
+    lost = [f"{part} ({about.get('reason')})" for part, about in parts.items()] if isinstance(parts, Mapping) else []
+    facts = _facts({**({"lost": ", ".join(lost)} if lost else {}), **rest})
+    return [str(each.get("state", "?")), f"since {each['since']}" if each.get("since") else "", facts]
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
