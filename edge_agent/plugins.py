@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, NamedTuple
 
-from edge_agent.contract import Detector, Driver
+from edge_agent.contract import Detector, Driver, Scanner
 
 DRIVERS = "edge_agent.drivers"
 DETECTORS = "edge_agent.detectors"
+SCANNERS = "edge_agent.scanners"
 
 
 class UnknownPluginError(Exception):
@@ -93,6 +94,20 @@ def driver(kind: str, registry: Plugins | None = None) -> Driver:
 def detectors() -> dict[str, Detector]:
     """All installed detectors, imported, in the order of their names. Raises BrokenPluginError."""
     return {name: offer.load() for name, offer in sorted(_offers(DETECTORS).items())}
+
+
+def scanner_kinds() -> tuple[str, ...]:
+    """The kinds of devices that can be scanned, sorted."""
+    return tuple(sorted(_offers(SCANNERS)))
+
+
+def scanner(kind: str) -> Scanner:
+    """The scanner of this kind. Raises UnknownPluginError or BrokenPluginError."""
+    offers = _offers(SCANNERS)
+    if kind not in offers:
+        raise UnknownPluginError(kind, tuple(sorted(offers)))
+    found: Scanner = offers[kind].load()
+    return found
 
 
 def _offers(group: str) -> dict[str, _Offer]:
