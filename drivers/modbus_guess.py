@@ -107,8 +107,13 @@ def guess(stretches: Sequence[Stretch]) -> Guess:
     sure = float(1.0 / np.exp2(np.clip(totals - totals[best], -60.0, 0.0)).sum())
     votes = sum(part.votes for part in read[best])
     if not votes or sure < ORDER_SURE:
-        return Guess(None, sure if votes else 0.0, 0, tuple(_plain(stretch) for stretch in stretches))
+        return plain(stretches, sure if votes else 0.0)
     return Guess(ORDERS[best], min(sure, SURE_MAX), votes, tuple(part.values for part in read[best]))
+
+
+def plain(stretches: Sequence[Stretch], sure: float = 0.0) -> Guess:
+    """Plain registers and texts only, under no order."""
+    return Guess(None, sure, 0, tuple(_plain(stretch) for stretch in stretches))
 
 
 # --------------------------------------------------------------------------------------------- one stretch, one order
@@ -208,7 +213,7 @@ def _tiling(words: Words, candidates: dict[int, list[_Candidate]]) -> list[_Cand
 
 def _in_zero_runs(words: Words) -> npt.NDArray[np.bool_]:
     """(registers,) whether a register lies in a run of zeros that is too long to be the half of anything."""
-    zero = ~words.any(axis=0)
+    zero = (words == 0).all(axis=0)
     dead = np.zeros(len(zero), dtype=np.bool_)
     at = 0
     for is_zero, its in groupby(zero.tolist()):
@@ -311,7 +316,7 @@ def _rated_float(samples: npt.NDArray[Any], jumps: bool) -> float:
 
 def _steadiness(samples: npt.NDArray[Any], ratio: float, distinct: int, jumps: bool) -> float:
     """A machine's value moves by little between samples; a number that was put together wrongly jumps by powers."""
-    if (samples > 0).any() and (samples < 0).any() or ratio > 1e4:
+    if ((samples > 0).any() and (samples < 0).any()) or ratio > 1e4:
         span = float(samples.max() - samples.min())
         smooth = len(samples) > 2 and float(np.abs(np.diff(samples.astype(np.float64))).max()) < 0.6 * span
         return 1.0 if ratio < 1e2 and smooth else -20.0 if ratio > 1e2 else -4.0

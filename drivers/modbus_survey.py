@@ -6,7 +6,7 @@ supposed. Rule 3: requests and silences have a limit; what was found until then 
 """
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -42,14 +42,14 @@ class Reply(Enum):
 
 
 class Span(NamedTuple):
-    """A read of `count` registers (or bits) from `start` on."""
+    """A read of `size` registers (or bits) from `start` on."""
 
     start: int
-    count: int
+    size: int
 
     @property
     def last(self) -> int:
-        return self.start + self.count - 1
+        return self.start + self.size - 1
 
 
 @dataclass(slots=True)
@@ -72,16 +72,16 @@ class Extent:
 
     @property
     def count(self) -> int:
-        return sum(span.count for span in self.ranges)
+        return sum(span.size for span in self.ranges)
 
     def blocks(self) -> list[Span]:
         """The reads that bring all of it."""
         most = max(self.block, 1)
         step = most - most % 4 if most >= 4 else most  # no value of up to four registers is torn, where starts are even
         return [
-            Span(at, min(step, span.start + span.count - at))
+            Span(at, min(step, span.start + span.size - at))
             for span in self.ranges
-            for at in range(span.start, span.start + span.count, step)
+            for at in range(span.start, span.start + span.size, step)
         ]
 
 
@@ -230,7 +230,7 @@ class Survey:
                 continue
             if many <= self._grain:
                 break
-            fits = yield from self._fitting(lambda count: Span(at - count, count), many)
+            fits = yield from self._fitting(at, many, down=True)
             at -= fits
             if not fits or not (yield from self._ask(at - self._grain, self._grain)):
                 break
@@ -246,7 +246,7 @@ class Survey:
                 at += many
                 self._note(start, at)
                 continue
-            fits = yield from self._fitting(lambda count: Span(at, count), many)
+            fits = yield from self._fitting(at, many)
             at += fits
             if not fits:
                 break
@@ -261,15 +261,15 @@ class Survey:
                 self._note(start, at + self._grain)
         return at
 
-    def _fitting(self, span: Callable[[int], Span], refused: int) -> Counted:
-        """The most that is answered, when `refused` is not: 0 when not even the least."""
+    def _fitting(self, at: int, refused: int, *, down: bool = False) -> Counted:
+        """The most from `at` on (down: before it) that is answered, when `refused` is not: 0 when not even the least."""
         grain = self._grain
-        if refused <= grain or not (yield from self._ask(*span(grain))):
+        if refused <= grain or not (yield from self._ask(at - grain if down else at, grain)):
             return 0
         low, high = 1, -(-refused // grain)
         while high - low > 1:
             middle = (low + high) // 2
-            if (yield from self._ask(*span(middle * grain))):
+            if (yield from self._ask(at - middle * grain if down else at, middle * grain)):
                 low = middle
             else:
                 high = middle
