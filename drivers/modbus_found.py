@@ -33,13 +33,6 @@ Words = npt.NDArray[np.uint16]
 Lines = list[tuple[str, str]]
 
 
-class Sampled(NamedTuple):
-    """One block as it was read. words: registers, or 0 and 1 for bits."""
-
-    at_us: int
-    words: Words
-
-
 def words_of(table: Table, span: Span, data: bytes) -> Words:
     """The data bytes of an answer as one number for each register or bit."""
     if table >= Table.HOLDING:
@@ -50,13 +43,17 @@ def words_of(table: Table, span: Span, data: bytes) -> Words:
 
 @dataclass(slots=True)
 class Unit:
-    """One unit. tables: what can be read. image: by table and address, as last seen. note: what went wrong with it."""
+    """One unit. tables: what can be read. image: by table and address, as last seen. note: what went wrong with it.
+
+    blocks: the reads that bring a table's samples, ascending; samples: what each brought.
+    """
 
     number: int
     identification: dict[int, str] = field(default_factory=dict)
     tables: dict[Table, Extent] = field(default_factory=dict)
     image: dict[Table, dict[int, int]] = field(default_factory=dict)
-    samples: dict[tuple[Table, Span], list[Sampled]] = field(default_factory=dict)
+    blocks: dict[Table, list[Span]] = field(default_factory=dict)
+    samples: dict[tuple[Table, Span], list[Words]] = field(default_factory=dict)
     refusals: dict[Table, Counter[int]] = field(default_factory=dict)
     note: str = ""
 
@@ -73,18 +70,26 @@ class Unit:
     def keep(self, table: Table, span: Span, words: Words) -> None:
         self.image.setdefault(table, {}).update(zip(range(span.start, span.last + 1), words.tolist(), strict=True))
 
+    def halve(self, table: Table, span: Span) -> list[Span]:
+        """A block that is refused as a whole: its halves, now in its place."""
+        half = span.size // 2
+        halves = [Span(span.start, half), Span(span.start + half, span.size - half)]
+        at = self.blocks[table].index(span)
+        self.blocks[table][at : at + 1] = halves
+        return halves
+
     def count_refusal(self, table: Table, outcome: int) -> None:
         if outcome > 0:
             self.refusals.setdefault(table, Counter())[outcome] += 1
 
     def all_zero(self, table: Table, span: Span) -> bool:
         taken = self.samples.get((table, span))
-        return taken is not None and not any(each.words.any() for each in taken)
+        return taken is not None and not any(words.any() for words in taken)
 
     def stretches(self, table: Table) -> list[Stretch]:
         """All samples of what can be read, range by range; a block that brought nothing when sampled is as surveyed."""
         extent, found = self.tables[table], []
-        blocks = extent.blocks()
+        blocks = self.blocks.get(table) or extent.blocks()
         for span in extent.ranges:
             its = [self._sampled(table, block) for block in blocks if span.start <= block.start <= span.last]
             most = max(len(words) for words in its)
@@ -97,7 +102,7 @@ class Unit:
         """(samples, registers), at least one sample."""
         taken = self.samples.get((table, span))
         if taken:
-            return np.stack([each.words for each in taken])
+            return np.stack(taken)
         seen = self.image.get(table, {})
         return np.array([[seen.get(at, 0) for at in range(span.start, span.last + 1)]], dtype=np.uint16)
 

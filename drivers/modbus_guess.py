@@ -94,8 +94,10 @@ SURE_MAX = 0.99
 """A guess stays one."""
 FIRST_BITS, NEXT_BITS = -3.0, -2.0
 """Most registers are plain; maps hold values of one type beside each other."""
-ZERO_RUN = 4
-"""So many zeros divide a stretch: nothing spans them, and they say nothing."""
+ZERO_EDGE = 3
+"""Zeros at either end of a run of them that may belong to a value; those between divide a stretch and say nothing."""
+AROUND_MAX_BITS = 2.0
+"""What its neighbours of the same type add to how sure a value is."""
 REJECTED = -np.inf
 
 
@@ -155,8 +157,8 @@ def _read(stretch: Stretch, order: Order) -> _Part:
             values += [_word(stretch, words, at) for each in run for at in range(each.start, each.start + each.width)]
             continue
         for each in run:
-            around = min(total - each.bits, CALLED_BITS)
-            values.append(_value(stretch, words, order, each, max(each.bits + FIRST_BITS, each.bits + around)))
+            around = FIRST_BITS if len(run) == 1 else NEXT_BITS + AROUND_MAX_BITS
+            values.append(_value(stretch, words, order, each, each.bits + around))
             if kind != TEXT:
                 vote += float(np.clip(each.bits + NEXT_BITS, 0.0, VOTE_MAX_BITS))
                 votes += 1
@@ -212,13 +214,14 @@ def _tiling(words: Words, candidates: dict[int, list[_Candidate]]) -> list[_Cand
 
 
 def _in_zero_runs(words: Words) -> npt.NDArray[np.bool_]:
-    """(registers,) whether a register lies in a run of zeros that is too long to be the half of anything."""
+    """(registers,) whether a register lies so deep in a run of zeros that it can be the half of nothing."""
     zero = (words == 0).all(axis=0)
     dead = np.zeros(len(zero), dtype=np.bool_)
     at = 0
     for is_zero, its in groupby(zero.tolist()):
         length = len(list(its))
-        dead[at : at + length] = is_zero and length >= ZERO_RUN
+        if is_zero and length > 2 * ZERO_EDGE:
+            dead[at + ZERO_EDGE : at + length - ZERO_EDGE] = True
         at += length
     return dead
 
@@ -264,11 +267,13 @@ def _quads(words: Words, order: Order) -> list[_Rated]:
     quads = np.stack([words[:, at : at + count] for at in range(4)], axis=2).reshape(len(words), -1)
     floats = numbers(quads, "float64", order)
     low = words[:, 2 : 2 + count] if order.word == "big" else words[:, 1 : 1 + count]
-    return [("float64", 4, _rated_floats(floats, _jumps(low)), ["float64"] * count)]
+    return [("float64", 4, _rated_floats(floats, _jumps(low)) + DOUBLE_BITS, ["float64"] * count)]
 
 
 MAGNITUDES = ((1e-2, 1e5), (1e-3, 1e6), (1e-6, 1e9))
 """Ranges in which engineering values lie; the narrower, the more it says that a number lies in it."""
+DOUBLE_BITS = -4.0
+"""A float64 is seldom; a float32 beside zeros often looks like one."""
 DIGITS_MAX_BITS = 15.0
 STEADY_MAX_BITS = 9.0
 JUMP = 1500
@@ -354,7 +359,8 @@ def _rated_whole(high: npt.NDArray[np.int64], low: npt.NDArray[np.int64]) -> tup
     bits = np.full(high.shape[1], REJECTED)
     small = still & (high[0] <= HIGH_MAX)
     known = small & (high[0] == 0) & low.any(axis=0)
-    bits[known] = 2.2
+    bits[known] = 1.5
+    bits[known & moves] = 2.2
     one = small & (high[0] > 0)
     bits[one] = 1.0
     bits[one & moves] = 4.0

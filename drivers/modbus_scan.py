@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from drivers import modbus_found
 from drivers.modbus_channels import own_wire, wire_to
-from drivers.modbus_found import Found, Sampled, Unit
+from drivers.modbus_found import Found, Unit
 from drivers.modbus_frames import Ask, identification, identify, read
 from drivers.modbus_line import Counts
 from drivers.modbus_map import BUSY, SPACE, UNREACHED, Outcome, Table
@@ -405,36 +405,45 @@ class ModbusScan:
 
     async def _sample(self) -> None:
         """Read all that is readable, several times; what is all zeros is not asked again."""
-        blocks = [
-            (unit, table, span)
-            for unit in self.found.units
-            for table, extent in unit.tables.items()
-            for span in extent.blocks()
+        for unit in self.found.units:
+            unit.blocks = {table: extent.blocks() for table, extent in unit.tables.items()}
+        todo = [
+            (unit, table, span) for unit in self.found.units for table in unit.blocks for span in unit.blocks[table]
         ]
-        if not blocks:
+        done, planned, loop = 0, len(todo) * self.options.samples, asyncio.get_running_loop()
+        if not todo:
             return
-        planned = len(blocks) * self.options.samples
-        self._news("samples", 0, planned, f"{self.options.samples} samples of {len(blocks)} blocks")
-        done, next_s = 0, asyncio.get_running_loop().time()
-        for round_ in range(self.options.samples):
-            await asyncio.sleep(max(0.0, next_s - asyncio.get_running_loop().time()))
-            next_s = max(next_s, asyncio.get_running_loop().time()) + self.options.every / 1e6
-            for number, (unit, table, span) in enumerate(list(blocks)):
+        self._news("samples", 0, planned, f"{self.options.samples} samples, {len(todo)} requests each")
+        next_s = loop.time()
+        for left in range(self.options.samples - 1, -1, -1):
+            await asyncio.sleep(max(0.0, next_s - loop.time()))
+            next_s = max(next_s, loop.time()) + self.options.every / 1e6
+            again = []
+            for unit, table, span in todo:
                 self._news("samples", done, planned)
-                await self._sample_block(unit, table, span)
+                again += [(unit, table, part) for part in await self._sample_block(unit, table, span)]
                 done += 1
-                if number + 1 == len(blocks) and not round_:
-                    blocks = [each for each in blocks if not each[0].all_zero(each[1], each[2])]
-                    planned = done + len(blocks) * (self.options.samples - 1)
+            todo = [each for each in again if not each[0].all_zero(each[1], each[2])]
+            planned = done + len(todo) * left
         self._news("samples", planned, planned)
 
-    async def _sample_block(self, unit: Unit, table: Table, span: Span) -> None:
+    async def _sample_block(self, unit: Unit, table: Table, span: Span) -> list[Span]:
+        """Read it once; a block that is refused (a seam that nobody noticed) in halves. Returns what brings it next time."""
         answer = await self._asker.ask(read(unit.number, table, span.start, span.size), self.options.timeout)
         if answer.outcome == Outcome.OK:
             words = modbus_found.words_of(table, span, answer.data)
-            unit.samples.setdefault((table, span), []).append(Sampled(answer.at_us, words))
+            unit.samples.setdefault((table, span), []).append(words)
+        elif (
+            answer.outcome > 0
+            and answer.outcome not in UNREACHED
+            and span.size > 1
+            and (table, span) not in unit.samples
+        ):
+            first, second = unit.halve(table, span)
+            return [*await self._sample_block(unit, table, first), *await self._sample_block(unit, table, second)]
         elif answer.outcome == Outcome.TIMED_OUT:
             await self._in_step(unit.number)
+        return [span]
 
     def _news(self, phase: str, done: int, planned: int, news: str = "") -> None:
         self.found.requests = self._asker.counts.requests

@@ -25,7 +25,8 @@ LOOK_AHEAD = (1, 2, 4, 8, 16, 32)
 FIRST, LAST = 0, 9999
 LANDMARKS = (12_289, 16_385, 20_481, 30_001, 32_769, 40_001, 40_070, 49_153, 50_001, 60_001)
 """Beyond the usual range: where maps begin that count from 30001, 40001 (SunSpec) or in hexadecimal thousands."""
-LANDMARK_SPAN = 1000
+LANDMARK_SPAN, BEFORE = 1000, 16
+"""Registers behind and before a landmark to which what lies there is followed."""
 PAIR_PROBES = 25
 """Probes of two registers, for devices that give no half of a value; tried where single ones found nothing."""
 
@@ -101,12 +102,12 @@ def areas(table: Table, wanted: Iterable[tuple[int, int]] = ()) -> tuple[Area, .
     usual = Area(FIRST, LAST, _probes(table, FIRST, LAST))
     if table < Table.HOLDING:
         return (usual,)
-    beyond = [Area(mark, min(mark + LANDMARK_SPAN, SPACE) - 1, (mark,)) for mark in LANDMARKS]
+    beyond = [Area(mark - BEFORE, min(mark + LANDMARK_SPAN, SPACE) - 1, (mark,)) for mark in LANDMARKS]
     return (usual, *beyond)
 
 
 def _probes(table: Table, first: int, last: int) -> tuple[int, ...]:
-    """The first, then one more than each ten, fifty, hundred: it also hits maps that begin one earlier or later."""
+    """The first, then one more than each four, ten, fifty, hundred: it also hits maps that begin one earlier or later."""
     if last - first < DENSE_MAX:
         return tuple(range(first, last + 1))
     found = [first]
@@ -120,7 +121,7 @@ def _probes(table: Table, first: int, last: int) -> tuple[int, ...]:
 def _step(table: Table, offset: int) -> int:
     if table < Table.HOLDING:
         return 100 if offset < 1000 else 1000
-    return 10 if offset < 100 else 50 if offset < 500 else 100
+    return 4 if offset < 32 else 10 if offset < 100 else 50 if offset < 500 else 100
 
 
 class _Enough(Exception):
@@ -173,7 +174,8 @@ class Survey:
 
     def _area(self, area: Area) -> Steps:
         """Probe by probe; what is around a hit is followed to its ends."""
-        done = area.first  # everything before it is decided
+        # Everything before it is decided.
+        done = max(area.first, self.extent.ranges[-1].last + 1 if self.extent.ranges else 0)
         for probe in area.probes:
             if probe < done:
                 self.passed += 1

@@ -35,7 +35,7 @@ def add_scan(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
         help="find out what units and registers a device has",
         description=f"Find out what a device has. Kinds: {', '.join(kinds)}. It only reads, one request at a time. "
         "Ctrl-C ends it and shows what was found so far. Exit status 3 when nobody answers.",
-        epilog="Example: edge-agent scan modbus tcp://192.0.2.10 --yaml > first.yaml && edge-agent read first.yaml",
+        epilog="Example: edge-agent scan modbus tcp://192.0.2.10 --yaml > first.yaml",
     )
     parser.add_argument("kind", metavar="KIND", nargs="?", help=", ".join(kinds))
     parser.add_argument("url", metavar="URL", nargs="?", help="such as tcp://192.0.2.10:502")
@@ -43,7 +43,7 @@ def add_scan(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     shown.add_argument("--yaml", action="store_true", help="print a configuration with a signal for each value found")
     shown.add_argument("--json", action="store_true", help="print what was found as one JSON object")
     for name, words in _options(kinds).items():
-        parser.add_argument(f"--{name}", metavar="…", default=argparse.SUPPRESS, help=words.replace("%", "%%"))
+        parser.add_argument(f"--{name}", metavar=name.upper(), default=argparse.SUPPRESS, help=words.replace("%", "%%"))
     parser.set_defaults(run=scan)
 
 
