@@ -272,7 +272,7 @@ def _quads(words: Words, order: Order) -> list[_Rated]:
 
 MAGNITUDES = ((1e-2, 1e5), (1e-3, 1e6), (1e-6, 1e9))
 """Ranges in which engineering values lie; the narrower, the more it says that a number lies in it."""
-DOUBLE_BITS = -4.0
+DOUBLE_BITS = -6.0
 """A float64 is seldom; a float32 beside zeros often looks like one."""
 DIGITS_MAX_BITS = 15.0
 STEADY_MAX_BITS = 9.0

@@ -30,6 +30,8 @@ from edge_agent.contract import Clock, DeviceSilent, Scan, Scanner, ScanStep
 UNIT_MAX = 255
 RATE_NETWORK, RATE_SERIAL, RATE_MAX = 10.0, 20.0, 1000.0
 """Requests a second. A serial line has less room by itself; beside it, its master may have other work."""
+SLEEP_MIN_S = 0.0005
+"""Not worth a sleep: the next one makes up for it."""
 SAMPLES_MAX = 1000
 NETWORK_UNITS = (1, 255, 0, *range(2, 17))
 """Asked over a network at first: devices of their own have 1, 255 or 0, the first units behind a gateway low numbers."""
@@ -40,6 +42,7 @@ PATIENCE_US = 3_000_000
 BUSY_TIMES, BUSY_PAUSE_S = 6, 0.5
 REOPEN_TIMES, REOPEN_PAUSE_S = 3, 1.0
 IDENTIFICATIONS_MAX = 8
+STOPPED = "stopped answering while it was scanned"
 GONE_AFTER = 2
 """Times in a row that even what was readable before brings nothing: the unit has gone."""
 
@@ -188,7 +191,8 @@ class Asker:
         if self._wire is None or not self._wire.up:
             await self._reopen()
         now_s = asyncio.get_running_loop().time()
-        await asyncio.sleep(max(0.0, self._next_s - now_s))
+        if self._next_s - now_s > SLEEP_MIN_S:
+            await asyncio.sleep(self._next_s - now_s)
         self._next_s = max(now_s, self._next_s) + 1.0 / self.rate
         assert self._wire is not None
         return await self._wire.exchange(ask, timeout_us, self.counts)
@@ -224,6 +228,8 @@ class ModbusScan:
     _asker: Asker
     _home: dict[int, Ask] = field(default_factory=dict)
     """By unit: a read that brought data, which proves that the line is in step."""
+    _misses: dict[int, int] = field(default_factory=dict)
+    """By unit: how often in a row not even its home was answered."""
     _search_us: int | None = None
     _gateway: bool = False
 
@@ -323,14 +329,21 @@ class ModbusScan:
     async def _in_step(self, number: int) -> bool:
         """After a silence: hear something that is known to be readable, so that no late answer is taken for a new one."""
         mine = self._home.get(number)
+        self._misses[number] = self._misses.get(number, 0) + 1
         home = mine or (next(iter(self._home.values()), None) if self._asker.numbered else None)
         if home is not None:
             answer = await self._asker.ask(home, self.options.timeout)
-            if answer.outcome == Outcome.OK or mine is not None:
-                return answer.outcome == Outcome.OK
+            if answer.outcome == Outcome.OK:
+                self._misses[number] = 0
+                return True
+            if mine is not None:
+                return False
         if self._asker.numbered:
             await self._asker.open()
         return False
+
+    def _gone(self, unit: Unit) -> bool:
+        return unit.number in self._home and self._misses.get(unit.number, 0) > GONE_AFTER
 
     async def _meet(self, unit: Unit) -> bool:
         """Ask for its name, and, when that brings nothing, once more for a register: it must answer twice."""
@@ -366,7 +379,7 @@ class ModbusScan:
             for survey in surveys:
                 await self._survey_table(unit, survey, surveys, place)
         except _Gone:
-            unit.note = "stopped answering while it was scanned"
+            unit.note = STOPPED
             self._news("registers", (place + 1) * planned, planned * len(self.found.units), f"{unit}: {unit.note}")
             return
         counts = [f"{modbus_found.NAMES[t]} {extent.count}" for t, extent in unit.tables.items() if extent.count]
@@ -380,7 +393,6 @@ class ModbusScan:
     async def _survey_table(self, unit: Unit, survey: Survey, surveys: Sequence[Survey], place: int) -> None:
         steps = survey.run()
         planned = sum(each.planned for each in surveys)
-        gone = 0
         try:
             span = next(steps)
             while True:
@@ -389,12 +401,11 @@ class ModbusScan:
                 ask = read(unit.number, survey.table, span.start, span.size)
                 answer = await self._asker.ask(ask, self.options.timeout)
                 if answer.outcome == Outcome.OK:
-                    gone = 0
                     unit.keep(survey.table, span, modbus_found.words_of(survey.table, span, answer.data))
                     self._home.setdefault(unit.number, ask)
                 elif answer.outcome in (Outcome.TIMED_OUT, Outcome.SKIPPED) or answer.outcome in UNREACHED:
-                    gone = 0 if await self._in_step(unit.number) else gone + 1
-                    if gone > GONE_AFTER and unit.number in self._home:
+                    await self._in_step(unit.number)
+                    if self._gone(unit):
                         raise _Gone
                 unit.count_refusal(survey.table, answer.outcome)
                 span = steps.send(_reply(answer.outcome))
@@ -420,6 +431,8 @@ class ModbusScan:
             next_s = max(next_s, loop.time()) + self.options.every / 1e6
             again = []
             for unit, table, span in todo:
+                if unit.note:
+                    continue
                 self._news("samples", done, planned)
                 again += [(unit, table, part) for part in await self._sample_block(unit, table, span)]
                 done += 1
@@ -443,6 +456,7 @@ class ModbusScan:
             return [*await self._sample_block(unit, table, first), *await self._sample_block(unit, table, second)]
         elif answer.outcome == Outcome.TIMED_OUT:
             await self._in_step(unit.number)
+            unit.note = STOPPED if self._gone(unit) else ""
         return [span]
 
     def _news(self, phase: str, done: int, planned: int, news: str = "") -> None:

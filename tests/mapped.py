@@ -13,10 +13,20 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 Cell = int | Callable[[int], int]
 """A register, or what it is at the n-th request to the device: all registers of one answer are of one moment."""
 READS = {1: "coil", 2: "discrete", 3: "holding", 4: "input"}
+
+
+def crc(data: bytes) -> bytes:
+    register = 0xFFFF
+    for byte in data:
+        register ^= byte
+        for _ in range(8):
+            register = register >> 1 ^ 0xA001 if register & 1 else register >> 1
+    return struct.pack("<H", register)
 
 
 def cells(code: str, of: float | Callable[[int], float], order: str = "ABCD") -> list[Cell]:
@@ -108,11 +118,15 @@ class MappedUnit:
 class Mapped:
     """units by number; others are told by `absent`: None: silence, 10 or 11: a gateway speaks for them.
 
-    any_unit: the device does not look at the number at all. breaks_at: requests at which it closes the connection.
+    after_s: how long that takes it. any_unit: the device does not look at the number at all. breaks_at: requests at
+    which it closes the connection. rtu: it speaks RTU over TCP. gone_at: the request from which on it says nothing.
     """
 
     units: dict[int, MappedUnit]
     absent: int | None = None
+    after_s: float = 0.0
+    rtu: bool = False
+    gone_at: int | None = None
     any_unit: bool = False
     breaks_at: frozenset[int] = frozenset()
     requests: int = 0
@@ -121,34 +135,49 @@ class Mapped:
     by_unit: Counter[int] = field(default_factory=Counter)
     at_s: list[float] = field(default_factory=list)
     port: int = 0
-    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+    _serving: dict["asyncio.Task[Any]", asyncio.StreamWriter] = field(default_factory=dict)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        self._writers.add(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving[task] = writer
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
-                head = await reader.readexactly(7)
-                transaction, _, length, number = struct.unpack(">HHHB", head)
-                pdu = await reader.readexactly(length - 1)
+                head, number, pdu = await (self._rtu_question if self.rtu else self._question)(reader)
                 self.requests += 1
                 self.at_s.append(asyncio.get_running_loop().time())
                 self.functions[pdu[0]] += 1
                 self.by_unit[number] += 1
                 if self.requests in self.breaks_at:
                     break
-                answer = self._answer(number, pdu)
-                if answer is not None:
-                    writer.write(struct.pack(">HHHB", transaction, 0, len(answer) + 1, number) + answer)
-                    await writer.drain()
-        self._writers.discard(writer)
+                answer = await self._answer(number, pdu)
+                if answer is None or (self.gone_at is not None and self.requests >= self.gone_at):
+                    continue
+                body = bytes([number]) + answer
+                writer.write(body + crc(body) if self.rtu else head + struct.pack(">HH", 0, len(body)) + body)
+                await writer.drain()
+        del self._serving[task]
         writer.close()
 
-    def _answer(self, number: int, pdu: bytes) -> bytes | None:
+    async def _question(self, reader: asyncio.StreamReader) -> tuple[bytes, int, bytes]:
+        head = await reader.readexactly(7)
+        _, _, length, number = struct.unpack(">HHHB", head)
+        return head[:2], number, await reader.readexactly(length - 1)
+
+    async def _rtu_question(self, reader: asyncio.StreamReader) -> tuple[bytes, int, bytes]:
+        start = await reader.readexactly(2)
+        rest = await reader.readexactly(5 if start[1] == 0x2B else 6)
+        body = start + rest[:-2]
+        assert crc(body) == rest[-2:], "a broken request"
+        return b"", body[0], body[1:]
+
+    async def _answer(self, number: int, pdu: bytes) -> bytes | None:
         unit = next(iter(self.units.values())) if self.any_unit else self.units.get(number)
-        if unit is None:
-            return None if self.absent is None else bytes([pdu[0] | 0x80, self.absent])
-        return unit.answer(pdu, self.requests)
+        if unit is not None:
+            return unit.answer(pdu, self.requests)
+        await asyncio.sleep(self.after_s)
+        return None if self.absent is None else bytes([pdu[0] | 0x80, self.absent])
 
     @asynccontextmanager
     async def listening(self, host: str = "127.0.0.1") -> AsyncIterator["Mapped"]:
@@ -158,12 +187,15 @@ class Mapped:
             yield self
         finally:
             server.close()
-            for writer in list(self._writers):
+            serving = dict(self._serving)
+            for writer in serving.values():
                 writer.transport.abort()
+            if serving:
+                await asyncio.wait(serving)
 
     @property
     def url(self) -> str:
-        return f"tcp://127.0.0.1:{self.port}"
+        return f"{'rtu+tcp' if self.rtu else 'tcp'}://127.0.0.1:{self.port}"
 
 
 def press() -> MappedUnit:

@@ -206,8 +206,9 @@ def test_noise_is_not_called_anything(seed: int, count: int) -> None:
     noise = np.random.default_rng(seed).integers(0, 65536, (5, count)).astype(np.uint16)
     found = guess([Stretch(0, noise)])
     assert found.order is None
-    assert {type_ for _, type_ in typed(found)} <= {"uint16"}
-    assert [value.samples[0] for value in found.values[0]] == [float(each) for each in noise[0]]
+    # Five that are small and of either sign come by chance, too; as int16 they are what they were.
+    assert {type_ for _, type_ in typed(found)} <= {"uint16", "int16"}
+    assert [value.samples[0] % 65536 for value in found.values[0]] == [float(each) for each in noise[0]]
 
 
 @given(st.integers(0, 2**32))
