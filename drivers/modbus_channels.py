@@ -163,6 +163,17 @@ async def wire_to(settings: ModbusConnection, clock: Clock) -> AsyncIterator[Wir
             await shared.wire.close()
 
 
+@asynccontextmanager
+async def own_wire(settings: ModbusConnection, clock: Clock) -> AsyncIterator[Wire]:
+    """A wire that nobody shares, over a connection of its own: what is owed on others does not come here."""
+    wire = _wire(settings, clock)
+    try:
+        await _open(settings, wire)
+        yield wire
+    finally:
+        await wire.close()
+
+
 def _forget() -> None:
     """A wire that nobody uses is kept for as long as it owes answers: whoever opens it next must know of them."""
     for key, shared in list(_SHARED.items()):

@@ -5,7 +5,7 @@ Rule 2: all times are int64 microseconds; `t` is the agent's own clock, `ts` is 
 """
 
 import re
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -432,4 +432,53 @@ class Driver(Protocol):
         self, name: str, connection: Any, points: Sequence[Point], clock: Clock
     ) -> AbstractAsyncContextManager[Session]:
         """Connect and yield a session. Raises DeviceSilent or DeviceRefused, nothing else; leaves nothing behind."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ScanStep:
+    """How far a scan is. done of planned: requests or probes of this phase. news: something found, in one line, or ''."""
+
+    phase: str
+    done: int
+    planned: int
+    news: str = ""
+
+
+class Scan(Protocol):
+    """One look at what a device has. It only reads, and it may be cancelled at any moment: what was found stays."""
+
+    async def run(self) -> None:
+        """Find out. Raises DeviceSilent, or DeviceRefused when a person must act, and nothing else."""
+        ...
+
+    @property
+    def answered(self) -> bool:
+        """Whether anything answered at all."""
+        ...
+
+    def lines(self) -> Sequence[tuple[str, str]]:
+        """What was found, for people: (style, text) of each line; styles: head, good, weak, warn and ''."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """The same for scripts: what JSON can hold."""
+        ...
+
+    def config(self) -> str:
+        """A whole configuration file that `read` accepts, with a signal for each value found; '' when there is none."""
+        ...
+
+
+class Scanner(Protocol):
+    """What `edge-agent scan KIND` asks; optional for a kind of driver. Registered as an entry point `edge_agent.scanners`.
+
+    `Options` has a field for each option of the command line: all have defaults and take texts; the description is the
+    option's help. Its validators raise ValueError with words for the person who typed it.
+    """
+
+    Options: type[BaseModel]
+
+    def scan(self, url: str, options: Any, clock: Clock, tell: Callable[[ScanStep], None]) -> Scan:
+        """Raises ValueError, in words, for an address that is none. Connects only in `run`."""
         ...

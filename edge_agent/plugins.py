@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from edge_agent.contract import Detector, Driver
+from edge_agent.contract import Detector, Driver, Scanner
 
 DRIVERS = "edge_agent.drivers"
 DETECTORS = "edge_agent.detectors"
+SCANNERS = "edge_agent.scanners"
 
 
 class UnknownPluginError(Exception):

@@ -117,7 +117,7 @@ def test_the_version_stands_in_one_place() -> None:
 
 
 def test_every_plug_in_is_found_by_its_entry_point() -> None:
-    for group in ("edge_agent.drivers", "edge_agent.detectors"):
+    for group in ("edge_agent.drivers", "edge_agent.detectors", "edge_agent.scanners"):
         stated = PROJECT["project"]["entry-points"][group]
         found = {each.name: each for each in importlib.metadata.entry_points(group=group)}
         assert found.keys() >= stated.keys()

@@ -1,0 +1,194 @@
+"""`edge-agent scan KIND URL`: what a device has, before anybody has written a configuration for it.
+
+The kinds are plug-ins (`edge_agent.scanners`), and so are their options. Progress goes to stderr, what was found to
+stdout: `edge-agent scan modbus URL --yaml > first.yaml` is a configuration.
+"""
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+    from collections.abc import Mapping
+
+    from edge_agent.contract import Scan, Scanner, ScanStep
+
+DONE, NOT_SO, WRONG_USE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
+STYLES = {"head": "\x1b[1m", "good": "\x1b[32m", "weak": "\x1b[2m", "warn": "\x1b[33m"}
+RESET = "\x1b[0m"
+BAR_CELLS = 24
+EIGHTHS = " ▏▎▍▌▋▊▉"
+LEFT_FROM = 0.05
+"""From this share on, how long it still takes can be said from how long it took."""
+
+
+def add_scan(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
+    from edge_agent import plugins
+
+    kinds = plugins.scanner_kinds()
+    parser = subparsers.add_parser(
+        "scan",
+        help="find out what units and registers a device has",
+        description=f"Find out what a device has. Kinds: {', '.join(kinds)}. It only reads, one request at a time. "
+        "Ctrl-C ends it and shows what was found so far. Exit status 3 when nobody answers.",
+        epilog="Example: edge-agent scan modbus tcp://192.0.2.10 --yaml > first.yaml",
+    )
+    parser.add_argument("kind", metavar="KIND", nargs="?", help=", ".join(kinds))
+    parser.add_argument("url", metavar="URL", nargs="?", help="such as tcp://192.0.2.10:502")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--yaml", action="store_true", help="print a configuration with a signal for each value found")
+    shown.add_argument("--json", action="store_true", help="print what was found as one JSON object")
+    for name, words in _options(kinds).items():
+        parser.add_argument(f"--{name}", metavar=name.upper(), default=argparse.SUPPRESS, help=words.replace("%", "%%"))
+    parser.set_defaults(run=scan)
+
+
+def _options(kinds: tuple[str, ...]) -> dict[str, str]:
+    """The options of all kinds, with their help."""
+    from edge_agent import plugins
+
+    found: dict[str, str] = {}
+    for kind in kinds:
+        try:
+            fields = plugins.scanner(kind).Options.model_fields
+        except plugins.BrokenPluginError as error:
+            print(f"edge-agent: {error}", file=sys.stderr)
+            continue
+        for name, about in fields.items():
+            found.setdefault(name, about.description or "")
+    return found
+
+
+def scan(arguments: argparse.Namespace) -> int:
+    from edge_agent import plugins
+
+    kinds = ", ".join(plugins.scanner_kinds())
+    if arguments.kind is None or arguments.url is None:
+        missing = "KIND and URL" if arguments.kind is None else "URL"
+        return _refused(f"scan needs {missing}, such as: edge-agent scan modbus tcp://192.0.2.10 (kinds: {kinds})")
+    try:
+        scanner = plugins.scanner(arguments.kind)
+    except plugins.UnknownPluginError:
+        return _refused(f"{arguments.kind!r} cannot be scanned; there are: {kinds}")
+    except plugins.BrokenPluginError as error:
+        return _refused(str(error))
+    return _scan(scanner, arguments)
+
+
+def _scan(scanner: "Scanner", arguments: argparse.Namespace) -> int:
+    import asyncio
+
+    from edge_agent import service
+    from edge_agent.clock import SystemClock
+    from edge_agent.contract import DeviceRefused, DeviceSilent
+
+    given = {k: v for k, v in vars(arguments).items() if k not in ("kind", "url", "yaml", "json", "run")}
+    clock = SystemClock()
+    service.configure_logging("error", clock)
+    progress = Progress(sys.stderr.isatty(), clock.monotonic_us)
+    try:
+        options = _validated(scanner, given)
+        looking = scanner.scan(arguments.url, options, clock, progress.tell)
+    except ValueError as error:
+        return _refused(str(error))
+    status = DONE
+    try:
+        asyncio.run(looking.run())
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except (DeviceSilent, DeviceRefused) as error:
+        progress.clear()
+        print(f"edge-agent: {error}", file=sys.stderr)
+        if not looking.answered:
+            return UNREACHABLE
+        status = UNREACHABLE
+    finally:
+        progress.clear()
+    if not _show(looking, arguments) and status == DONE:
+        status = NOT_SO
+    return UNREACHABLE if status in (DONE, NOT_SO) and not looking.answered else status
+
+
+def _validated(scanner: "Scanner", given: "Mapping[str, Any]") -> Any:
+    """The options as their model has them. Raises ValueError in words."""
+    from pydantic import ValidationError
+
+    try:
+        return scanner.Options.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"--{first['loc'][0]}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _show(looking: "Scan", arguments: argparse.Namespace) -> bool:
+    """Print it; False when there is no configuration to print."""
+    if arguments.json:
+        print(json.dumps(looking.facts(), ensure_ascii=False))
+        return True
+    if arguments.yaml and (text := looking.config()):
+        print(text, end="")
+        return True
+    to = sys.stderr if arguments.yaml else sys.stdout
+    paint = to.isatty() and not os.environ.get("NO_COLOR")
+    for style, line in looking.lines():
+        print(f"{STYLES[style]}{line}{RESET}" if paint and style else line, file=to)
+    if arguments.yaml:
+        print("edge-agent: no value was found: there is no configuration to print", file=sys.stderr)
+    return not arguments.yaml
+
+
+def _refused(text: str) -> int:
+    print(f"edge-agent: {text}", file=sys.stderr)
+    return WRONG_USE
+
+
+@dataclass(slots=True)
+class Progress:
+    """A bar that is drawn over itself on a terminal; elsewhere only the news, a line each."""
+
+    terminal: bool
+    now_us: Any
+    _phase: str = ""
+    _began_us: int = 0
+    _drawn: str = field(default="")
+
+    def tell(self, step: "ScanStep") -> None:
+        if step.news:
+            self.clear()
+            print(step.news, file=sys.stderr, flush=True)
+        if not self.terminal or not step.planned:
+            return
+        if step.phase != self._phase:
+            self._phase, self._began_us = step.phase, self.now_us()
+        line = bar(step, (self.now_us() - self._began_us) / 1e6, _columns())
+        if line != self._drawn:
+            print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
+            self._drawn = line
+
+    def clear(self) -> None:
+        if self._drawn:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self._drawn = ""
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except OSError:
+        return 80
+
+
+def bar(step: "ScanStep", took_s: float, columns: int) -> str:
+    """`registers ███████▌      31 %  120/388  0:24 left`, cut to the width of the terminal."""
+    share = min(1.0, step.done / step.planned)
+    full, eighth = divmod(int(share * BAR_CELLS * 8), 8)
+    cells = ("█" * full + EIGHTHS[eighth] * (full < BAR_CELLS)).ljust(BAR_CELLS)
+    left = ""
+    if share >= LEFT_FROM and took_s > 1:
+        left_s = round(took_s / share - took_s)
+        left = f"  {left_s // 60}:{left_s % 60:02d} left"
+    return f"{step.phase:<9} {cells} {share:>4.0%}  {step.done}/{step.planned}{left}"[: columns - 1]
