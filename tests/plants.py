@@ -71,6 +71,8 @@ def machine(
 
 def plant(*machines: SimpleNamespace, language: str = "en") -> Plant:
     config: Any = SimpleNamespace(
-        machines={each.name: each for each in machines}, connections={}, agent=SimpleNamespace(language=language)
+        machines={each.name: each for each in machines},
+        connections={},
+        agent=SimpleNamespace(language=language, timezone="UTC"),
     )
     return compile_plant(config, DETECTORS)
