@@ -149,6 +149,7 @@ class Frame:
     formula columns are HOLD until the judge fills them.
     at: (rows, signals) int64 UTC µs of each value, or None when no fresh value is more than 1 s from its row's ts.
     tick: True when no device spoke (rows that only let time pass).
+    words: (rows, signals) why, beside the values of the agent's own machine; None elsewhere.
     """
 
     machine: str
@@ -158,6 +159,7 @@ class Frame:
     quality: Codes
     at: Ints | None = None
     tick: bool = False
+    words: tuple[tuple[str, ...], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +211,8 @@ class Block:
 
     columns: where these columns lie in the plant's arrays (a slice, or an index array).
     values: (rows, columns) float64, NaN where not known. known: bool, may be judged (good now, or a good one held).
-    good: bool, this very row brings or confirms a good reading. late: bool, the last good one lies `stale` or more back.
+    good: bool, this very row brings or confirms a good reading. late: bool, the last good one lies `stale` or more back,
+    not counting the time in which the line was lost.
     seen_ts: (rows, columns) int64 UTC µs of the last good reading up to each row (of the start when there was none).
     step_us: (rows, columns) int64, time since the machine's last row. ts: (rows, columns) int64 UTC µs.
     armed: bool, False while an operating state settles: nothing may be raised.
@@ -412,7 +415,7 @@ def part_of(connection: Any, address: Any) -> str:
     A driver's `Connection` model says so by a method `part(address) -> str`; '' when its lines have no parts.
     """
     part = getattr(connection, "part", None)
-    return str(part(address)) if part is not None else ""
+    return str(part(address)) if callable(part) else ""
 
 
 class Driver(Protocol):

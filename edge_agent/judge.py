@@ -72,6 +72,7 @@ class JudgeState:
     """Everything the judge remembers. Arrays are (columns,) or (machines,), see Plant.
 
     held, held_quality: the last reading of each column. seen_t, seen_ts: int64 µs, when the last good one came.
+    covered_us: int64, for how long since then its line was lost.
     faded: bool, that reading is too old to stand (it stands again when a driver vouches for it).
     stamp: int64 UTC µs that the last reading came with, its source's own.
     last_t: (machines,) int64, NEVER before the first row. mode: (machines,) int16 operating state, UNKNOWN, UNDECIDED.
@@ -83,6 +84,7 @@ class JudgeState:
     held_quality: Codes
     seen_t: Ints
     seen_ts: Ints
+    covered_us: Ints
     faded: Bools
     stamp: Ints
     last_t: Ints
@@ -112,6 +114,7 @@ def start(plant: Plant) -> JudgeState:
         held_quality=np.full(columns, MISSING, dtype=np.uint8),
         seen_t=np.full(columns, NEVER, dtype=np.int64),
         seen_ts=np.full(columns, NEVER, dtype=np.int64),
+        covered_us=np.zeros(columns, dtype=np.int64),
         faded=np.zeros(columns, dtype=np.bool_),
         stamp=np.full(columns, NEVER, dtype=np.int64),
         last_t=np.full(machines, NEVER, dtype=np.int64),
@@ -249,6 +252,7 @@ class _Work:
     step_us: Ints
     seen_t: Ints
     seen_ts: Ints
+    covered_us: Ints
     good: Bools
     late: Bools
 
@@ -302,6 +306,7 @@ def _judge(plant: Plant, state: JudgeState, stack: _Stack, epoch: str) -> tuple[
     modes = _modes(plant, state, stack, work)
     state.seen_t[stack.columns] = work.seen_t[-1]
     state.seen_ts[stack.columns] = work.seen_ts[-1]
+    state.covered_us[stack.columns] = work.covered_us[-1]
     changes = _detect(plant, state, stack, work, modes)
     state.last_t[stack.indices] = [int(frame.t[-1]) for frame in stack.frames]
     places = {machine.index: place for place, machine in enumerate(stack.machines)} if changes else {}
@@ -351,6 +356,7 @@ def _side_by_side(plant: Plant, state: JudgeState, stack: _Stack) -> _Work:
         t,
         ts,
         row_ts,
+        step_us,
         step_us,
         step_us,
         step_us,
@@ -432,7 +438,7 @@ def _silence(plant: Plant, state: JudgeState, stack: _Stack, work: _Work) -> Non
     """When was the last good reading, and which held ones are too old to stand: those are BAD `missing`."""
     spoken = ((work.quality & CODE_MASK) != HOLD) | (work.quality == CONFIRMED)
     work.good = spoken & _judgeable(plant, stack, work.held_quality)
-    _seen(state, stack, work)
+    _seen(plant, state, stack, work)
     faded = work.late & ~spoken & ((work.held_quality & CODE_MASK) <= UNCERTAIN)
     if plant.formula.any():
         faded &= ~plant.formula[stack.columns]
@@ -450,8 +456,12 @@ def _silence(plant: Plant, state: JudgeState, stack: _Stack, work: _Work) -> Non
     state.faded[stack.columns] = faded[-1]
 
 
-def _seen(state: JudgeState, stack: _Stack, work: _Work) -> None:
-    """seen_t, seen_ts, late: from `good`. The agent's start and a restart set the clock of `stale` anew."""
+def _seen(plant: Plant, state: JudgeState, stack: _Stack, work: _Work) -> None:
+    """seen_t, seen_ts, covered_us, late: from `good`. The agent's start and a restart set the clock of `stale` anew.
+
+    While the line is lost it stands still: what lies behind is counted in the line's warning and raises none of its own.
+    It goes on, and does not begin anew, when the line is back: a line that comes and goes hides no silence for ever.
+    """
     resets = work.good | (work.quality == RESTART)
     before_t, before_ts = state.seen_t[stack.columns], state.seen_ts[stack.columns]
     new = before_t == NEVER
@@ -466,9 +476,25 @@ def _seen(state: JudgeState, stack: _Stack, work: _Work) -> None:
         t, ts = np.broadcast_to(work.t, resets.shape), np.broadcast_to(work.ts, resets.shape)
         work.seen_t = np.where(last < 0, before_t, np.take_along_axis(t, at, axis=0))
         work.seen_ts = np.where(last < 0, before_ts, np.take_along_axis(ts, at, axis=0))
-    # What lies behind a lost line is counted in its warning and raises none of its own.
+    stale_us, before_us = state.norms.stale_us[stack.columns], state.covered_us[stack.columns]
+    work.late = (work.t - work.seen_t) >= stale_us
+    work.covered_us = before_us[None, :]
+    if plant.own is None:  # nobody tells of lines
+        return
     covered = work.held_quality >= LINE_LOST
-    work.late = ((work.t - work.seen_t) >= state.norms.stale_us[stack.columns]) & ~covered
+    if not covered.any() and not before_us.any():
+        return
+    work.covered_us = _covered_us(resets, np.where(covered, work.step_us, 0), before_us)
+    work.late = (work.t - work.seen_t - work.covered_us >= stale_us) & ~covered
+
+
+def _covered_us(resets: Bools, steps_us: Ints, before_us: Ints) -> Ints:
+    """The sum of the steps since the last reset up to each row, which a reset makes 0."""
+    if len(resets) == 1:
+        return np.where(resets, 0, before_us + steps_us)
+    total = np.cumsum(steps_us, axis=0)
+    last = _last_row(resets)
+    return np.where(last < 0, before_us + total, total - np.take_along_axis(total, np.maximum(last, 0), axis=0))
 
 
 def _formulas(plant: Plant, state: JudgeState, stack: _Stack, work: _Work) -> None:
@@ -497,7 +523,7 @@ def _formulas(plant: Plant, state: JudgeState, stack: _Stack, work: _Work) -> No
         spoken = (work.quality[:, computed] == CONFIRMED) | ((work.quality[:, computed] & CODE_MASK) != HOLD)
         known = _judgeable(plant, stack, work.held_quality)
         work.good[:, computed] = spoken & known[:, computed]
-        _seen(state, stack, work)
+        _seen(plant, state, stack, work)
 
 
 def _modes(plant: Plant, state: JudgeState, stack: _Stack, work: _Work) -> list[npt.NDArray[np.int16]]:
@@ -627,9 +653,11 @@ def _event(
     severity = SEVERITIES[worst]
     band = bands(machine, change.column - machine.start, mode)
     limit = band.get(severity, {}).get(change.kind)
+    # The value of a line is why it is lost, and no measurement.
     lost = change.kind == Kind.HEALTH
     number = None if np.isnan(value) or lost else value
     why = int(value) if lost and value > 0 else int(work.held_quality[change.row, column])
+    words = stack.frames[place].words
     silent = int(_of(work.t, change.row, column) - work.seen_t[change.row, column])
     event = Event(
         event=told,
@@ -655,11 +683,12 @@ def _event(
             value=number,
             limit=limit,
             silent_us=silent,
-            reason=_why_silent(why),
-            behind=signal.behind,
+            reason=(words[change.row][change.column - machine.start] if words else "") or _why_silent(why),
+            line=texts.LostLine(signal.behind, texts.moment(since, ts, plant.timezone), ts - since) if lost else None,
         ),
         advice=advice_of(signal, plant.language),
         count=(standing.count + (told is EventKind.RAISED)) if standing else 1,
+        suppressed=signal.behind if lost else None,
         column=signal.column,
         t=_of(work.t, change.row, column),
     )
@@ -703,6 +732,7 @@ def _judged(stack: _Stack, work: _Work, modes: list[npt.NDArray[np.int16]]) -> l
                     work.quality[:, columns],
                     frame.at,
                     frame.tick,
+                    frame.words,
                 ),
                 np.maximum(modes[i], UNKNOWN),
                 publish[:, i],

@@ -18,7 +18,7 @@ from edge_agent.contract import LINE_LOST, SECOND_US, Clock, Frame, Quality
 from edge_agent.judge import JudgeState
 from edge_agent.messages import topics as messages
 from edge_agent.plant import OWN_EVERY_US, Machine, Plant
-from edge_agent.records import Command, Event, EventKind, Gap, GapCause, WarningState
+from edge_agent.records import Command, Event, EventKind, Gap, GapCause, Loss, WarningState
 from edge_agent.store.journal import Store
 
 log = structlog.get_logger(__name__)
@@ -35,6 +35,8 @@ MISSED_TOLD_EVERY_US = 10 * SECOND_US
 EVENT_NAMES = {event: f"warning_{event}" for event in EventKind}
 MACHINE_TOPICS = ("active", "norms")
 """Retained topics of a machine."""
+
+UNKNOWN = Loss(Quality.HOLD)
 
 Retain = Callable[[str, bytes], None]
 
@@ -180,16 +182,17 @@ class Pipeline:
         if self._missed and now >= self._missed_due:
             self._tell_missed()
 
-    def lines(self, lost: Mapping[str, int]) -> None:
+    def lines(self, lost: Mapping[str, Loss]) -> None:
         """Which lines, and parts of lines, are lost now, by their names in the agent's own machine.
 
-        lost: why, a code of Quality; 0: well; HOLD: a part of a line that is lost as a whole, of which nothing is known.
+        A line of which nobody tells, and a part of a line that is lost as a whole, are not known.
         """
         own = self.plant.own
         if own is None:
             return
         now = self._time.now_us()
-        codes = [lost.get(signal.name, Quality.HOLD) for signal in own.signals]
+        known = [lost.get(signal.name, UNKNOWN) for signal in own.signals]
+        codes = [each.why for each in known]
         pause_us = LOST_EVERY_US if any(codes) else OWN_EVERY_US
         if codes == self._lines and now < self._lines_due:
             return
@@ -198,7 +201,7 @@ class Pipeline:
         frame = _row(own, now, self._clock.wall_us(), Quality.GOOD)
         frame.values[:] = np.where(unknown, np.nan, np.array([codes], dtype=np.float64))
         frame.quality[unknown] = Quality.DISCONNECTED | LINE_LOST
-        self.take([replace(frame, tick=False)])
+        self.take([replace(frame, tick=False, words=(tuple(each.words for each in known),))])
 
     def _tick_due(self, machine: Machine) -> int:
         return self._last_us[machine.name] + machine.every_us + min(machine.every_us // 2, TICK_GRACE_MAX_US)

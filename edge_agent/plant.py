@@ -6,8 +6,13 @@ Rule 3: the agent's own machine comes last: a column for each line and each part
 """
 
 import bisect
+<<<<<<< HEAD
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+=======
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+>>>>>>> w-health-2
 from typing import Any
 
 import numpy as np
@@ -15,7 +20,7 @@ import numpy as np
 from edge_agent import expression, texts
 from edge_agent.config import BandConfig, Config, MachineConfig, NormConfig, SignalConfig
 from edge_agent.contract import Bools, Detector, Floats, Norms, part_of
-from edge_agent.records import Layout
+from edge_agent.records import Kind, Layout
 
 STALE_MIN_US = 10_000_000
 STALE_PERIODS = 3
@@ -42,7 +47,7 @@ class Signal:
     names: dict[int, str]
     """What values are called (`map`)."""
     behind: int
-    """Of a line: how many signals are read over it."""
+    """Of a line: how many signals are read over it or computed from such."""
     bands: tuple[dict[str, dict[str, float]], ...]
 
 
@@ -94,6 +99,8 @@ class Plant:
     required: Bools
     formula: Bools
     language: str
+    timezone: str
+    """For people."""
     detectors: tuple[Detector, ...]
     starts: tuple[int, ...]
     """The first column of each machine."""
@@ -120,9 +127,10 @@ class Plant:
 def compile_plant(config: Config, detectors: Sequence[Detector], own: bool = True) -> Plant:
     """Turn the words of the file into columns. The configuration is valid already, so nothing is refused here.
 
-    own: with the agent's own machine; without it where no line is polled for long.
+    own: with the agent's own machine; without it where no line is polled for long. Without a detector of `health` nobody
+    would tell of a lost line, so that there is none either and each signal behind one raises its own `stale`.
     """
-    lines = _lines(config) if own else {}
+    lines = _lines(config) if own and any(Kind.HEALTH in detector.kinds for detector in detectors) else {}
     about = MachineConfig(
         OWN, "edge-agent", "", {}, 0, OWN_EVERY_US, {name: signal for name, (signal, _) in lines.items()}
     )
@@ -143,6 +151,7 @@ def compile_plant(config: Config, detectors: Sequence[Detector], own: bool = Tru
         required=np.array([signal.norm.acknowledge == "required" for signal in signals], dtype=np.bool_),
         formula=np.array([signal.formula is not None for signal in signals], dtype=np.bool_),
         language=config.agent.language,
+        timezone=config.agent.timezone,
         detectors=tuple(detectors),
         starts=tuple(machine.start for machine in machines),
     )
@@ -173,39 +182,61 @@ def stale_us(signal: SignalConfig) -> int:
     )
 
 
-def parts_of(config: Config, connection: str) -> dict[str, str]:
-    """By point (`machine.signal`) the part of this connection that it lies behind; '' everywhere when there is only one."""
-    settings = config.connections[connection].settings
-    parts = {
-        f"{machine.name}.{signal.name}": part_of(settings, signal.point)
-        for machine in config.machines.values()
-        for signal in machine.signals.values()
-        if signal.connection == connection and signal.point is not None
-    }
-    return parts if len(set(parts.values())) > 1 else dict.fromkeys(parts, "")
+def parts_of(config: Config) -> dict[str, dict[str, str]]:
+    """By connection and point (`machine.signal`) the part that it lies behind; '' everywhere when there is only one."""
+    found: dict[str, dict[str, str]] = {}
+    for machine in config.machines.values():
+        for signal in machine.signals.values():
+            if signal.connection is not None and signal.point is not None:
+                part = part_of(config.connections[signal.connection].settings, signal.point)
+                found.setdefault(signal.connection, {})[f"{machine.name}.{signal.name}"] = part
+    return {name: parts if len(set(parts.values())) > 1 else dict.fromkeys(parts, "") for name, parts in found.items()}
 
 
 Lines = dict[str, tuple[SignalConfig, list[SignalConfig]]]
-"""By name: the signal that tells whether a line, or a part of one, is lost, and those that are read over it."""
+"""By name: the signal that tells whether a line, or a part of one, is lost, and those that lie behind it."""
 
 
 def _lines(config: Config) -> Lines:
-    by_name = {
-        f"{machine.name}.{signal.name}": signal
-        for machine in config.machines.values()
-        for signal in machine.signals.values()
-    }
+    of = parts_of(config)
+    inputs = {name: _inputs(machine) for name, machine in config.machines.items()}
     found: Lines = {}
     for name in config.connections:
-        parts = parts_of(config, name)
+        parts = of.get(name)
         if not parts:
             continue
         title = f"{texts.CONNECTION[config.agent.language]} {name}"
-        found[name] = _line(name, title, [by_name[point] for point in parts])
+        found[name] = _line(name, title, _behind(config, inputs, parts))
         for part in sorted(set(parts.values()) - {""}):
-            behind = [by_name[point] for point, its in parts.items() if its == part]
-            found[f"{name}.{part}"] = _line(f"{name}.{part}", f"{name} {part.replace('_', ' ')}", behind)
+            its = [point for point, where in parts.items() if where == part]
+            title = f"{name} {part.replace('_', ' ')}"
+            found[f"{name}.{part}"] = _line(f"{name}.{part}", title, _behind(config, inputs, its))
     return found
+
+
+def _inputs(machine: MachineConfig) -> dict[str, tuple[str, ...]]:
+    """The names that each formula of a machine uses."""
+    return {
+        name: expression.parse(signal.formula, machine.signals).names
+        for name, signal in machine.signals.items()
+        if signal.formula is not None
+    }
+
+
+def _behind(
+    config: Config, inputs: Mapping[str, Mapping[str, tuple[str, ...]]], points: Iterable[str]
+) -> list[SignalConfig]:
+    """These points' signals and the formulas that need one of them, directly or through others."""
+    silent: dict[str, set[str]] = {}
+    for point in points:
+        machine, _, name = point.partition(".")
+        silent.setdefault(machine, set()).add(name)
+    for machine, names in silent.items():
+        while more := {
+            name for name, used in inputs[machine].items() if name not in names and not names.isdisjoint(used)
+        }:
+            names.update(more)
+    return [config.machines[machine].signals[name] for machine, names in silent.items() for name in sorted(names)]
 
 
 def _line(name: str, title: str, behind: list[SignalConfig]) -> tuple[SignalConfig, list[SignalConfig]]:

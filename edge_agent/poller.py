@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, MutableMapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from edge_agent import plugins
+from edge_agent import plugins, silence
 from edge_agent.clock import AgentTime, next_beat
 from edge_agent.config import Config, with_secrets
 from edge_agent.contract import (
@@ -45,6 +45,7 @@ from edge_agent.contract import (
     Session,
 )
 from edge_agent.plant import Plant, parts_of
+from edge_agent.records import Loss
 
 log = structlog.get_logger(__name__)
 
@@ -170,15 +171,14 @@ def lines(config: Config, plant: Plant, registry: plugins.Plugins, only: Collect
 
     only: names of points (`machine.signal`); the others, and connections without any, are left out.
     """
-    found = []
+    found, of = [], parts_of(config)
     for connection in config.connections.values():
         signals = tuple(s for s in _signals(config, connection.name) if only is None or s.point.name in only)
         if signals:
             widths = {s.machine: plant.by_name[s.machine].stop - plant.by_name[s.machine].start for s in signals}
             settings = with_secrets(connection.settings, config)
             texts = tuple(t for t in _attributes(config, connection.name) if only is None or t.name in only)
-            of = parts_of(config, connection.name)
-            parts = tuple(of[s.point.name] for s in signals)
+            parts = tuple(of[connection.name][s.point.name] for s in signals)
             driver = registry.driver(connection.driver)
             found.append(Line(connection.name, driver, settings, signals, widths, texts, parts))
     return found
@@ -268,8 +268,9 @@ class Poller:
         self._first_due = False
         """Nothing has been read yet over this line, or of these signals: slow ones are read at once, before their beat."""
         self._why = Quality.DISCONNECTED
-        self._silent_parts: dict[str, Quality] = {}
-        """Parts of the line that are silent, and why; '' is all of a line without parts."""
+        self._silence = silence.Silence(*_parts(line), self._why)
+        self._words: dict[str, str] = {}
+        """Of parts that were lost while the line stood, in words why."""
         self._lost_at: int | None = None
         self._reached = 0
         """The last beat (monotonic µs) that has its row or is being read."""
@@ -314,7 +315,7 @@ class Poller:
         self._places.clear()
         self._first_due = bool(self._slow())
         self._describe_at_us = 0
-        self._silent_parts = {part: why for part, why in self._silent_parts.items() if part in line.parts or not part}
+        self._silence = self._silence.carried_over(*_parts(line))
         self._changed.set()
         return True
 
@@ -419,7 +420,7 @@ class Poller:
             case _:
                 self._why, reason = Quality.OTHER, f"the driver failed: {type(error).__name__}: {error}"
         # Until something is read again: a device that takes each connection and answers nothing is not well between.
-        self._silent_parts = dict.fromkeys(set(self.line.parts) or {""}, self._why)
+        self._silence.fail(self._why)
         self._away(ConnectionState.DISCONNECTED, reason)
         self._broken.set()
 
@@ -522,8 +523,8 @@ class Poller:
                 self._overdue_timer = None
         if self.line is not line:  # another configuration came while it was read
             beat, readings = _carried_over(line, beat, readings, self.line)
-        self._note_parts(beat, readings)
-        self._intake(self.frames(beat, readings))
+        self._note(beat, readings)
+        self._intake(self.frames(beat, self._marked(beat, readings)))
 
     def _watch_overdue(self) -> None:
         """A silent device is waited for longer than a beat: the beats that pass have their rows all the same."""
@@ -534,55 +535,51 @@ class Poller:
     def _overdue(self, beat_us: int, periods: tuple[int, ...]) -> None:
         self._reached = beat_us
         beat = self._due(periods)
-        readings = self.nothing(beat, Quality.TIMEOUT)
-        self._mark(beat, readings)
-        self._intake(self.frames(beat, readings))
+        self._intake(self.frames(beat, self._marked(beat, self.nothing(beat, Quality.TIMEOUT))))
         self._watch_overdue()
 
     # --- what is lost ---------------------------------------------------------------------------------------------
 
-    def lost(self) -> dict[str, int]:
+    def lost(self) -> dict[str, Loss]:
         """Of the line and each of its parts, by the names of the agent's own machine, why it is lost; 0: it is not.
 
         Of the parts of a line that is lost as a whole nothing is known: HOLD.
         """
-        name, parts = self.line.name, sorted(set(self.line.parts) - {""})
-        whole = self._whole_lost()
-        known = {f"{name}.{part}": int(self._silent_parts.get(part, 0)) for part in parts}
-        return {name: int(whole), **(dict.fromkeys(known, HOLD) if whole else known)}
+        name, whole = self.line.name, self._whole_lost()
+        found = {name: Loss(whole, self.health.reason if whole else "")}
+        for part in sorted(set(self.line.parts) - {""}):
+            why = Quality.HOLD if whole else self._silence.lost.get(part, Quality.GOOD)
+            found[f"{name}.{part}"] = Loss(why, self._words.get(part, "") if why > Quality.HOLD else "")
+        return found
 
     def _whole_lost(self) -> Quality:
         """Why the line is lost as a whole; GOOD: it is not."""
         if self._session is None:
             return self._why
-        everywhere = set(self.line.parts) or {""}
-        return (
-            Quality(next(iter(self._silent_parts.values())))
-            if everywhere <= self._silent_parts.keys()
-            else Quality.GOOD
-        )
+        return next(iter(self._silence.lost.values())) if self._silence.everywhere else Quality.GOOD
 
-    def _note_parts(self, beat: _Beat, readings: Readings) -> None:
-        """A part is lost when all of it that was asked last is silent. Readings of what is lost say so."""
-        silent = (readings.quality == Quality.TIMEOUT) | (readings.quality == Quality.DISCONNECTED)
-        open_now = self._session is not None and not self._broken.is_set()
-        if open_now and (self._silent_parts or silent.any()):
-            for part, places in beat.parts:
-                if silent[places].all():
-                    self._silent_parts[part] = Quality(int(readings.quality[places[0]]))
-                else:
-                    self._silent_parts.pop(part, None)
-            if self._whole_lost():
-                self._away(ConnectionState.SILENT, "no answer to any request")
-        self._mark(beat, readings)
+    def _note(self, beat: _Beat, readings: Readings) -> None:
+        """What of the line is lost after this reading."""
+        if self._session is None or self._broken.is_set():
+            return
+        for part, point in self._silence.note(beat.due, readings.quality, beat.parts).items():
+            # What stands before the first colon is the place, and the warning names the part itself.
+            place, _, words = self._session.explain(point).partition(": ")
+            self._words[part] = words or place
+        if self._silence.everywhere and silence.silent(readings.quality).any():
+            self._away(ConnectionState.SILENT, "no answer to any request")
 
-    def _mark(self, beat: _Beat, readings: Readings) -> None:
-        whole = self._whole_lost()
-        for part, places in beat.parts if whole or self._silent_parts else ():
-            if whole or part in self._silent_parts:
-                readings.quality[places] |= np.uint8(LINE_LOST) * (
-                    (readings.quality[places] & CODE_MASK) > Quality.UNCERTAIN
-                )
+    def _marked(self, beat: _Beat, readings: Readings) -> Readings:
+        """The same readings; those that lie behind what is lost say so."""
+        whole, lost = bool(self._whole_lost()), self._silence.lost
+        if not whole and not lost:
+            return readings
+        behind = np.zeros(len(beat.due), dtype=np.bool_)
+        for part, places in beat.parts:
+            # Points behind no part are told of by the line alone.
+            behind[places] = whole or (part != "" and part in lost)
+        behind &= (readings.quality & CODE_MASK) > Quality.UNCERTAIN
+        return replace(readings, quality=readings.quality | np.where(behind, np.uint8(LINE_LOST), np.uint8(0)))
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -625,8 +622,7 @@ class Poller:
             self.health.busy_us += self._clock.monotonic_us() - begun
         self.health.beats += 1
         self._count(counters)
-        silent = (readings.quality == Quality.TIMEOUT) | (readings.quality == Quality.DISCONNECTED)
-        if not silent.all():
+        if silence.heard(readings.quality).any():
             self._enter(ConnectionState.CONNECTED)
         return readings
 
@@ -782,6 +778,11 @@ def _plan(line: Line, due: list[int]) -> _Beat:
         plain=bool((scale == 1.0).all() and (bias == 0.0).all() and not loop.any()),
         parts=tuple((part, np.array(places, dtype=np.intp)) for part, places in _by_part(line, due).items()),
     )
+
+
+def _parts(line: Line) -> tuple[list[Point], tuple[str, ...]]:
+    """The points of a line, and of each the part that it lies behind."""
+    return [signal.point for signal in line.signals], line.parts or ("",) * len(line.signals)
 
 
 def _by_part(line: Line, due: Sequence[int]) -> dict[str, list[int]]:

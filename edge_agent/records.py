@@ -106,6 +106,8 @@ class Event:
     advice: str
     count: int = 1
     """How often it was raised under this id."""
+    suppressed: int | None = None
+    """Of a lost line: how many signals lie behind it, which raise no `stale` of their own."""
     column: str | None = None
     by: str | None = None
     comment: str | None = None
@@ -127,6 +129,17 @@ class Command:
     by: str
     comment: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A line, or a part of one, as it is now. why: a code of Quality, 0: all is well, HOLD: nothing is known of it.
+
+    words: as exactly as it is known, may be empty.
+    """
+
+    why: int
+    words: str = ""
 
 
 @dataclass(frozen=True, slots=True)

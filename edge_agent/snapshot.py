@@ -23,7 +23,7 @@ from edge_agent.records import Event, EventKind, Kind, Severity, WarningState
 MAGIC = b"EAJ1"
 HEAD = struct.Struct("<4sII")
 """Magic, CRC-32 of the rest, length of the JSON header."""
-COLUMNS = ("held", "held_quality", "seen_t", "seen_ts", "faded", "stamp")
+COLUMNS = ("held", "held_quality", "seen_t", "seen_ts", "covered_us", "faded", "stamp")
 MACHINES = ("last_t", "mode", "settle_until")
 
 

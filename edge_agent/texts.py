@@ -3,9 +3,14 @@
 Rule 1: plain, short, complete; the advice of the configuration says what to do. Rule 2: a text exists in every language.
 """
 
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
 from edge_agent.records import EventKind, Kind
 
 LANGUAGES = ("en", "nl", "de")
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DIGITS, EXACT = 5, 17
 """Significant digits of a number for people, and those that tell any two float64 apart."""
 
@@ -26,15 +31,20 @@ _RAISED = {
         "de": "{title}: seit {duration} kein guter Messwert ({reason})",
     },
     Kind.HEALTH: {
-        "en": "{title}: {reason}{count}",
-        "nl": "{title}: {reason}{count}",
-        "de": "{title}: {reason}{count}",
+        "en": "{title}: {reason}",
+        "nl": "{title}: {reason}",
+        "de": "{title}: {reason}",
     },
 }
+_LOST = {
+    "en": "{title} has been lost since {moment}: {reason}. {behind}.",
+    "nl": "{title} is uitgevallen sinds {moment}: {reason}. {behind}.",
+    "de": "{title} ist seit {moment} ausgefallen: {reason}. {behind}.",
+}
 _NOT_WATCHED = {
-    "en": ("; {} signal is not watched", "; {} signals are not watched"),
-    "nl": ("; {} signaal wordt niet bewaakt", "; {} signalen worden niet bewaakt"),
-    "de": ("; {} Signal wird nicht überwacht", "; {} Signale werden nicht überwacht"),
+    "en": ("{} signal is not watched", "{} signals are not watched"),
+    "nl": ("{} signaal wordt niet bewaakt", "{} signalen worden niet bewaakt"),
+    "de": ("{} Signal wird nicht überwacht", "{} Signale werden nicht überwacht"),
 }
 CONNECTION = {"en": "Connection", "nl": "Verbinding", "de": "Verbindung"}
 CHECK_THE_LINE = {
@@ -59,9 +69,9 @@ _READS_AGAIN = {
     "de": "{title} liefert wieder gute Messwerte: {value}",
 }
 _ANSWERS_AGAIN = {
-    "en": "{title} answers again",
-    "nl": "{title} antwoordt weer",
-    "de": "{title} antwortet wieder",
+    "en": "{title} answers again after {lasted}",
+    "nl": "{title} antwoordt weer na {lasted}",
+    "de": "{title} antwortet wieder nach {lasted}",
 }
 _ACKNOWLEDGED = {
     "en": "{title}: seen by {by}",
@@ -122,6 +132,15 @@ _REASONS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class LostLine:
+    """What is said of a line, or a part of one. behind: how many signals lie behind it. moment: since when it is lost."""
+
+    behind: int
+    moment: str
+    lasted_us: int
+
+
 def message(
     language: str,
     event: EventKind,
@@ -133,19 +152,18 @@ def message(
     limit: float | None,
     silent_us: int = 0,
     reason: str = "",
-    behind: int = 0,
+    line: LostLine | None = None,
     by: str = "",
 ) -> str:
-    """One sentence about one step of a warning. value, limit: in the signal's unit, None where there is none.
-
-    behind: how many signals are read over a line.
-    """
+    """A sentence or two about one step of a warning. value, limit: in the signal's unit, None where there is none."""
     if event is EventKind.ACKNOWLEDGED:
         text = _ACKNOWLEDGED
     elif event is EventKind.CLEARED:
         text = {Kind.STALE: _READS_AGAIN, Kind.HEALTH: _ANSWERS_AGAIN}.get(kind, _CLEARED)
     elif event is EventKind.DEESCALATED:
         text = _DEESCALATED
+    elif line is not None:
+        text = _LOST
     else:
         text = _RAISED[kind]
     digits = _digits(value, limit)
@@ -157,7 +175,9 @@ def message(
             limit=quantity(limit, unit, language, digits),
             duration=duration(silent_us, language),
             reason=_REASONS[language].get(reason, reason),
-            count=_NOT_WATCHED[language][behind != 1].format(behind) if behind else "",
+            behind=_NOT_WATCHED[language][line.behind != 1].format(line.behind) if line else "",
+            moment=line.moment if line else "",
+            lasted=duration(max(0, line.lasted_us), language) if line else "",
             by=by,
         )
         .replace("  ", " ")
@@ -190,6 +210,14 @@ def _digits(value: float | None, limit: float | None) -> int:
     if value is None or limit is None or value == limit:
         return DIGITS
     return next((n for n in range(DIGITS, EXACT) if number(value, digits=n) != number(limit, digits=n)), EXACT)
+
+
+def moment(us: int, now_us: int, zone: str) -> str:
+    """A time of day for people where they are; with its date when that is not the day of `now_us`."""
+    here = ZoneInfo(zone)
+    then, now = (EPOCH + timedelta(microseconds=each) for each in (us, now_us))
+    same_day = then.astimezone(here).date() == now.astimezone(here).date()
+    return then.astimezone(here).strftime("%H:%M:%S" if same_day else "%Y-%m-%d %H:%M:%S")
 
 
 def duration(span_us: int, language: str = "en") -> str:

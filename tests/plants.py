@@ -1,13 +1,15 @@
 """Small plants for tests of the judge, made without a file: only what the compiler reads of a configuration."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from detectors import limits, stale
+from detectors import health, limits, stale
+from edge_agent.contract import Detector
 from edge_agent.plant import Plant, compile_plant
 
 SECOND = 1_000_000
-DETECTORS = (limits.DETECTOR, stale.DETECTOR)
+DETECTORS: tuple[Detector, ...] = (health.DETECTOR, limits.DETECTOR, stale.DETECTOR)
 
 
 def band(
@@ -50,6 +52,8 @@ def signal(name: str, its_norm: SimpleNamespace | None = None, **more: Any) -> S
         "formula": None,
         "column": None,
         "map": {},
+        "connection": None,
+        "point": None,
         "norm": its_norm or norm(),
     }
     return SimpleNamespace(**{**plain, **more})
@@ -69,8 +73,13 @@ def machine(
     )
 
 
-def plant(*machines: SimpleNamespace, language: str = "en") -> Plant:
+def plant(*machines: SimpleNamespace, language: str = "en", detectors: Sequence[Detector] = DETECTORS) -> Plant:
+    """The `point` of a signal that has a `connection` is the part of it that the signal lies behind."""
+    names = {signal.connection for each in machines for signal in each.signals.values() if signal.connection}
+    settings = SimpleNamespace(part=str)
     config: Any = SimpleNamespace(
-        machines={each.name: each for each in machines}, connections={}, agent=SimpleNamespace(language=language)
+        machines={each.name: each for each in machines},
+        connections={name: SimpleNamespace(settings=settings) for name in sorted(names)},
+        agent=SimpleNamespace(language=language, timezone="UTC"),
     )
-    return compile_plant(config, DETECTORS)
+    return compile_plant(config, detectors)

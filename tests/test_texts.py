@@ -7,6 +7,7 @@ import pytest
 from edge_agent import texts
 from edge_agent.contract import REASONS, SECOND_US, Quality
 from edge_agent.records import EventKind, Kind
+from edge_agent.texts import LostLine
 
 
 def oil(language: str = "en", event: EventKind = EventKind.RAISED, kind: Kind = Kind.HIGH, **more: object) -> str:
@@ -98,14 +99,38 @@ def test_a_reason_in_words_is_told_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("language", "behind", "text"),
     [
-        ("en", 1, "Oil temperature: no answer; 1 signal is not watched"),
-        ("en", 12, "Oil temperature: no answer; 12 signals are not watched"),
-        ("nl", 12, "Oil temperature: geen antwoord; 12 signalen worden niet bewaakt"),
-        ("de", 1, "Oil temperature: keine Antwort; 1 Signal wird nicht überwacht"),
+        ("en", 1, "Oil temperature has been lost since 10:45:28: no answer. 1 signal is not watched."),
+        ("en", 12, "Oil temperature has been lost since 10:45:28: no answer. 12 signals are not watched."),
+        ("nl", 12, "Oil temperature is uitgevallen sinds 10:45:28: geen antwoord. 12 signalen worden niet bewaakt."),
+        ("de", 1, "Oil temperature ist seit 10:45:28 ausgefallen: keine Antwort. 1 Signal wird nicht überwacht."),
     ],
 )
-def test_a_lost_line_says_how_much_is_not_watched(language: str, behind: int, text: str) -> None:
-    assert oil(kind=Kind.HEALTH, reason="timeout", behind=behind, language=language) == text
+def test_a_lost_line_says_since_when_why_and_how_much_is_not_watched(language: str, behind: int, text: str) -> None:
+    line = LostLine(behind, "10:45:28", 0)
+    assert oil(kind=Kind.HEALTH, reason="timeout", line=line, language=language) == text
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("en", "Oil temperature answers again after 12 min"),
+        ("nl", "Oil temperature antwoordt weer na 12 min"),
+        ("de", "Oil temperature antwortet wieder nach 12 min"),
+    ],
+)
+def test_a_line_that_is_back_says_for_how_long_it_was_lost(language: str, text: str) -> None:
+    line = LostLine(3, "10:45:28", 720_000_000)
+    assert oil(event=EventKind.CLEARED, kind=Kind.HEALTH, line=line, language=language) == text
+
+
+def test_a_moment_is_the_time_of_day_where_people_are_and_has_a_date_when_it_is_another_day() -> None:
+    noon = 1_795_000_000_000_000  # 2026-11-18 11:06:40 UTC
+    assert texts.moment(noon, noon + 10_000_000, "UTC") == "11:06:40"
+    assert texts.moment(noon, noon + 10_000_000, "Europe/Amsterdam") == "12:06:40"
+    assert texts.moment(noon, noon + 86_400_000_000, "Europe/Amsterdam") == "2026-11-18 12:06:40"
+    midnight = noon - (12 * 3600 + 400) * 1_000_000  # 00:00:00 in Amsterdam
+    assert texts.moment(midnight - 1, midnight, "Europe/Amsterdam") == "2026-11-17 23:59:59"
+    assert texts.moment(midnight - 1, midnight, "UTC") == "22:59:59"
 
 
 def test_deescalated_never_claims_that_a_value_inside_the_norm_is_above_it() -> None:

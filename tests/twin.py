@@ -1,7 +1,7 @@
 """The plain twin of the judge: the rules of the contract §6 in spoken words, one reading at a time, no numpy.
 
 It shares no code with the judge and is as slow as it looks. It knows limits, stale, HOLD, settle and by_state; operating
-states and formulas are handed to it as functions.
+states and formulas are handed to it as functions. Lines that are lost have a twin of their own.
 """
 
 import math
@@ -44,6 +44,8 @@ class TwinSignal:
     faded: bool = False
     seen_t: int | None = None
     seen_ts: int = 0
+    covered_us: int = 0
+    """For how long its line was lost since then."""
     stale: bool = False
     stale_since: int = 0
     level: dict[str, int] = field(default_factory=lambda: {"high": 0, "low": 0})
@@ -79,9 +81,17 @@ class TwinMachine:
             good = (spoke or quality == CONFIRMED) and self.known(signal)
             if signal.seen_t is None:
                 signal.seen_t, signal.seen_ts = t, ts
+            behind_a_lost_line = signal.quality >= LINE_LOST
+            if behind_a_lost_line:
+                signal.covered_us += step
             if good or quality == RESTART:
+<<<<<<< HEAD
                 signal.seen_t, signal.seen_ts = t, ts
             late = t - signal.seen_t >= signal.stale_us and signal.quality < LINE_LOST
+=======
+                signal.seen_t, signal.seen_ts, signal.covered_us = t, ts, 0
+            late = t - signal.seen_t - signal.covered_us >= signal.stale_us and not behind_a_lost_line
+>>>>>>> w-health-2
             signal.faded = late and quality == HOLD and signal.quality in (GOOD, UNCERTAIN, CLOCK)
             goods.append(good)
             lates.append(late)
@@ -154,3 +164,37 @@ class TwinMachine:
             signal.level[kind] = level
             changes.append((kind, level, signal.since[kind]))
         return changes
+
+
+@dataclass
+class TwinLine:
+    """A line, or a part of one: the rows say why it is lost (0: well), or that this is not known (None)."""
+
+    on_us: int
+    last_t: int | None = None
+    run_us: int | None = None
+    since: int = 0
+    raised: bool = False
+
+    def row(self, t: int, ts: int, why: int | None) -> tuple[str, int] | None:
+        """What is said: raised or cleared, and since when."""
+        step = 0 if self.last_t is None else max(0, t - self.last_t)
+        self.last_t = t
+        if why is None:
+            return None
+        if why == 0:
+            self.run_us = None
+            if self.raised:
+                self.raised = False
+                return "cleared", self.since
+            return None
+        if self.raised:
+            return None
+        if self.run_us is None:
+            self.run_us, self.since = 0, ts
+        else:
+            self.run_us += step
+        if self.run_us < self.on_us:
+            return None
+        self.raised, self.run_us = True, None
+        return "raised", self.since

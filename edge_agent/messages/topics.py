@@ -101,7 +101,7 @@ def event_plain(event: Event) -> dict[str, Any]:
     }
     if event.count > 1:
         plain["count"] = event.count
-    for name in ("column", "by", "comment"):
+    for name in ("suppressed", "column", "by", "comment"):
         value = getattr(event, name)
         if value is not None:
             plain[name] = value

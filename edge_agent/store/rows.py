@@ -19,8 +19,9 @@ from edge_agent.records import Command, JudgedFrame, Layout
 FRAME_HEAD = struct.Struct("<BIIIB")
 """Record type, layout, rows, signals, flags."""
 COMMAND_HEAD = struct.Struct("<BI")
+LENGTH = struct.Struct("<I")
 IS_FRAME, IS_COMMAND = 1, 2
-TICK, STAMPS = 1, 2
+TICK, STAMPS, WORDS = 1, 2, 4
 UNREADABLE = (struct.error, KeyError, ValueError, TypeError, IndexError)
 """What `unpacked` raises where the bytes make no sense."""
 
@@ -53,6 +54,7 @@ def packed(item: Kept | Command) -> bytes:
         return COMMAND_HEAD.pack(IS_COMMAND, len(plain)) + plain
     frame = item.judged.frame
     flags = (TICK if frame.tick else 0) | (STAMPS if frame.at is not None else 0)
+    flags |= WORDS if frame.words is not None else 0
     parts = [
         FRAME_HEAD.pack(IS_FRAME, item.number, len(frame.t), frame.values.shape[1], flags),
         frame.t.tobytes(),
@@ -64,6 +66,9 @@ def packed(item: Kept | Command) -> bytes:
     ]
     if frame.at is not None:
         parts.append(frame.at.tobytes())
+    if frame.words is not None:
+        words = orjson.dumps(frame.words)
+        parts += [LENGTH.pack(len(words)), words]
     return b"".join(parts)
 
 
@@ -92,7 +97,13 @@ def unpacked(blob: bytes, layouts: dict[int, Layout]) -> list[Kept | Command]:
         at = None
         if flags & STAMPS:
             at, place = _array(blob, place, np.int64, (rows, width))
-        frame = Frame(layout.machine, t, ts, values, quality, at, bool(flags & TICK))
+        words = None
+        if flags & WORDS:
+            (length,) = LENGTH.unpack_from(blob, place)
+            place += LENGTH.size
+            words = tuple(map(tuple, orjson.loads(blob[place : place + length])))
+            place += length
+        frame = Frame(layout.machine, t, ts, values, quality, at, bool(flags & TICK), words)
         found.append(Kept(number, layout, JudgedFrame(frame, state, seqs != 0), seqs))
     return found
 
