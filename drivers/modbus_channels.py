@@ -6,9 +6,11 @@ Rule 2: a serial port, and an address behind which a serial line stands, is one 
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import ssl
+import termios
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -265,6 +267,12 @@ class _SerialChannel:
             if about.rs485:
                 port.rs485_mode = RS485Settings()
             port.reset_input_buffer()
+        except termios.error as error:  # no OSError, and pyserial lets it through
+            number = error.args[0]
+            if number == errno.EINVAL:
+                words = f"{about.baudrate} baud, {about.bytesize}{about.parity}{about.stopbits}"
+                raise DeviceRefused(f"{place}: the port does not take these settings: {words}") from error
+            raise DeviceSilent(f"{place}: {os.strerror(number)}") from error
         except (serial.SerialException, OSError, ValueError) as error:
             raise DeviceSilent(f"{place}: {_serial_words(error)}") from error
         channel = cls(wire, port)
