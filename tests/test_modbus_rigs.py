@@ -5,10 +5,12 @@ import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
+from pymodbus import FramerType, ModbusException
+from pymodbus.client import AsyncModbusSerialClient, AsyncModbusTcpClient, AsyncModbusUdpClient
 
 from tests import bus, memory, virtual
 from tests.bus import Peer
@@ -114,7 +116,7 @@ def judge(name: str, tally: Tally, told: Counter[str], faulty: int, exchanges: i
 
 
 @asynccontextmanager
-async def pty(peer: Peer, traffic: Traffic) -> AsyncIterator[str]:
+async def pty(peer: Peer, traffic: Traffic | None) -> AsyncIterator[str]:
     with on_a_pty(peer, traffic) as path:
         yield path
 
@@ -163,3 +165,85 @@ def test_no_fault_on_a_real_line_makes_a_wrong_value(name: str) -> None:
     exchanges = REAL_EXCHANGES // len(REAL) + 1
     tally, told, faulty = virtual.run(lives_on(name, exchanges, SEED), sockets=True)
     judge(name, tally, told, faulty, exchanges)
+
+
+# --------------------------------------------------------------------------------------------------- negative controls
+
+
+async def asked_plainly(client: Any, chance: random.Random, times: int) -> tuple[int, list[str]]:
+    """How many good answers a plain client returns, and which of them are wrong."""
+    good, wrong = 0, []
+    for _ in range(times):
+        unit, start = chance.choice([1, 2, 3]), chance.choice([0, 50, 100, 150])
+        # It raises what it likes; here only counts what it returns as good.
+        with suppress(Exception):
+            if not client.connected:
+                await client.connect()
+            answer = await client.read_holding_registers(start, count=4, device_id=unit)
+            if not answer.isError():
+                good += 1
+                if answer.registers != [bus.truth(unit, 3, start + at) for at in range(4)]:
+                    wrong.append(f"unit {unit}, holding {start}: {answer.registers}")
+        await asyncio.sleep(chance.choice([0.0, 0.05]))
+    client.close()
+    return good, wrong
+
+
+CONTROLS: dict[str, tuple[Callable[[random.Random], Peer], Callable[..., Any], Callable[[Any], Any]]] = {
+    "tcp": (device, on_tcp, lambda port: AsyncModbusTcpClient("127.0.0.1", port=port, **PLAIN)),
+    "gateway": (
+        lambda _: bus.Gateway(bus.GATEWAY_FAULTS, patience=0.8),
+        on_tcp,
+        lambda port: AsyncModbusTcpClient("127.0.0.1", port=port, **PLAIN),
+    ),
+    "rtu on a pty": (
+        serial(bus.Rtu, 10 / 19200),
+        pty,
+        lambda path: AsyncModbusSerialClient(path, baudrate=19200, **PLAIN),
+    ),
+    "udp": (device, on_udp, lambda port: AsyncModbusUdpClient("127.0.0.1", port=port, **PLAIN)),
+    "rtu+tcp": (
+        serial(bus.Rtu, 0.0),
+        on_tcp,
+        lambda port: AsyncModbusTcpClient("127.0.0.1", port=port, framer=FramerType.RTU, **PLAIN),
+    ),
+}
+PLAIN: dict[str, Any] = {"timeout": TIMEOUT_S, "retries": 0, "reconnect_delay": 0}
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_plain_pymodbus_takes_wrong_values_for_good_on_the_same_rigs(name: str) -> None:
+    """The negative control: a rig on which nobody can fail proves nothing."""
+
+    async def test() -> None:
+        make, line, client = CONTROLS[name]
+        chance = random.Random(SEED)
+        peer = make(chance)
+        peer.timeout_s, peer.share = TIMEOUT_S, 0.5
+        async with line(peer, None) as where:
+            good, wrong = await asked_plainly(client(where), chance, 250)
+        print(f"{name}: {good} good answers, {len(wrong)} of them wrong, such as {wrong[:1]}")
+        assert len(wrong) >= 5, "pymodbus has become strict: is the own client still needed?"
+
+    virtual.run(test(), sockets=True)
+
+
+def test_plain_pymodbus_is_shifted_for_ever_by_one_late_answer() -> None:
+    """The worst fault on a serial line; the driver's own answer to it is in test_modbus_faults.py."""
+
+    async def test() -> None:
+        said = iter(["late by 1.2 timeouts"])
+        peer = bus.SerialBus(script=lambda _: next(said, "just in time"), timeout_s=TIMEOUT_S, latency=0.0)
+        with on_a_pty(peer) as path:
+            client = AsyncModbusSerialClient(path, baudrate=19200, **PLAIN)
+            await client.connect()
+            got = []
+            for start in range(0, 2000, 100):
+                with suppress(ModbusException):
+                    answer = await client.read_holding_registers(start, count=4, device_id=1)
+                    got.append((start, answer.registers))
+            client.close()
+        wrong = [start for start, registers in got if registers != [bus.truth(1, 3, start + at) for at in range(4)]]
+        assert len(wrong) == len(got) > 15
+
+    virtual.run(test(), sockets=True)
