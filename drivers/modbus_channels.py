@@ -280,8 +280,12 @@ class _SerialChannel:
             if about.rs485:
                 port.rs485_mode = RS485Settings()
             port.reset_input_buffer()
-        except termios.error as error:
-            raise DeviceRefused(f"{place}: the port does not take {_spoken(place)}") from error
+        except termios.error as error:  # no OSError, and pyserial lets it through
+            number = error.args[0]
+            if number == errno.EINVAL:
+                words = f"{about.baudrate} baud, {about.bytesize}{about.parity}{about.stopbits}"
+                raise DeviceRefused(f"{place}: the port does not take these settings: {words}") from error
+            raise DeviceSilent(f"{place}: {os.strerror(number)}") from error
         except PermissionError as error:
             raise DeviceRefused(f"{place}: {NO_PERMISSION}") from error
         except (serial.SerialException, OSError, ValueError) as error:

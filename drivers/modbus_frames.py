@@ -24,7 +24,7 @@ ASCII_MAX = 513
 OPEN_SIZE = -1
 """The length of the answer is not known beforehand (identification)."""
 TRANSACTION_STRIDE = 0x9E37
-"""Odd: ids return only after 65,536 requests. Not 1: a device that counts for itself is not believed."""
+"""Odd: ids return only after 65,535 requests. Not 1: a device that counts for itself is not believed."""
 EXPIRED_MAX = 1024
 """Unanswered ids remembered on one connection; beyond it a fresh memory is the simpler one."""
 
@@ -297,9 +297,9 @@ class Mbap:
 
 
 def next_transaction(last: int, expired: set[int]) -> int:
-    """The next id that cannot be confused with one that may still be answered."""
+    """The next id that cannot be confused with one that may still be answered; never 0, which some put on everything."""
     transaction = (last + TRANSACTION_STRIDE) & 0xFFFF
-    while transaction in expired:
+    while transaction in expired or transaction == 0:
         transaction = (transaction + TRANSACTION_STRIDE) & 0xFFFF
     return transaction
 

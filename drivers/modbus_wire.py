@@ -260,10 +260,16 @@ class Wire:
                 self._counts.late += 1  # it may be the refusal of an earlier request of this kind
                 continue
             answer = self._accepted(ask, found, outcome, words)
-            if outcome > 0 and any(self._owes_kind(unit, ask.pdu[0]) for unit in self._may_speak(ask.unit)):
-                return self._owe(ask, answer, noted=False)  # or of another unit's: then ours is still to come
+            if self._could_be_anothers(ask, outcome):
+                return self._owe(ask, answer)
             return answer
         return None
+
+    def _could_be_anothers(self, ask: Ask, outcome: int) -> bool:
+        """Whether the gateway may have handed out another unit's answer: then ours is still to come."""
+        if outcome == Outcome.OK:
+            return ask.shape in self._shapes(ask.unit)
+        return any(self._owes_kind(unit, ask.pdu[0]) for unit in self._may_speak(ask.unit))
 
     def _owes_kind(self, unit: int, function: int) -> bool:
         return any(shape[0] == function for shape in self._owing(unit))
@@ -272,7 +278,7 @@ class Wire:
         """What the gateway says without the unit proves nothing of it; of one that it waited for, more may come."""
         self._counts.exceptions += 1
         answer = self._end(outcome, words)
-        return self._owe(ask, answer, noted=False) if outcome == TARGET_SILENT else answer
+        return self._owe(ask, answer) if outcome == TARGET_SILENT else answer
 
     def _next(self, sent: bytes) -> Found | None:
         if self.pace.datagrams:
@@ -353,9 +359,9 @@ class Wire:
         """What a late answer could look like that came as the answer of this unit."""
         return {shape for each in self._may_speak(unit) for shape in self._owing(each)}
 
-    def _owe(self, ask: Ask, answer: Answer, noted: bool = True) -> Answer:
-        noted &= not self.pace.numbered
-        self._owed.setdefault(ask.unit, {})[ask.shape] = _Debt(_now_s() + OWED_FOR_S, noted)
+    def _owe(self, ask: Ask, answer: Answer) -> Answer:
+        debt = _Debt(_now_s() + OWED_FOR_S, noted=not self.pace.numbered)
+        self._owed.setdefault(ask.unit, {})[ask.shape] = debt
         return answer
 
     def _paid(self, found: Found) -> bool:

@@ -6,13 +6,8 @@ Rule 3: the agent's own machine comes last: a column for each line and each part
 """
 
 import bisect
-<<<<<<< HEAD
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-=======
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
->>>>>>> w-health-2
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np

@@ -120,6 +120,20 @@ def _lacks(driver: Any) -> str:
     return "" if callable(getattr(driver, "open", None)) else "it has no open"
 
 
+def scanner_kinds() -> tuple[str, ...]:
+    """The kinds of devices that can be scanned, sorted."""
+    return tuple(sorted(_offers(SCANNERS)))
+
+
+def scanner(kind: str) -> Scanner:
+    """The scanner of this kind. Raises UnknownPluginError or BrokenPluginError."""
+    offers = _offers(SCANNERS)
+    if kind not in offers:
+        raise UnknownPluginError(kind, tuple(sorted(offers)))
+    found: Scanner = offers[kind].load()
+    return found
+
+
 def _offers(group: str) -> dict[str, _Offer]:
     offers: dict[str, _Offer] = {}
     for entry in metadata.entry_points(group=group):

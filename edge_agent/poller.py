@@ -335,7 +335,7 @@ class Poller:
                 self._count(self._session.counters())
             except Exception as error:  # noqa: BLE001 - the bulkhead, see `_failed`
                 self._failed(error)
-        self.health.lost = self.lost()
+        self.health.lost = {name: int(loss.why) for name, loss in self.lost().items()}
         return self.health
 
     def _count(self, counters: dict[str, int | float]) -> None:

@@ -8,14 +8,14 @@ after DeviceSilent it opens anew. Rule 3: when the peer is well again, every poi
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from drivers.modbus import DRIVER
-from edge_agent.contract import Clock, DeviceSilent, Floats, Ints, Point, Quality, Readings
+from drivers.modbus import DRIVER, ModbusSession
+from edge_agent.contract import Clock, DeviceSilent, Floats, Ints, Point, Quality, Readings, Session
 from tests.bus import Peer, truth
 
 TIMEOUT_S = 0.2
@@ -64,6 +64,7 @@ class Consumer:
 
     def __init__(self, units: Sequence[int], settings: Mapping[str, Any], chance: random.Random, clock: Clock) -> None:
         self.chance, self.tally, self.clock = chance, Tally(), clock
+        self._sessions: list[ModbusSession] = []
         keys = {"timeout": f"{round(TIMEOUT_S * 1000)}ms", "max_gap": 1, **settings}
         self.connection = DRIVER.Connection.model_validate(keys)
         self.points: list[Point] = []
@@ -104,11 +105,23 @@ class Consumer:
         assert np.isnan(readings.values[~good & ~uncertain]).all()
         return bool(good.all())
 
+    def bytes_seen(self) -> int:
+        """In both directions, by all sessions so far."""
+        return sum(session._counts.bytes for session in self._sessions)
+
+    def _open(self) -> AbstractAsyncContextManager[Session]:
+        return DRIVER.open("rig", self.connection, self.points, self.clock)
+
+    def _note(self, session: Session) -> None:
+        assert isinstance(session, ModbusSession)
+        self._sessions.append(session)
+
     async def suffer(self, peer: Peer, faulty: int) -> None:
         """Read until the peer has answered so many requests with a fault or in its wake."""
         while peer.faulty < faulty:
             with suppress(DeviceSilent):
-                async with DRIVER.open("rig", self.connection, self.points, self.clock) as session:
+                async with self._open() as session:
+                    self._note(session)
                     while peer.faulty < faulty:
                         due = self.chance.choice(self.cycles)
                         self.judge(due, await session.read(due))
@@ -122,7 +135,8 @@ class Consumer:
         peer.share, readings = 0.0, None
         for _ in range(READS_TO_RECOVER):
             with suppress(DeviceSilent):
-                async with DRIVER.open("rig", self.connection, self.points, self.clock) as session:
+                async with self._open() as session:
+                    self._note(session)
                     for _ in range(READS_TO_RECOVER):
                         await asyncio.sleep(REST_S)
                         readings = await session.read(self.everything)

@@ -64,12 +64,8 @@ def machines(draw: st.DrawFn, name: str, formulas: bool = True) -> SimpleNamespa
 
 
 value = st.sampled_from([-9.0, -2.5, -2.0, -1.5, -1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, math.nan, math.inf])
-<<<<<<< HEAD
-quality = st.sampled_from([0, 0, 0, 0, 1, 1, 17, 2, 18, 3, 12, 13, 35, 36])
-=======
 quality = st.sampled_from([0, 0, 0, 0, 1, 1, 17, 2, 18, 3, 12, 13, 35, 36, 36])
 """35, 36: timeout and disconnected, behind a lost line."""
->>>>>>> w-health-2
 step = st.sampled_from([0, SECOND // 2, SECOND, SECOND, SECOND, 2 * SECOND, 7 * SECOND, -SECOND])
 
 

@@ -85,13 +85,8 @@ class TwinMachine:
             if behind_a_lost_line:
                 signal.covered_us += step
             if good or quality == RESTART:
-<<<<<<< HEAD
-                signal.seen_t, signal.seen_ts = t, ts
-            late = t - signal.seen_t >= signal.stale_us and signal.quality < LINE_LOST
-=======
                 signal.seen_t, signal.seen_ts, signal.covered_us = t, ts, 0
             late = t - signal.seen_t - signal.covered_us >= signal.stale_us and not behind_a_lost_line
->>>>>>> w-health-2
             signal.faded = late and quality == HOLD and signal.quality in (GOOD, UNCERTAIN, CLOCK)
             goods.append(good)
             lates.append(late)
