@@ -1,10 +1,10 @@
 # edge-agent: `make demo` and `make test` do all the set-up themselves. `make` alone lists what there is.
 SHELL := /bin/bash
 VENV ?= .venv
-export VENV PYTHON PREFIX DESTDIR SYSCONFDIR JOBS
+export VENV PYTHON PREFIX DESTDIR SYSCONFDIR JOBS SEED
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench lock install uninstall clean
+.PHONY: help demo test soak check format bench lock install uninstall clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -26,6 +26,10 @@ test: $(VENV)/.dev-ready ## style, types, contracts and all tests; installs the 
 	@scripts/system-packages.sh test
 	@$(MAKE) --no-print-directory check
 	@scripts/test.sh
+
+soak: $(VENV)/.dev-ready ## long runs: a million faulty Modbus exchanges in memory, 100,000 over real lines (SEED=2 for others)
+	@scripts/system-packages.sh test
+	@EXCHANGES=1000000 REAL_EXCHANGES=100000 $(VENV)/bin/python -m pytest -n "$${JOBS:-2}" -rP --timeout 3600 tests/test_modbus_rigs.py
 
 check: $(VENV)/.dev-ready ## style (ruff), types (mypy), floors (import-linter)
 	$(VENV)/bin/ruff check .

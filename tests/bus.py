@@ -182,8 +182,8 @@ class Say:
 
 
 def honest_pdu(q: Question) -> bytes:
-    if q.function == 0x2B:
-        return b"\xab\x01"  # no identification here
+    if not 1 <= q.function <= 4:
+        return bytes([q.function | 0x80, 1])  # nothing else is known here
     return liar.read_pdu(q.function, q.payload())
 
 
@@ -460,7 +460,7 @@ class Device(Peer):
 
     def answer(self, q: Question) -> None:
         loop, name = asyncio.get_running_loop(), self.choose(q)
-        telling = liar.telling(name, q) if q.function != 0x2B else liar.Telling(liar.adu(q, honest_pdu(q)))
+        telling = liar.telling(name, q) if 1 <= q.function <= 4 else liar.Telling(liar.adu(q, honest_pdu(q)))
         if telling.now:
             held, self._held = self._held, b""
             pieces = [bytes([byte]) for byte in telling.now] if telling.bytewise else [held + telling.now]

@@ -1,4 +1,7 @@
-"""What every test may use: a clock that stands until it is moved, a condition that is awaited, free ports."""
+"""What every test may use: a clock that stands until it is moved, a condition that is awaited, free ports.
+
+And what the whole run is held to: nothing but reads was sent to any device.
+"""
 
 import asyncio
 import os
@@ -9,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import structlog
+
+from tests.liar import ASKED
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +57,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_but_reads_was_ever_sent() -> Iterator[None]:
+    """The agent reads only: peers note every function code that reaches them, and at the end of the run they are judged.
+
+    1 to 4 read the tables, 43 the identification. Plain pymodbus, in the negative controls, reads too.
+    """
+    yield
+    assert set(ASKED) <= {1, 2, 3, 4, 0x2B}, f"functions that were sent, and how often: {dict(ASKED)}"
 
 
 @pytest.fixture

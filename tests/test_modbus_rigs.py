@@ -21,9 +21,9 @@ from tests.memory import MemoryLoop
 from tests.rig import TIMEOUT_S, Consumer, Tally
 from tests.virtual import Traffic, VirtualClock
 
-EXCHANGES = int(os.environ.get("EXCHANGES", "100000"))
-SEED = int(os.environ.get("SEED", "1"))
-REAL_EXCHANGES = int(os.environ.get("REAL_EXCHANGES", "10000"))
+EXCHANGES = int(os.environ.get("EXCHANGES") or 100_000)
+SEED = int(os.environ.get("SEED") or 1)
+REAL_EXCHANGES = int(os.environ.get("REAL_EXCHANGES") or 10_000)
 UART_CHARS = 3
 """Characters that come in one piece at most: fewer than the silence between frames has."""
 LIFE = 1_000

@@ -1,6 +1,6 @@
 /* A Modbus device that is not ours: libmodbus answers, over TCP or on a serial port.
  *
- * Build:  cc -Wall -o libmodbus_peer libmodbus_peer.c -lmodbus
+ * Build:  gcc -Wall -o libmodbus_peer libmodbus_peer.c -lmodbus
  * Run:    ./libmodbus_peer tcp PORT   or   ./libmodbus_peer rtu DEVICE BAUDRATE UNIT
  *
  * Registers and bits 0 to 999 of all four tables: (address * 2654435761 >> 7) & 0xFFFF, for bits the lowest of it; input
@@ -63,7 +63,7 @@ int main(int count, char **words)
     if (count < 3)
         return 2;
     int serial = strcmp(words[1], "rtu") == 0;
-    struct sigaction action = {.sa_handler = stop}; /* without SA_RESTART: a waiting read ends */
+    struct sigaction action = {.sa_handler = stop}; /* without SA_RESTART: accept ends */
     sigaction(SIGTERM, &action, NULL);
     modbus_mapping_t *map = modbus_mapping_new(SIZE, SIZE, SIZE, SIZE);
     modbus_t *context = serial ? modbus_new_rtu(words[2], atoi(words[3]), 'N', 8, 1)
@@ -71,6 +71,7 @@ int main(int count, char **words)
     if (map == NULL || context == NULL)
         return 1;
     fill(map);
+    modbus_set_indication_timeout(context, 0, 50000); /* its own wait for requests goes on after a signal */
     if (serial) {
         modbus_set_slave(context, atoi(words[4]));
         if (modbus_connect(context) < 0) {
