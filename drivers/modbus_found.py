@@ -226,7 +226,8 @@ def numbers(units: Sequence[int]) -> str:
 def lines(found: Found) -> Lines:
     """(style, text): the whole report."""
     count = len(found.units)
-    answer = "nobody answers" if not count else "1 unit answers" if count == 1 else f"{count} units answer"
+    nobody = "nobody answers" if found.whole else "nobody has answered yet"
+    answer = nobody if not count else "1 unit answers" if count == 1 else f"{count} units answer"
     asked = f"asked: {numbers(found.asked_units)}" if found.asked_units else "none was asked"
     took = f"{found.requests} requests in {found.took_us / 1e6:.0f} s"
     told: Lines = [("head", f"{found.settings.url}: {answer} ({asked}; {took})")]
@@ -234,7 +235,7 @@ def lines(found: Found) -> Lines:
         told.append(("warn", "  The scan did not come to its end: this is what was found until then."))
     if found.alike:
         told.append(("", "  It answers to every unit number alike: one device, shown as the first number asked."))
-    if not count:
+    if not count and found.whole:
         return told + [("", f"  {hint}") for hint in _hints(found)]
     for unit in found.units:
         told += [("", ""), *_unit_lines(unit)]

@@ -33,7 +33,7 @@ class Order(NamedTuple):
 
 
 ORDERS = (Order(), Order("little"), Order("big", "little"), Order("little", "little"))
-ORDER_PRIOR = (0.0, -0.5, -3.0, -2.5)
+ORDER_PRIOR = (0.0, -0.5, -6.0, -5.0)
 """The protocol says big; swapped words are common, swapped bytes are not."""
 
 
@@ -89,11 +89,23 @@ CALLED_BITS = 5.0
 """Evidence from which on a run of values is called what it seems to be (chance: one in 32)."""
 VOTE_MAX_BITS = 12.0
 """No single value decides the order alone."""
+ALONE_BITS = 3.0
+"""What a single value must have more to show the order of a unit."""
 ORDER_SURE = 0.9
 SURE_MAX = 0.99
 """A guess stays one."""
+LIVE_FEW = 16
+"""Registers that are not always zero, up to which chance is not worth a thought."""
 FIRST_BITS, NEXT_BITS = -3.0, -2.0
 """Most registers are plain; maps hold values of one type beside each other."""
+KNOWN_FIRST_BITS, KNOWN_CALLED_BITS = -1.0, 3.0
+"""For a type that the unit has elsewhere."""
+ODD_BITS = -1.5
+"""A range seldom begins with half a value: read one register off, the halves of two neighbours look like a value, too."""
+RESTLESS_BITS = -2.0
+"""A plain register that jumps all over its range is more likely the half of something."""
+ZERO_RUN = 4
+"""More zeros in a row than a value of four registers brings are nothing but zeros."""
 ZERO_EDGE = 3
 """Zeros at either end of a run of them that may belong to a value; those between divide a stretch and say nothing."""
 AROUND_MAX_BITS = 2.0
@@ -103,14 +115,23 @@ REJECTED = -np.inf
 
 def guess(stretches: Sequence[Stretch]) -> Guess:
     """The most plausible meaning of all stretches of one unit, under the order that most of its values speak for."""
-    read = [[_read(stretch, order) for stretch in stretches] for order in ORDERS]
+    # Where many registers are looked at, more of them look like something by chance.
+    live = sum(int((stretch.words != 0).any(axis=0).sum()) for stretch in stretches)
+    by_chance = float(np.log2(max(1.0, live / LIVE_FEW)))
+    read = [[_read(stretch, order, _Bar(by_chance)) for stretch in stretches] for order in ORDERS]
     totals = np.array([sum(part.vote for part in parts) for parts in read]) + ORDER_PRIOR
     best = int(totals.argmax())
     sure = float(1.0 / np.exp2(np.clip(totals - totals[best], -60.0, 0.0)).sum())
     votes = sum(part.votes for part in read[best])
-    if not votes or sure < ORDER_SURE:
+    evidence = sum(part.evidence for part in read[best]) + ORDER_PRIOR[best]
+    needed = CALLED_BITS + by_chance + (ALONE_BITS if votes == 1 else 0.0)
+    if sure < ORDER_SURE or evidence < needed:
         return plain(stretches, sure if votes else 0.0)
-    return Guess(ORDERS[best], min(sure, SURE_MAX), votes, tuple(part.values for part in read[best]))
+    # Order and types are known now: more of them need less evidence.
+    known = frozenset(value.type for part in read[best] for value in part.values if value.type in KINDS_OF)
+    bar = _Bar(0.0, frozenset(KINDS_OF[type_] for type_ in known))
+    read_anew = [_read(stretch, ORDERS[best], bar) for stretch in stretches]
+    return Guess(ORDERS[best], min(sure, SURE_MAX), votes, tuple(part.values for part in read_anew))
 
 
 def plain(stretches: Sequence[Stretch], sure: float = 0.0) -> Guess:
@@ -122,8 +143,11 @@ def plain(stretches: Sequence[Stretch], sure: float = 0.0) -> Guess:
 
 
 class _Part(NamedTuple):
+    """vote: bits that speak for the order; evidence: those of the values alone; votes: how many they are."""
+
     values: tuple[Value, ...]
     vote: float
+    evidence: float
     votes: int
 
 
@@ -137,10 +161,26 @@ class _Candidate(NamedTuple):
     type: str
 
 
+class _Bar(NamedTuple):
+    """What is needed to call a run of values. known: kinds that the unit has for sure."""
+
+    by_chance: float
+    known: frozenset[str] = frozenset()
+
+    def first(self, candidate: _Candidate) -> float:
+        """Bits for the first of a run."""
+        odd = ODD_BITS * (candidate.kind != TEXT and candidate.start % 2)
+        return (KNOWN_FIRST_BITS if candidate.kind in self.known else FIRST_BITS) + odd
+
+    def called(self, kind: str, still: bool) -> float:
+        return KNOWN_CALLED_BITS if kind in self.known else CALLED_BITS + self.by_chance * still
+
+
 PLAIN, TEXT = "plain", "text"
+KINDS_OF = {"float32": "float32", "float64": "float64", "int32": "int32", "uint32": "int32"}
 
 
-def _read(stretch: Stretch, order: Order) -> _Part:
+def _read(stretch: Stretch, order: Order, bar: _Bar) -> _Part:
     words = swapped(stretch.words) if order.byte == "little" else stretch.words
     candidates: dict[int, list[_Candidate]] = {}
     for kind, width, bits, types in (*_pairs(words, order), *_quads(words, order)):
@@ -149,20 +189,24 @@ def _read(stretch: Stretch, order: Order) -> _Part:
     for text in _texts(words):
         candidates.setdefault(text.start, []).append(text)
     values: list[Value] = []
-    vote, votes = 0.0, 0
-    for kind, its in groupby(_tiling(words, candidates), key=lambda each: each.kind):
+    restless = _jumps(words)
+    evidence, votes, loose = 0.0, 0, 0
+    for kind, its in groupby(_tiling(words, candidates, restless, bar), key=lambda each: each.kind):
         run = list(its)
-        total = sum(each.bits for each in run) + FIRST_BITS + NEXT_BITS * (len(run) - 1)
-        if kind == PLAIN or (kind != TEXT and total < CALLED_BITS):
-            values += [_word(stretch, words, at) for each in run for at in range(each.start, each.start + each.width)]
+        total = sum(each.bits for each in run) + bar.first(run[0]) + NEXT_BITS * (len(run) - 1)
+        last = run[-1].start + run[-1].width
+        still = bool((words[:, run[0].start : last] == words[0, run[0].start : last]).all())
+        if kind == PLAIN or (kind != TEXT and total < bar.called(kind, still)):
+            values += [_word(stretch, words, at) for at in range(run[0].start, last)]
+            loose += int(restless[run[0].start : last].sum())
             continue
         for each in run:
-            around = FIRST_BITS if len(run) == 1 else NEXT_BITS + AROUND_MAX_BITS
+            around = bar.first(each) if len(run) == 1 else NEXT_BITS + AROUND_MAX_BITS
             values.append(_value(stretch, words, order, each, each.bits + around))
-            if kind != TEXT:
-                vote += float(np.clip(each.bits + NEXT_BITS, 0.0, VOTE_MAX_BITS))
-                votes += 1
-    return _Part(tuple(values), vote, votes)
+        if kind != TEXT:
+            evidence += min(total, VOTE_MAX_BITS * len(run))
+            votes += len(run)
+    return _Part(tuple(values), evidence + RESTLESS_BITS * loose, evidence, votes)
 
 
 def _plain(stretch: Stretch) -> tuple[Value, ...]:
@@ -184,7 +228,9 @@ def swapped(words: Words) -> Words:
     return words.byteswap()
 
 
-def _tiling(words: Words, candidates: dict[int, list[_Candidate]]) -> list[_Candidate]:
+def _tiling(
+    words: Words, candidates: dict[int, list[_Candidate]], restless: npt.NDArray[np.bool_], bar: _Bar
+) -> list[_Candidate]:
     """The one way to cover the registers from the first to the last that has the most evidence."""
     count = words.shape[1]
     dead = _in_zero_runs(words)
@@ -192,12 +238,12 @@ def _tiling(words: Words, candidates: dict[int, list[_Candidate]]) -> list[_Cand
     best: list[dict[str, tuple[float, _Candidate | None, str]]] = [{} for _ in range(count + 1)]
     best[0][PLAIN] = (0.0, None, "")
     for at in range(count):
-        offers = [_Candidate(PLAIN, at, 1, 0.0, "uint16")]
+        offers = [_Candidate(PLAIN, at, 1, RESTLESS_BITS * bool(restless[at]), "uint16")]
         if not dead[at]:
             offers += [each for each in candidates.get(at, ()) if not dead[at : at + each.width].any()]
         for before, (total, _, _) in best[at].items():
             for each in offers:
-                step = 0.0 if each.kind == PLAIN else FIRST_BITS if before != each.kind else NEXT_BITS
+                step = 0.0 if each.kind == PLAIN else bar.first(each) if before != each.kind else NEXT_BITS
                 new = total + each.bits + step
                 there = best[at + each.width]
                 if each.kind not in there or new > there[each.kind][0]:
@@ -215,15 +261,19 @@ def _tiling(words: Words, candidates: dict[int, list[_Candidate]]) -> list[_Cand
 
 def _in_zero_runs(words: Words) -> npt.NDArray[np.bool_]:
     """(registers,) whether a register lies so deep in a run of zeros that it can be the half of nothing."""
-    zero = (words == 0).all(axis=0)
-    dead = np.zeros(len(zero), dtype=np.bool_)
+    return _zero_runs(words, 2 * ZERO_EDGE, ZERO_EDGE)
+
+
+def _zero_runs(words: Words, most: int, edge: int = 0) -> npt.NDArray[np.bool_]:
+    """(registers,) whether a register lies in a run of more than `most` zeros, and not within `edge` of its ends."""
+    inside = np.zeros(words.shape[1], dtype=np.bool_)
     at = 0
-    for is_zero, its in groupby(zero.tolist()):
+    for is_zero, its in groupby((words == 0).all(axis=0).tolist()):
         length = len(list(its))
-        if is_zero and length > 2 * ZERO_EDGE:
-            dead[at + ZERO_EDGE : at + length - ZERO_EDGE] = True
+        if is_zero and length > most:
+            inside[at + edge : at + length - edge] = True
         at += length
-    return dead
+    return inside
 
 
 # ------------------------------------------------------------------------------------------------------------ numbers
@@ -253,9 +303,10 @@ def _pairs(words: Words, order: Order) -> list[_Rated]:
     high, low = (first, second) if order.word == "big" else (second, first)
     both = np.stack([first, second], axis=2).reshape(len(words), -1)
     floats = numbers(both, "float32", order)
+    usual = _usual(words)
     whole, types = _rated_whole(high.astype(np.int64), low.astype(np.int64))
     return [
-        ("float32", 2, _rated_floats(floats, _jumps(low)), ["float32"] * floats.shape[1]),
+        ("float32", 2, _rated_floats(floats, _jumps(low)) - usual[:-1] - usual[1:], ["float32"] * floats.shape[1]),
         ("int32", 2, whole, types),
     ]
 
@@ -267,15 +318,27 @@ def _quads(words: Words, order: Order) -> list[_Rated]:
     quads = np.stack([words[:, at : at + count] for at in range(4)], axis=2).reshape(len(words), -1)
     floats = numbers(quads, "float64", order)
     low = words[:, 2 : 2 + count] if order.word == "big" else words[:, 1 : 1 + count]
-    return [("float64", 4, _rated_floats(floats, _jumps(low)) + DOUBLE_BITS, ["float64"] * count)]
+    each = _usual(words)
+    usual = each[:count] + each[1 : 1 + count] + each[2 : 2 + count] + each[3:]
+    return [("float64", 4, _rated_floats(floats, _jumps(low)) - usual + DOUBLE_BITS, ["float64"] * count)]
+
+
+def _usual(words: Words) -> Scores:
+    """(registers,) bits by which each is likelier a plain one than chance has it: most are zero or small."""
+    most = words.max(axis=0)
+    bits = np.select([most == 0, most < 0x100, most < 0x1000], [8.0, 6.0, 2.0], 0.0)
+    bits[_zero_runs(words, ZERO_RUN)] = 12.0
+    return bits
 
 
 MAGNITUDES = ((1e-2, 1e5), (1e-3, 1e6), (1e-6, 1e9))
 """Ranges in which engineering values lie; the narrower, the more it says that a number lies in it."""
 DOUBLE_BITS = -6.0
 """A float64 is seldom; a float32 beside zeros often looks like one."""
-DIGITS_MAX_BITS = 15.0
+DIGITS_MAX_BITS = {4: 18.0, 8: 40.0}
+"""By bytes of a float."""
 STEADY_MAX_BITS = 9.0
+CARRY_BITS = 3.0
 JUMP = 1500
 """The low half of a float that moves at all jumps about; that of a plain register moves little by little."""
 
@@ -312,7 +375,7 @@ def _rated_float(samples: npt.NDArray[Any], jumps: bool) -> float:
     # Of all bit patterns few are short in decimals: 12.5 is written down by a person, 3.8125715 comes by chance too.
     digits = max(_digits(each) for each in np.unique(samples[samples != 0]))
     chance = 7.2 if samples.dtype.itemsize == 4 else 16.0
-    bits += min(DIGITS_MAX_BITS, max(0.0, (chance - digits) * 3.32))
+    bits += min(DIGITS_MAX_BITS[samples.dtype.itemsize], max(0.0, (chance - digits) * 3.32))
     distinct = len(np.unique(samples))
     if distinct > 1:
         bits += _steadiness(samples, high / low, distinct, jumps)
@@ -328,7 +391,18 @@ def _steadiness(samples: npt.NDArray[Any], ratio: float, distinct: int, jumps: b
     if ratio > 32:
         return -6.0
     each = 3.0 if jumps and ratio < 2 else 1.0 if ratio < 2 else 0.5
-    return min(STEADY_MAX_BITS, each * (distinct - 1))
+    return min(STEADY_MAX_BITS, each * (distinct - 1)) + _carrying(samples)
+
+
+def _carrying(samples: npt.NDArray[Any]) -> float:
+    """Where the high part moves, does the low part carry? As whole numbers, floats of one sign move by like steps."""
+    size = samples.dtype.itemsize
+    whole = np.ascontiguousarray(samples.astype(f"=f{size}")).view(f"=i{size}")
+    steps = np.abs(np.diff(whole))
+    crossed = np.diff(whole >> 16) != 0
+    if not crossed.any() or crossed.all() or size != 4:
+        return 0.0
+    return CARRY_BITS if steps[crossed].max() <= 8 * np.median(steps[~crossed]) else -CARRY_BITS
 
 
 def _digits(value: Any) -> int:
@@ -363,8 +437,9 @@ def _rated_whole(high: npt.NDArray[np.int64], low: npt.NDArray[np.int64]) -> tup
     bits[known & moves] = 2.2
     one = small & (high[0] > 0)
     bits[one] = 1.0
-    bits[one & moves] = 4.0
-    bits[(known | one) & strict] += 4.0
+    bits[one & moves] = 2.0
+    bits[known & strict] += 4.0
+    bits[one & strict] += 6.0
     below = negative.all(axis=0)
     bits[below] = np.where((low[:, below] >= 0x8000).all(axis=0), 8.0, 4.0)
     bits[below & (low == 0xFFFF).all(axis=0)] = 2.5  # two registers that say "no value" look the same

@@ -280,21 +280,22 @@ class ModbusScan:
                 del self.found.units[1:]
             elif self._gateway or len(self.found.units) > 1:
                 rest = tuple(range(NETWORK_UNITS[-1] + 1, UNIT_MAX_SERIAL + 1))
-                self._news("units", 0, len(rest), f"units stand behind this address: asking {rest[0]}–{rest[-1]} too")
-                await self._search(rest)
+                words = f"units stand behind this address: asking {rest[0]}–{rest[-1]}, too"
+                self._news("more units", 0, len(rest), words)
+                await self._search(rest, "more units")
         self.found.units.sort(key=lambda unit: unit.number)
         for unit in list(self.found.units):
             if not await self._meet(unit):
                 self.found.units.remove(unit)  # somebody else's late answer, or a ghost on the line
 
-    async def _search(self, wanted: Sequence[int]) -> None:
+    async def _search(self, wanted: Sequence[int], phase: str = "units") -> None:
         for done, number in enumerate(wanted):
-            self._news("units", done, len(wanted))
+            self._news(phase, done, len(wanted))
             if await self._is_there(number):
                 self.found.units.append(Unit(number))
-                self._news("units", done + 1, len(wanted), f"unit {number} answers")
+                self._news(phase, done + 1, len(wanted), f"unit {number} answers")
             self.found.asked_units.append(number)
-        self._news("units", len(wanted), len(wanted))
+        self._news(phase, len(wanted), len(wanted))
 
     async def _is_there(self, number: int) -> bool:
         """Ask for a register of either kind; many small devices know only one of them, and say nothing to the other."""

@@ -163,8 +163,13 @@ class Survey:
                     break  # a device that has everything has this, too
                 yield from self._area(area)
                 if self.extent.absent:
-                    return
-            if not self.extent.ranges and self.table >= Table.HOLDING and self._replies[Reply.REFUSED]:
+                    break
+            if (
+                not self.extent.ranges
+                and not self.extent.absent
+                and self.table >= Table.HOLDING
+                and self._replies[Reply.REFUSED]
+            ):
                 yield from self._pairs()
         except _Enough as enough:
             self.extent.cut = str(enough)

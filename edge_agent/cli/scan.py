@@ -191,4 +191,4 @@ def bar(step: "ScanStep", took_s: float, columns: int) -> str:
     if share >= LEFT_FROM and took_s > 1:
         left_s = round(took_s / share - took_s)
         left = f"  {left_s // 60}:{left_s % 60:02d} left"
-    return f"{step.phase:<9} {cells} {share:>4.0%}  {step.done}/{step.planned}{left}"[: columns - 1]
+    return f"{step.phase:<10} {cells} {share:>4.0%}  {step.done}/{step.planned}{left}"[: columns - 1]
