@@ -2,19 +2,23 @@
 
 import asyncio
 import random
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from drivers.modbus import DRIVER
 from edge_agent.contract import DeviceSilent, Point, Quality, Session
-from tests import bus, memory
+from tests import bus, liar, memory
 from tests.bus import Peer, truth
 from tests.memory import MemoryLoop
 from tests.virtual import VirtualClock
 
+ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT_S = 0.2
 LINES: dict[str, tuple[str, Callable[[], bus.SerialBus]]] = {
     "rtu": ("rtu:///dev/ttyS0?baudrate=19200", lambda: bus.SerialBus(framing=bus.Rtu(), char_s=11 / 19200)),
@@ -301,3 +305,41 @@ def test_each_fault_of_a_gateway_leaves_the_other_units_readable(fault: str) -> 
             await reader.recovers(session)
 
     memory.run(test())
+
+
+# ------------------------------------------------------------------------------------------------------ the table itself
+
+
+def test_each_test_that_the_table_of_faults_names_exists() -> None:
+    table = (ROOT / "docs" / "modbus.md").read_text(encoding="utf-8")
+    tests = {
+        name
+        for path in (ROOT / "tests").glob("test_modbus*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    cases = {*liar.LIES, *liar.ODDITIES, *bus.SERIAL_FAULTS, *bus.SERIAL_ODDITIES, *bus.GATEWAY_FAULTS}
+    named = re.findall(r"`(test_\w+)(?:\[([^\]]+)\])?`", table)
+    assert len(named) > 50
+    assert {name for name, _ in named} <= tests
+    assert {case for _, case in named if case} <= cases
+
+
+def test_each_line_of_the_table_of_faults_has_a_test() -> None:
+    table = (ROOT / "docs" / "modbus.md").read_text(encoding="utf-8").split("## Faults")[1]
+    lines = [
+        line
+        for line in table.splitlines()
+        if line.startswith("| ") and not line.startswith(("| **", "| fault", "| ---"))
+    ]
+    assert len(lines) > 40
+    assert not [line for line in lines if "`test_" not in line]
+
+
+def test_the_lines_that_are_shown_are_lines() -> None:
+    text = (ROOT / "docs" / "modbus.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    connections = yaml.safe_load(shown)["connections"]
+    assert len(connections) == 7
+    for keys in connections.values():
+        assert keys.pop("driver") == "modbus"
+        DRIVER.Connection.model_validate(keys)
