@@ -559,7 +559,13 @@ class Poller:
         """What of the line is lost after this reading."""
         if self._session is None or self._broken.is_set():
             return
-        for part, point in self._silence.note(beat.due, readings.quality, beat.parts).items():
+        before = set(self._silence.lost)
+        fallen = self._silence.note(beat.due, readings.quality, beat.parts)
+        if back := before - self._silence.lost.keys():
+            slow = self._slow()
+            # What was asked in vain while it was lost is read now: nobody should wait an hour for it.
+            self._first_due |= any(self.line.signals[i].every_us in slow for i in self._silence.silent_of(back))
+        for part, point in fallen.items():
             # What stands before the first colon is the place, and the warning names the part itself.
             place, _, words = self._session.explain(point).partition(": ")
             self._words[part] = words or place
