@@ -645,10 +645,10 @@ def _replayed(plant: Plant, recovery: Any, epoch: str) -> judge.JudgeState:
     frames: list[Frame] = []
     for item in (*recovery.items, None):
         if isinstance(item, JudgedFrame) and len(frames) < REJUDGED_AT_ONCE:
-            frames += [item.frame] if item.frame.machine in plant.by_name else []
+            frames += [item.frame] if _fits(plant, item.frame) else []
             continue
         state, _ = judge.step(plant, state, frames, epoch)  # stacked: however they are cut, the result is equal
-        frames = [item.frame] if isinstance(item, JudgedFrame) and item.frame.machine in plant.by_name else []
+        frames = [item.frame] if isinstance(item, JudgedFrame) and _fits(plant, item.frame) else []
         if isinstance(item, Command):
             try:
                 state, _ = judge.acknowledge(plant, state, item.id, item.by, item.comment, item.ts)
@@ -656,6 +656,12 @@ def _replayed(plant: Plant, recovery: Any, epoch: str) -> judge.JudgeState:
                 log.error("command_not_repeated", command=item.command, fault=str(error))
     judge.numbered(state, recovery.numbers)
     return state
+
+
+def _fits(plant: Plant, frame: Frame) -> bool:
+    """What the parts of a line are is said by its driver, and another release of it may say otherwise."""
+    machine = plant.by_name.get(frame.machine)
+    return machine is not None and frame.values.shape[1] == machine.stop - machine.start
 
 
 def _down_time(lines: Sequence[Line], last_wall_us: int | None, wall_us: int) -> Gap | None:

@@ -80,8 +80,11 @@ class Meter:
             self._cpu_s, self._at_us = cpu, now
         lag, self._lag_us = self._lag_us, 0
         self._lines = {name: self._looked(name, line, now) for name, line in lines.items()}
+        lost = _lost(plant, state)
         return {
-            "connections": {name: _line(name, line, self._lines[name].utilisation) for name, line in lines.items()},
+            "connections": {
+                name: _line(line, self._lines[name].utilisation) | _ne107(name, lost) for name, line in lines.items()
+            },
             "broker": dict(broker),
             "buffer": {"messages": store["messages"], "oldest": store["oldest"]},
             "store": dict(store),
@@ -105,21 +108,37 @@ class Meter:
         return _Look(now_us, busy_us, whole, min(1.0, max(0.0, share)))
 
 
-def _line(name: str, line: LineHealth, utilisation: float) -> dict[str, Any]:
-    """A line: `ne107` is its own, `parts` are those of it that are lost while it stands."""
-    parts = {
-        part.removeprefix(f"{name}."): {"ne107": NE107[Quality(code)], "reason": judge.word_of(code)}
-        for part, code in line.lost.items()
-        if part != name and code not in (Quality.GOOD, Quality.HOLD)
-    }
-    about = "failure" if line.lost.get(name) else "maintenance_required" if parts else "ok"
-    shown: dict[str, Any] = {"state": str(line.state), "since": messages.to_utc(line.since_us), "ne107": about}
+def _line(line: LineHealth, utilisation: float) -> dict[str, Any]:
+    shown: dict[str, Any] = {"state": str(line.state), "since": messages.to_utc(line.since_us)}
     if line.reason:
         shown["reason"] = line.reason
-    if parts:
-        shown["parts"] = parts
     counted = {"requests": 0, "timeouts": 0, **line.counters}
     return {**shown, "beats": line.beats, "missed": line.missed, **counted, "utilisation": round(utilisation, 4)}
+
+
+def _lost(plant: Plant, state: JudgeState) -> dict[str, dict[str, Any]]:
+    """Of each line and each part of one that is known to the judge: NAMUR NE 107, and how many signals lie behind it."""
+    own = plant.own
+    if own is None:
+        return {}
+    values, quality = judge.readings(state, own)
+    found = {}
+    for signal, value, code in zip(own.signals, values.tolist(), quality.tolist(), strict=True):
+        why = Quality(int(value)) if code == Quality.GOOD else Quality(code)
+        ne107 = "function_check" if why is Quality.MISSING else NE107.get(why, "ok")  # missing: nothing is known yet
+        found[signal.name] = {"ne107": ne107, "signals": signal.behind}
+    return found
+
+
+def _ne107(name: str, lost: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """What stands beside a connection: its own, and its units that are not ok."""
+    about = lost.get(name)
+    if about is None:
+        return {}
+    start = f"{name}."
+    units = {part.removeprefix(start): its for part, its in lost.items() if part.startswith(start)}
+    failing = {part: its for part, its in units.items() if its["ne107"] != "ok"} if about["ne107"] == "ok" else {}
+    return {"ne107": about["ne107"], **({"units": failing} if failing else {})}
 
 
 def _signals(plant: Plant, state: JudgeState, explain: Explain) -> dict[str, Any]:

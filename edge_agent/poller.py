@@ -127,8 +127,6 @@ class LineHealth:
     line_busy_us: int | None = None
     """How long the physical line has been in use, by this connection and others; None when nobody else can use it."""
     counters: dict[str, int | float] = field(default_factory=dict)
-    lost: dict[str, int] = field(default_factory=dict)
-    """See Poller.lost, as it was when it was looked at last."""
     attributes: dict[str, str] = field(default_factory=dict)
     """The texts that its devices give, by `machine.name`, as they were read last."""
 
@@ -335,7 +333,6 @@ class Poller:
                 self._count(self._session.counters())
             except Exception as error:  # noqa: BLE001 - the bulkhead, see `_failed`
                 self._failed(error)
-        self.health.lost = {name: int(loss.why) for name, loss in self.lost().items()}
         return self.health
 
     def _count(self, counters: dict[str, int | float]) -> None:
@@ -562,7 +559,13 @@ class Poller:
         """What of the line is lost after this reading."""
         if self._session is None or self._broken.is_set():
             return
-        for part, point in self._silence.note(beat.due, readings.quality, beat.parts).items():
+        before = set(self._silence.lost)
+        fallen = self._silence.note(beat.due, readings.quality, beat.parts)
+        if back := before - self._silence.lost.keys():
+            slow = self._slow()
+            # What was asked in vain while it was lost is read now: nobody should wait an hour for it.
+            self._first_due |= any(self.line.signals[i].every_us in slow for i in self._silence.silent_of(back))
+        for part, point in fallen.items():
             # What stands before the first colon is the place, and the warning names the part itself.
             place, _, words = self._session.explain(point).partition(": ")
             self._words[part] = words or place

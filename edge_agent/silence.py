@@ -5,7 +5,7 @@ slow point that was well an hour ago hides no loss; and a point that keeps silen
 its part, however seldom those are read. Rule 2: what brings no news (HOLD) is evidence of nothing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,10 @@ class Silence:
         self._silent[:] = True
         self.lost = dict.fromkeys(self._parts, why)
         self._in_doubt = True
+
+    def silent_of(self, parts: Collection[str]) -> list[int]:
+        """The points of these parts that said nothing when they were asked last."""
+        return [point for point in np.flatnonzero(self._silent).tolist() if self._parts[point] in parts]
 
     def note(self, due: Ints, quality: Codes, places: Places) -> dict[str, int]:
         """What was read. Returns the parts that are lost by it, each with a point that fell silent."""

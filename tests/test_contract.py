@@ -151,7 +151,11 @@ async def test_a_device_that_goes_away_is_told_each_beat_and_disturbs_no_other(h
         await here.status(lambda body: body["connections"]["plc"]["state"] in away)
         lost = await here.event("agent", "raised", within_s=20, kind="health")
         assert (lost["signal"], lost["value"], lost["severity"]) == ("plc", None, "alarm")
-        assert lost["message"] == "Connection plc: not connected; 1 signal is not watched"
+        words = rf"Connection plc has been lost since \d\d:\d\d:\d\d: .*127\.0\.0\.1:{device.port}.*\. 1 signal is not watched\."
+        assert re.fullmatch(words, lost["message"]), lost["message"]
+        assert (lost["suppressed"], lost["limit"], lost["norm"]) == (1, None, {})
+        health = await here.hears("health", lambda body: body["connections"]["plc"]["ne107"] == "failure")
+        assert health["connections"]["plc-2"]["ne107"] == "ok"
         assert 9 < seconds(lost["ts"]) - seconds(gone["ts"]) < 12
         assert [each["id"] for each in here.active("agent")] == [lost["id"]]
         silence = [body for body in here.ear.all("press/measurements") if gone["seq"] <= body["seq"] < lost["seq"]]

@@ -45,6 +45,31 @@ async def test_after_a_kill_a_standing_warning_stands_on_and_the_gap_is_told(her
 
 
 @played
+async def test_a_line_that_is_lost_through_a_kill_is_one_warning(here: Hall) -> None:
+    async with picky({10: 500}) as device:
+        here.write(here.plain({"plc": device.port}, {"press": press(stale="2s")}))
+        await here.start()
+        await here.hears("press/measurements", lambda body: body["values"])
+        await device.stop()
+        raised = await here.event("agent", "raised")
+        await here.agent.kill()
+        await here.start()
+        (standing,) = (await here.ask("status"))["warnings"]
+        assert standing == raised
+        gone = len(here.ear.all("press/measurements"))
+        await here.hears("press/measurements", lambda body: body["bad"] == {"oil": "disconnected"}, after=gone + 20)
+        assert [each["id"] for each in here.active("agent")] == [raised["id"]]
+        await device.start()
+        assert (await here.event("agent", "cleared", within_s=90))["id"] == raised["id"]
+        assert await here.agent.stop() == 0
+        await here.whole()
+        assert {each["seq"]: each["event"] for each in here.ear.events("agent")} == {
+            raised["seq"]: "raised", here.ear.events("agent")[-1]["seq"]: "cleared",
+        }  # fmt: skip
+        assert here.ear.events("press") == []
+
+
+@played
 async def test_after_a_clean_stop_too(here: Hall) -> None:
     async with picky({10: 654}) as device:
         here.write(here.plain({"plc": device.port}, {"press": press(acknowledge="required")}))

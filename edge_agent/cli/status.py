@@ -132,9 +132,9 @@ def status_lines(answer: Mapping[str, Any]) -> Iterator[str]:
 def _connection(each: object) -> list[str]:
     if not isinstance(each, Mapping):
         return [str(each)]
-    rest = {key: value for key, value in each.items() if key not in {"state", "since", "ne107", "parts"}}
-    parts = each.get("parts")
-    lost = [f"{part} ({about.get('reason')})" for part, about in parts.items()] if isinstance(parts, Mapping) else []
+    rest = {key: value for key, value in each.items() if key not in {"state", "since", "ne107", "units"}}
+    units = each.get("units")
+    lost = list(map(str, units)) if isinstance(units, Mapping) else []
     facts = _facts({**({"lost": ", ".join(lost)} if lost else {}), **rest})
     return [str(each.get("state", "?")), f"since {each['since']}" if each.get("since") else "", facts]
 
