@@ -30,11 +30,13 @@ def add_scan(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     from edge_agent import plugins
 
     kinds = plugins.scanner_kinds()
+    kind = next((word for word in getattr(subparsers, "words", ()) if word in kinds), None)
     parser = subparsers.add_parser(
         "scan",
         help="find out what units and registers a device has",
-        description=f"Find out what a device has. Kinds: {', '.join(kinds)}. It only reads, one request at a time. "
-        "Ctrl-C ends it and shows what was found so far. Exit status 3 when nobody answers.",
+        description=f"Find out what a device has. Kinds: {', '.join(kinds)}; their options: edge-agent scan KIND --help. "
+        "It only reads, one request at a time. Ctrl-C ends it and shows what was found so far. Exit status 3 when nobody "
+        "answers.",
         epilog="Example: edge-agent scan modbus tcp://192.0.2.10 --yaml > first.yaml",
     )
     parser.add_argument("kind", metavar="KIND", nargs="?", help=", ".join(kinds))
@@ -42,25 +44,20 @@ def add_scan(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--yaml", action="store_true", help="print a configuration with a signal for each value found")
     shown.add_argument("--json", action="store_true", help="print what was found as one JSON object")
-    for name, words in _options(kinds).items():
+    for name, words in _options(kind).items() if kind else ():
         parser.add_argument(f"--{name}", metavar=name.upper(), default=argparse.SUPPRESS, help=words.replace("%", "%%"))
     parser.set_defaults(run=scan)
 
 
-def _options(kinds: tuple[str, ...]) -> dict[str, str]:
-    """The options of all kinds, with their help."""
+def _options(kind: str) -> dict[str, str]:
+    """The options of a kind, with their help; none when its plug-in is broken, which is told when it is used."""
     from edge_agent import plugins
 
-    found: dict[str, str] = {}
-    for kind in kinds:
-        try:
-            fields = plugins.scanner(kind).Options.model_fields
-        except plugins.BrokenPluginError as error:
-            print(f"edge-agent: {error}", file=sys.stderr)
-            continue
-        for name, about in fields.items():
-            found.setdefault(name, about.description or "")
-    return found
+    try:
+        fields = plugins.scanner(kind).Options.model_fields
+    except plugins.BrokenPluginError:
+        return {}
+    return {name: about.description or "" for name, about in fields.items()}
 
 
 def scan(arguments: argparse.Namespace) -> int:
