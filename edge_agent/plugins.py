@@ -6,10 +6,9 @@ Rule: a plug-in is imported only when something names it; asking which kinds the
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from edge_agent.contract import Detector, Driver, Scanner
+from edge_agent.contract import Detector, Driver, Scanner
 
 DRIVERS = "edge_agent.drivers"
 DETECTORS = "edge_agent.detectors"
@@ -58,7 +57,7 @@ class _Offer:
 class Plugins:
     """A registry of drivers by kind. Tests and other programs may give their own; `installed()` gives the usual one."""
 
-    def __init__(self, drivers: "Mapping[str, Driver] | None" = None) -> None:
+    def __init__(self, drivers: Mapping[str, Driver] | None = None) -> None:
         own = Origin("given", "-")
         self._drivers = {kind: _Offer(own, plugin=driver) for kind, driver in (drivers or {}).items()}
 
@@ -66,7 +65,7 @@ class Plugins:
         """The kinds of drivers there are, sorted."""
         return tuple(sorted(self._drivers))
 
-    def driver(self, kind: str) -> "Driver":
+    def driver(self, kind: str) -> Driver:
         """The driver of this kind. Raises UnknownPluginError or BrokenPluginError."""
         if kind not in self._drivers:
             raise UnknownPluginError(kind, self.kinds())
@@ -87,12 +86,12 @@ def installed() -> Plugins:
     return plugins
 
 
-def driver(kind: str, registry: Plugins | None = None) -> "Driver":
+def driver(kind: str, registry: Plugins | None = None) -> Driver:
     """The driver of this kind. Raises UnknownPluginError or BrokenPluginError."""
     return (registry or installed()).driver(kind)
 
 
-def detectors() -> "dict[str, Detector]":
+def detectors() -> dict[str, Detector]:
     """All installed detectors, imported, in the order of their names. Raises BrokenPluginError."""
     return {name: offer.load() for name, offer in sorted(_offers(DETECTORS).items())}
 
@@ -102,7 +101,7 @@ def scanner_kinds() -> tuple[str, ...]:
     return tuple(sorted(_offers(SCANNERS)))
 
 
-def scanner(kind: str) -> "Scanner":
+def scanner(kind: str) -> Scanner:
     """The scanner of this kind. Raises UnknownPluginError or BrokenPluginError."""
     offers = _offers(SCANNERS)
     if kind not in offers:
