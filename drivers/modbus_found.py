@@ -234,7 +234,7 @@ def lines(found: Found) -> Lines:
     if not found.whole:
         told.append(("warn", "  The scan did not come to its end: this is what was found until then."))
     if found.alike:
-        told.append(("", "  It answers to every unit number alike: one device, shown as the first number asked."))
+        told.append(("", f"  It answers to every unit number alike: one device, shown as {found.units[0]}."))
     if not count and found.whole:
         return told + [("", f"  {hint}") for hint in _hints(found)]
     for unit in found.units:

@@ -273,29 +273,48 @@ class ModbusScan:
         place = self.settings.place
         network = place.scheme in ("tcp", "tls", "udp")
         wanted = self.options.units or (NETWORK_UNITS if network else tuple(range(1, UNIT_MAX_SERIAL + 1)))
-        await self._search(wanted)
-        if self.options.units is None and network:
-            if len(self.found.units) == len(wanted):
-                self.found.alike = True
-                del self.found.units[1:]
-            elif self._gateway or len(self.found.units) > 1:
-                rest = tuple(range(NETWORK_UNITS[-1] + 1, UNIT_MAX_SERIAL + 1))
-                words = f"units stand behind this address: asking {rest[0]}–{rest[-1]}, too"
-                self._news("more units", 0, len(rest), words)
-                await self._search(rest, "more units")
+        if self.options.units is not None or not network:
+            await self._search(wanted)
+        else:
+            await self._search_network(wanted)
         self.found.units.sort(key=lambda unit: unit.number)
         for unit in list(self.found.units):
             if not await self._meet(unit):
-                self.found.units.remove(unit)  # somebody else's late answer, or a ghost on the line
+                # Somebody else's late answer, or a ghost on the line.
+                self.found.units.remove(unit)
+                total = len(self.found.asked_units)
+                self._news("units", total, total, f"{unit} answered once and never again: left out")
 
-    async def _search(self, wanted: Sequence[int], phase: str = "units") -> None:
+    async def _search_network(self, wanted: Sequence[int]) -> None:
+        """A device of its own, one that takes any number, or a gateway with units behind it?"""
+        found = await self._search(wanted, at_end=True)
+        if len(found) == len(wanted):
+            self.found.alike = True
+            del self.found.units[1:]
+            words = f"it answers to every unit number alike: scanned as unit {found[0]}"
+            self._news("units", len(wanted), len(wanted), words)
+            return
+        if found:
+            self._news("units", len(wanted), len(wanted), f"units that answer: {modbus_found.numbers(found)}")
+        if self._gateway or len(found) > 1:
+            rest = tuple(range(NETWORK_UNITS[-1] + 1, UNIT_MAX_SERIAL + 1))
+            words = f"units stand behind this address: asking {rest[0]}–{rest[-1]}, too"
+            self._news("more units", 0, len(rest), words)
+            await self._search(rest, "more units")
+
+    async def _search(self, wanted: Sequence[int], phase: str = "units", *, at_end: bool = False) -> list[int]:
+        """Ask each of them; returns those that answer. at_end: the news of them is the caller's."""
+        found: list[int] = []
         for done, number in enumerate(wanted):
             self._news(phase, done, len(wanted))
             if await self._is_there(number):
                 self.found.units.append(Unit(number))
-                self._news(phase, done + 1, len(wanted), f"unit {number} answers")
+                found.append(number)
+                if not at_end:
+                    self._news(phase, done + 1, len(wanted), f"unit {number} answers")
             self.found.asked_units.append(number)
         self._news(phase, len(wanted), len(wanted))
+        return found
 
     async def _is_there(self, number: int) -> bool:
         """Ask for a register of either kind; many small devices know only one of them, and say nothing to the other."""

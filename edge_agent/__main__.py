@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command in COMMANDS and arguments[0] == command:
             # Options may stand before, between and behind the other words (but argparse's help then forgets the words).
-            parser, words = _parser_of(command), arguments[1:]
+            words = arguments[1:]
+            parser = _parser_of(command, words)
             helps = not {"-h", "--help"}.isdisjoint(words)
             parsed = parser.parse_args(words) if helps else parser.parse_intermixed_args(words)
         else:
@@ -79,10 +80,14 @@ def _let_go_of_stdout() -> None:
 
 
 class _One:
-    """Stands for argparse's subparsers where one command is made alone: its own usage, in its own words."""
+    """Stands for argparse's subparsers where one command is made alone: its own usage, in its own words.
 
-    def __init__(self) -> None:
+    words: what follows the command, for one whose options depend on it.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
         self.parser = argparse.ArgumentParser()
+        self.words = words
 
     def add_parser(self, name: str, **words: Any) -> argparse.ArgumentParser:
         words.pop("help", None)
@@ -90,9 +95,9 @@ class _One:
         return self.parser
 
 
-def _parser_of(command: str) -> argparse.ArgumentParser:
+def _parser_of(command: str, words: Sequence[str]) -> argparse.ArgumentParser:
     room, _ = COMMANDS[command]
-    one = _One()
+    one = _One(words)
     getattr(importlib.import_module(f"edge_agent.cli.{room}"), f"add_{command}")(one)
     return one.parser
 

@@ -17,6 +17,7 @@ import pytest
 
 from drivers.modbus_scan import SCANNER, ModbusScan
 from edge_agent.__main__ import main
+from edge_agent.cli.scan import Progress, bar
 from edge_agent.contract import DeviceSilent, ScanStep
 from tests import virtual
 from tests.conftest import ROOT, free_port
@@ -254,6 +255,28 @@ def test_progress_never_goes_back_within_a_phase_and_ends_at_its_end() -> None:
     run(test())
 
 
+def test_datagrams_are_scanned_too() -> None:
+    class Datagrams(asyncio.DatagramProtocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport: Any = transport
+
+        def datagram_received(self, data: bytes, addr: Any) -> None:
+            answer = meter().answer(data[7:], 1) if data[6] == 4 else None
+            if answer is not None:
+                self.transport.sendto(data[:4] + struct.pack(">HB", len(answer) + 1, 4) + answer, addr)
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(Datagrams, local_addr=("127.0.0.1", 0))
+        scan = begin(f"udp://127.0.0.1:{transport.get_extra_info('sockname')[1]}", units="3-5")
+        await scan.run()
+        transport.close()
+        assert [unit["unit"] for unit in scan.facts()["units"]] == [4]
+        assert values(scan.facts()["units"][0])["input:4"] == ("float64", 98_765.4321)
+
+    run(test())
+
+
 # ------------------------------------------------------------------------------------------------------- serial port
 
 
@@ -392,6 +415,24 @@ def test_wrong_words_are_refused_with_what_is_allowed(words: str, capsys: pytest
     told = capsys.readouterr()
     assert told.out == ""
     assert WRONG_USE[words] in told.err
+
+
+def test_a_bar_is_drawn_on_a_terminal_and_gone_when_something_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    now_us = [0]
+    progress = Progress(terminal=True, now_us=lambda: now_us[0])
+    progress.tell(ScanStep("registers", 0, 200))
+    now_us[0] = 10_000_000
+    progress.tell(ScanStep("registers", 50, 200))
+    drawn = capsys.readouterr().err
+    assert "registers  ██████ " in drawn
+    assert " 25%  50/200  0:30 left" in drawn
+    progress.tell(ScanStep("registers", 200, 200, "unit 1: readable: holding 3"))
+    told = capsys.readouterr().err
+    assert told.startswith("\r\x1b[K" + "unit 1: readable: holding 3\n")
+    assert "100%" in told
+    progress.clear()
+    assert capsys.readouterr().err == "\r\x1b[K"
+    assert len(bar(ScanStep("samples", 1, 3), 5.0, 40)) < 40, "never wider than the terminal"
 
 
 def test_exit_statuses_say_whether_somebody_answered() -> None:

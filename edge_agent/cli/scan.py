@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from edge_agent.contract import Scan, Scanner, ScanStep
 
@@ -27,40 +27,41 @@ LEFT_FROM = 0.05
 
 
 def add_scan(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
-    from edge_agent import plugins
-
-    kinds = plugins.scanner_kinds()
+    words = [word for word in getattr(subparsers, "words", ()) if not word.startswith("-")]
     parser = subparsers.add_parser(
         "scan",
         help="find out what units and registers a device has",
-        description=f"Find out what a device has. Kinds: {', '.join(kinds)}. It only reads, one request at a time. "
-        "Ctrl-C ends it and shows what was found so far. Exit status 3 when nobody answers.",
-        epilog="Example: edge-agent scan modbus tcp://192.0.2.10 --yaml > first.yaml",
+        description="Find out what a device has. It only reads, one request at a time. Ctrl-C ends it and shows what was "
+        "found so far. Exit status 3 when nobody answers.",
+        epilog="The options of a kind: edge-agent scan modbus --help. "
+        "Example: edge-agent scan modbus tcp://192.0.2.10 --yaml > first.yaml",
     )
-    parser.add_argument("kind", metavar="KIND", nargs="?", help=", ".join(kinds))
+    parser.add_argument("kind", metavar="KIND", nargs="?", help="such as modbus; `edge-agent scan` alone lists them")
     parser.add_argument("url", metavar="URL", nargs="?", help="such as tcp://192.0.2.10:502")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--yaml", action="store_true", help="print a configuration with a signal for each value found")
     shown.add_argument("--json", action="store_true", help="print what was found as one JSON object")
-    for name, words in _options(kinds).items():
-        parser.add_argument(f"--{name}", metavar=name.upper(), default=argparse.SUPPRESS, help=words.replace("%", "%%"))
+    for name, about in _options(words).items():
+        parser.add_argument(f"--{name}", metavar=name.upper(), default=argparse.SUPPRESS, help=about.replace("%", "%%"))
     parser.set_defaults(run=scan)
 
 
-def _options(kinds: tuple[str, ...]) -> dict[str, str]:
-    """The options of all kinds, with their help."""
+def _options(words: "Sequence[str]") -> dict[str, str]:
+    """The options of the kind that is among the words, with their help.
+
+    A plug-in that is broken has none; that is told when it is used.
+    """
+    if not words:
+        return {}
     from edge_agent import plugins
 
-    found: dict[str, str] = {}
-    for kind in kinds:
-        try:
-            fields = plugins.scanner(kind).Options.model_fields
-        except plugins.BrokenPluginError as error:
-            print(f"edge-agent: {error}", file=sys.stderr)
-            continue
-        for name, about in fields.items():
-            found.setdefault(name, about.description or "")
-    return found
+    kinds = plugins.scanner_kinds()
+    kind = next((word for word in words if word in kinds), None)
+    try:
+        fields = plugins.scanner(kind).Options.model_fields if kind else {}
+    except plugins.BrokenPluginError:
+        return {}
+    return {name: about.description or "" for name, about in fields.items()}
 
 
 def scan(arguments: argparse.Namespace) -> int:
