@@ -256,20 +256,16 @@ class Wire:
                 return self._wrong(ask, words)
             if outcome in UNREACHED:
                 return self._unreached(ask, outcome, words)
-            if outcome > 0 and self._owes_kind(ask.unit, ask.pdu[0]):
-                self._counts.late += 1  # it may be the refusal of an earlier request of this kind
+            if outcome > 0 and any(self._owes_kind(unit, ask.pdu[0]) for unit in self._may_speak(ask.unit)):
+                # It may be the refusal of an earlier request of this kind.
+                if self.pace.numbered:
+                    return self._refused(ask, outcome, words)
+                self._counts.late += 1
                 continue
             answer = self._accepted(ask, found, outcome, words)
-            if self._could_be_anothers(ask, outcome):
-                return self._owe(ask, answer)
-            return answer
+            # Or a neighbour's answer that looks like it: then ours is still to come.
+            return self._owe(ask, answer) if ask.shape in self._shapes(ask.unit) else answer
         return None
-
-    def _could_be_anothers(self, ask: Ask, outcome: int) -> bool:
-        """Whether the gateway may have handed out another unit's answer: then ours is still to come."""
-        if outcome == Outcome.OK:
-            return ask.shape in self._shapes(ask.unit)
-        return any(self._owes_kind(unit, ask.pdu[0]) for unit in self._may_speak(ask.unit))
 
     def _owes_kind(self, unit: int, function: int) -> bool:
         return any(shape[0] == function for shape in self._owing(unit))
@@ -279,6 +275,11 @@ class Wire:
         self._counts.exceptions += 1
         answer = self._end(outcome, words)
         return self._owe(ask, answer) if outcome == TARGET_SILENT else answer
+
+    def _refused(self, ask: Ask, outcome: int, words: str) -> Answer:
+        """Under our number nothing else comes; whose refusal it is cannot be known, so that it settles nothing."""
+        self._counts.exceptions += 1
+        return self._owe(ask, self._end(outcome, words))
 
     def _next(self, sent: bytes) -> Found | None:
         if self.pace.datagrams:

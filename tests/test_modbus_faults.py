@@ -271,6 +271,26 @@ def test_where_a_device_has_no_more_registers_the_doubtful_reading_is_uncertain(
     memory.run(test())
 
 
+@pytest.mark.parametrize("units", [(1,), (1, 2)])
+@pytest.mark.parametrize("silence", ["silent", "late by 1.2", "target does not respond"])
+def test_a_device_without_a_register_to_spare_is_good_again_after_a_silence(silence: str, units: Sequence[int]) -> None:
+    async def test() -> None:
+        peer = bus.Gateway(patience=4.0, tells=False)
+        said = iter([silence] * 3)
+        peer.script = lambda q: (
+            "refused" if q.start + q.count > 20 else next(said, "honest") if q.unit == 1 else "honest"
+        )
+        reader = Reader("tcp://127.0.0.1:1", peer, [(unit, 19) for unit in units], gateway=True)
+        async with reader.open() as session:
+            for _ in range(4):
+                with suppress(DeviceSilent):
+                    await reader.read(session)
+                await asyncio.sleep(5)
+            await reader.recovers(session)
+
+    memory.run(test())
+
+
 @pytest.mark.parametrize("word", ["path unavailable", "target does not respond"])
 def test_a_gateway_that_cannot_reach_a_unit_costs_the_others_nothing(word: str) -> None:
     async def test() -> None:
