@@ -90,8 +90,9 @@ class Board:
 
     def use(self, machines: Iterable[BoardMachine]) -> None:
         """Show these machines from now on; readings of a signal that keeps its name and unit are kept."""
-        self._sheets = {machine.name: _sheet(machine, self._sheets.get(machine.name)) for machine in machines}
-        for name in self._by_machine.keys() - self._sheets.keys():
+        before = self._sheets
+        self._sheets = {machine.name: _sheet(machine, before.get(machine.name)) for machine in machines}
+        for name in before.keys() - self._sheets.keys():  # the agent's own warnings have no sheet and stay
             self.active(name, ())
         self.shape_version += 1
         self._changed()

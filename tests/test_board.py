@@ -205,6 +205,23 @@ def test_a_reload_that_changes_nothing_keeps_the_very_same_sheet() -> None:
     assert made.machine_version("press-3") == version
 
 
+def test_the_agent_s_own_warnings_stand_in_the_list_without_a_sheet_also_through_a_reload() -> None:
+    made = board()
+    frame(made, T0, [54.2, 71.0])
+    lost = event(
+        "w-2", machine="agent", signal="plc-1.unit_3", kind="health", severity="alarm", value=None, suppressed=2
+    )
+    made.active("agent", [lost])
+    made.active("pump-1", [event(machine="pump-1", signal="flow")])
+    assert made.names == ("pump-1", "press-3")
+    assert [each["id"] for each in made.warnings()] == ["w-2", "w-1"]
+    assert made.machine("press-3")["verdict"] == "normal"
+    made.use([PRESS])
+    assert made.warnings() == [lost], "what stood of the pump has gone with it"
+    made.active("agent", [])
+    assert made.warnings() == []
+
+
 def test_what_is_shown_is_plain_json_and_counted_as_it_is_shown() -> None:
     made = board()
     frame(made, T0, [math.inf, 71.0])
