@@ -102,6 +102,7 @@ class ModbusSession:
         self._silent: dict[int, Silence] = {}
         self._patient_at_us = 0
         self._items = items
+        self._units = {item.unit for item in items}
         self._order, self._rank = _ordered(items)
         self._lessons = Lessons(items, self._order, self._rank)
         self._outcomes = np.zeros(len(items), dtype=np.int16)
@@ -157,7 +158,7 @@ class ModbusSession:
             self._note_units(round_)
             if not _answered(round_.outcomes[0]):
                 break
-        return min((silence.probe_at_us for silence in self._silent.values()), default=until_us)
+        return min((self._silent[unit].probe_at_us for unit in self._silent.keys() & self._units), default=until_us)
 
     async def describe(self, points: Sequence[Point]) -> list[str | None]:
         """See contract.Describes.describe."""
@@ -167,13 +168,19 @@ class ModbusSession:
             registers = [replace(text, start=text.start + i, type="uint16") for i in range(text.width)]
             plan = make_plan(registers, np.arange(len(registers)), self._lessons.limits(self._limits))
             round_ = Round(plan, 1)
-            if self._up and text.unit not in self._silent:
+            if self._up and self._may_be_described(text.unit):
                 await self._run(round_, deque(range(len(plan.blocks))))
                 self._note_units(round_)
             told = all(outcome == Outcome.OK for outcome in round_.outcomes)
             data = b"".join(bytes(plan.payload[block.offset : block.offset + block.size]) for block in plan.blocks)
             texts.append(text_of(data, int(text.type[len(TEXT) :]), text.byte_order) if told else None)
         return texts
+
+    def _may_be_described(self, unit: int) -> bool:
+        """A unit of which only texts are read is probed by nobody else: once its rest is over it may be asked."""
+        silence = self._silent.get(unit)
+        rested = silence is not None and silence.probe_at_us <= self._clock.monotonic_us()
+        return silence is None or (rested and unit not in self._units)
 
     def counters(self) -> dict[str, int | float]:
         return asdict(self._counts) | {
@@ -191,7 +198,7 @@ class ModbusSession:
         self._outcomes = np.zeros(len(items), dtype=np.int16)
         self._any_odd = False
         self._words.clear()
-        units = {item.unit for item in items}
+        self._units = units = {item.unit for item in items}
         self._heard &= units
         self._silent = {unit: silence for unit, silence in self._silent.items() if unit in units}
 
@@ -412,7 +419,8 @@ class ModbusSession:
 
     def _unit_to_probe(self) -> int | None:
         now_us = self._clock.monotonic_us()
-        due = [(silence.probe_at_us, unit) for unit, silence in self._silent.items() if silence.probe_at_us <= now_us]
+        resting = [(self._silent[unit].probe_at_us, unit) for unit in self._silent.keys() & self._units]
+        due = [each for each in resting if each[0] <= now_us]
         return min(due)[1] if due else None
 
     def _probe(self, unit: int) -> Plan:

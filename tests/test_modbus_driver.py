@@ -636,3 +636,22 @@ def _right(question: bytes) -> bytes:
     start, count = struct.unpack(">HH", question[8:12])
     data = b"".join(struct.pack(">H", truth(start + i)) for i in range(count))
     return question[:4] + struct.pack(">HBBB", len(data) + 3, question[6], question[7], len(data)) + data
+
+
+def test_a_silent_unit_of_which_only_texts_are_read_harms_nobody_and_is_asked_again_after_its_rest() -> None:
+    async def test() -> None:
+        dead = {9}
+        async with bench(lambda q: "silence" if q.unit in dead else "honest", [(1, 0)]) as b:
+            settings = {"address": "holding:0", "unit": 9, "type": "string:4"}
+            text = Point("m.serial", DRIVER.Address.model_validate(settings))
+            for _ in range(4):
+                await b.read()
+                assert await b.session.describe([text]) == [None]
+                await idle(b)
+            asked = [q for q in b.liar.asked if q.unit == 9]
+            assert len(asked) == 2  # the third time it was left to rest
+            dead.clear()
+            b.clock.skip(16_000_000)
+            assert await b.session.describe([text]) != [None]
+
+    run(test())
