@@ -73,7 +73,8 @@ PROBE_MIN_US = 20_000
 PROBE_MARGIN_US = 10_000
 PLANS_MAX = 64
 FAULT_LOG_EVERY_US = 60_000_000
-MORE_LINES_EVERY_US = 60_000_000
+MORE_LINES_EVERY_US, MORE_LINES_MAX_US = 60_000_000, 3_600_000_000
+"""A device that takes more connections than it serves costs the first read over each a timeout: it is tried ever less."""
 SPLIT_BY = frozenset({2, 3})
 """Refusals that may mean only part of a block: an address, or more registers than the device gives at once."""
 
@@ -97,6 +98,8 @@ class ModbusSession:
         """Those that were opened last: one, or as many as `connections` says and the device allows."""
         self._open = AsyncExitStack()
         self._more_lines_at_us = 0
+        self._mute_times = 0
+        """How often a connection was left that answered nothing while others did."""
         self._counts = Counts()
         self._heard: set[int] = set()
         self._silent: dict[int, Silence] = {}
@@ -260,6 +263,7 @@ class ModbusSession:
         else:
             self._lines = [await connect(self._settings, self._clock, self._counts)]
             self._more_lines_at_us = 0
+            self._mute_times = 0
             await self._more_lines()
 
     def _one_at_a_time(self) -> bool:
@@ -290,6 +294,35 @@ class ModbusSession:
                 log.warning("modbus_fewer_connections %s: %d, %s", self._place, len(standing), error)
                 break
         self._lines = standing
+
+    async def _without_the_mute(self, round_: Round) -> list[int]:
+        """Leave connections over which nothing comes while others answer: many a device takes more than it serves.
+
+        Returns what was asked over them in vain, to be asked over the others.
+        """
+        lines = [line for line in self._lines if isinstance(line, Line)]
+        mute = [line for line in lines if line.up and line.silent_streak >= (SILENT_STREAK if line.heard else 1)]
+        if not mute or not any(line.up and line.heard and not line.silent_streak for line in lines):
+            return []
+        for line in mute:
+            await line.close()
+        self._lines = standing = [line for line in lines if line not in mute]
+        rest = rest_us(self._mute_times, MORE_LINES_EVERY_US, MORE_LINES_MAX_US)
+        self._more_lines_at_us, self._mute_times = self._clock.monotonic_us() + rest, self._mute_times + 1
+        words = "over the others nothing comes"
+        log.warning("modbus_fewer_connections %s: %d, %s", self._place, len(standing), words)
+        blocks = round_.plan.blocks
+        answered = {blocks[n].unit for n, outcome in enumerate(round_.outcomes) if _answered(outcome)}
+        again = [
+            number
+            for number, outcome in enumerate(round_.outcomes)
+            if outcome in (Outcome.TIMED_OUT, Outcome.SKIPPED) and blocks[number].unit in answered
+        ]
+        for number in again:
+            round_.outcomes[number] = Outcome.PENDING
+        # They were waited for together.
+        round_.timeouts_left = max(1, round_.timeouts_left)
+        return again
 
     async def close(self) -> None:
         for line in self._lines:
@@ -362,6 +395,8 @@ class ModbusSession:
                 self._give_up(round_, todo, Outcome.LOST)
                 return
             await self._run(round_, todo)
+            if round_.odd and len(self._lines) > 1:
+                todo.extend(await self._without_the_mute(round_))
             if Outcome.MALFORMED in round_.outcomes:
                 self._log_fault()
             if not round_.retried:
@@ -457,7 +492,8 @@ class ModbusSession:
 
     def _raise_when_dead(self, round_: Round) -> None:
         place = self._place
-        streak = min((line.silent_streak for line in self._lines), default=0)
+        # The longest: another connection may not have been asked at all.
+        streak = max((line.silent_streak for line in self._lines), default=0)
         if streak >= SILENT_STREAK and not self._heard:
             what = "is open, but nobody answers" if place.serial else "takes the connection and does not answer"
             raise DeviceSilent(f"{place} {what} ({streak} requests)", Quality.TIMEOUT)

@@ -655,3 +655,49 @@ def test_a_silent_unit_of_which_only_texts_are_read_harms_nobody_and_is_asked_ag
             assert await b.session.describe([text]) != [None]
 
     run(test())
+
+
+@asynccontextmanager
+async def serving_only(first: int) -> AsyncIterator[tuple[Liar, int, list[int]]]:
+    """A device that takes every connection and answers over the first ones: its kernel takes those that it does not want.
+
+    Gives the liar behind it, the port and, growing, the connections taken.
+    """
+    liar, taken = Liar(script=lambda q: "honest", timeout_s=TIMEOUT_S), list[int]()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        taken.append(len(taken))
+        if len(taken) <= first:
+            await liar.serve(reader, writer)
+        else:
+            await reader.read()
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield liar, server.sockets[0].getsockname()[1], taken
+    finally:
+        server.close()
+        liar.hang_up()
+
+
+@pytest.mark.parametrize("wished", [2, 4])
+def test_connections_that_a_device_takes_and_does_not_serve_lose_no_reading(wished: int) -> None:
+    async def test() -> None:
+        async with serving_only(1) as (_, port, taken):
+            clock, count = SkippingClock(), 6
+            keys = {"url": f"tcp://127.0.0.1:{port}", "timeout": f"{round(TIMEOUT_S * 1000)}ms", "connections": wished}
+            points = [point_at(200 * i) for i in range(count)]
+            async with DRIVER.open("b", DRIVER.Connection.model_validate(keys), points, clock) as session:
+                for _ in range(10):
+                    readings = await session.read(np.arange(count))
+                    assert readings.quality.tolist() == [Quality.GOOD] * count
+                    clock.skip(1_000_000)
+                assert session.counters()["timeouts"] == wished - 1
+                assert len(taken) == wished
+                for _ in range(3_600):
+                    assert not (await session.read(np.arange(count))).quality.any()
+                    clock.skip(1_000_000)
+                assert len(taken) <= wished * 8, "it is tried ever less often"
+
+    run(test())
