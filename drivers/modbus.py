@@ -106,6 +106,8 @@ class ModbusSession:
         self._patient_at_us = 0
         self._items = items
         self._units = {item.unit for item in items}
+        self._guarded = connection.one_at_a_time(self._units)
+        """Serial units may stand behind it: only a wire knows what late answers are there. Once so, for a session's life."""
         self._order, self._rank = _ordered(items)
         self._lessons = Lessons(items, self._order, self._rank)
         self._outcomes = np.zeros(len(items), dtype=np.int16)
@@ -122,7 +124,7 @@ class ModbusSession:
         """See contract.Session.read. ts is when each answer was complete, for silence when it was given up."""
         self._reconnects_left, self._timeouts_left = RECONNECTS_PER_READ, TIMEOUTS_PER_READ
         self._extra_left = EXTRA_REQUESTS_MAX
-        if not self._up:
+        if not self._up or (self._guarded and isinstance(self._lines[0], Line)):
             await self.connect()
         elif len(self._lines) < self._settings.connections or not all(line.up for line in self._lines):
             await self._more_lines()
@@ -147,6 +149,11 @@ class ModbusSession:
                 await self._sort_out(block, whole, due)
         except DeviceSilent:
             pass  # what the first pass brought stands; the next read will find the line down
+        if self._silent and len(asked) < len(due):
+            # What rests because it was refused was not asked now: it speaks for no unit that is silent.
+            resting = np.setdiff1d(due, asked, assume_unique=True)
+            gone = resting[[self._items[i].unit in self._silent for i in resting.tolist()]]
+            whole.quality[np.searchsorted(due, gone)] = Quality.TIMEOUT
         return whole
 
     async def idle(self, until_us: int) -> int:
@@ -194,7 +201,9 @@ class ModbusSession:
 
     def use(self, points: Sequence[Point]) -> None:
         """See contract.Session.use. What was refused is tried again; which units are silent is kept."""
-        self._items = items = _items(points, self._settings)
+        items = _items(points, self._settings)
+        _check_widths(str(self._place), self._settings, items)
+        self._items = items
         self._order, self._rank = _ordered(items)
         self._lessons = self._lessons.moved(items, self._order, self._rank)
         self._plans.clear()
@@ -202,6 +211,7 @@ class ModbusSession:
         self._any_odd = False
         self._words.clear()
         self._units = units = {item.unit for item in items}
+        self._guarded = self._guarded or self._settings.one_at_a_time(units)
         self._heard &= units
         self._silent = {unit: silence for unit, silence in self._silent.items() if unit in units}
 
@@ -223,7 +233,10 @@ class ModbusSession:
     def explain(self, point: int) -> str:
         """See contract.Session.explain."""
         item, outcome = self._items[point], int(self._outcomes[point])
-        what = self._words[point] if outcome and point in self._words else self._words_of(item, outcome)
+        if outcome in REFUSALS and item.unit in self._silent:
+            what = self._words_of(item, Outcome.SKIPPED)
+        else:
+            what = self._words[point] if outcome and point in self._words else self._words_of(item, outcome)
         return f"unit {item.unit}, {item.table.name.lower()} {item.start}: {what}" if what else ""
 
     def _words_of(self, item: Item, outcome: int) -> str:
@@ -257,7 +270,7 @@ class ModbusSession:
         if self._lines:
             await self.close()
             self._counts.reconnects += 1
-        if self._one_at_a_time():
+        if self._guarded:
             wire = await self._open.enter_async_context(wire_to(self._settings, self._clock))
             self._lines = [WireLine(wire, self._clock, self._settings.timeout, self._counts)]
         else:
@@ -266,15 +279,12 @@ class ModbusSession:
             self._mute_times = 0
             await self._more_lines()
 
-    def _one_at_a_time(self) -> bool:
-        return self._settings.one_at_a_time({item.unit for item in self._items})
-
     def _line_use(self) -> dict[str, int]:
         line = self._lines[0] if self._lines else None
         return {LINE_BUSY: line.wire.busy_us} if isinstance(line, WireLine) else {}
 
     def _behind_gateway(self) -> bool:
-        return self._place.scheme in ("tcp", "tls", "udp") and self._one_at_a_time()
+        return self._place.scheme in ("tcp", "tls", "udp") and self._guarded
 
     async def _more_lines(self) -> None:
         """As many connections as are wished; a device that allows fewer is asked again for them now and then."""
@@ -679,17 +689,21 @@ async def _open(
     name: str, connection: ModbusConnection, points: Iterable[Point], clock: Clock
 ) -> AsyncIterator[ModbusSession]:
     items = _items(points, connection)
-    widest = max((item.width for item in items), default=1)
-    if widest > connection.max_block:
-        raise DeviceRefused(
-            f"{name}: max_block {connection.max_block} is less than the {widest} registers of one value"
-        )
+    _check_widths(name, connection, items)
     session = ModbusSession(connection, items, clock)
     try:
         await session.connect()
         yield session
     finally:
         await session.close()
+
+
+def _check_widths(name: str, connection: ModbusConnection, items: Sequence[Item]) -> None:
+    widest = max((item.width for item in items), default=1)
+    if widest > connection.max_block:
+        raise DeviceRefused(
+            f"{name}: max_block {connection.max_block} is less than the {widest} registers of one value"
+        )
 
 
 def _items(points: Iterable[Point], connection: ModbusConnection) -> list[Item]:

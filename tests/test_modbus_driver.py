@@ -695,9 +695,59 @@ def test_connections_that_a_device_takes_and_does_not_serve_lose_no_reading(wish
                     clock.skip(1_000_000)
                 assert session.counters()["timeouts"] == wished - 1
                 assert len(taken) == wished
-                for _ in range(3_600):
+                for _ in range(120):
                     assert not (await session.read(np.arange(count))).quality.any()
-                    clock.skip(1_000_000)
+                    clock.skip(30_000_000)
                 assert len(taken) <= wished * 8, "it is tried ever less often"
+
+    run(test())
+
+
+def test_a_register_that_was_refused_does_not_speak_for_a_unit_that_is_silent() -> None:
+    """Else the loss of a unit is never seen where one of its registers is wrong in the map."""
+    dead = set[int]()
+
+    def script(q: Question) -> str:
+        if q.unit in dead:
+            return "silence"
+        return "exception 2" if q.unit == 2 and q.start <= 100 < q.start + q.count else "honest"
+
+    async def test() -> None:
+        async with bench(script, [(1, 0), (2, 0), (2, 100)]) as b:
+            for _ in range(2):
+                assert await b.read() == [Quality.GOOD, Quality.GOOD, Quality.REFUSED]
+            assert "exception 2" in b.session.explain(2)
+            dead.add(2)
+            for _ in range(5):
+                assert await b.read() == [Quality.GOOD, Quality.TIMEOUT, Quality.TIMEOUT]
+            assert "silent" in b.session.explain(2)
+            dead.clear()
+            b.clock.skip(16_000_000)
+            await idle(b)
+            assert await b.read() == [Quality.GOOD, Quality.GOOD, Quality.REFUSED]
+            assert "exception 2" in b.session.explain(2)
+
+    run(test())
+
+
+def test_a_second_unit_that_comes_with_a_reload_brings_the_guard_against_late_answers() -> None:
+    async def test() -> None:
+        async with bench(lambda q: "honest", [(1, 0)]) as b:
+            assert await b.read() == [Quality.GOOD]
+            assert isinstance(b.session._lines[0], Line)
+            b.session.use([point_at(0, 1), point_at(0, 2)])
+            b.due, b.addresses = np.arange(2), [0, 0]
+            assert await b.read() == [Quality.GOOD] * 2
+            assert not isinstance(b.session._lines[0], Line), "a gateway may stand there: one request at a time"
+
+    run(test())
+
+
+def test_a_value_too_wide_for_a_block_that_comes_with_a_reload_is_a_matter_for_a_person() -> None:
+    async def test() -> None:
+        async with bench(lambda q: "honest", [(1, 0)], max_block=1) as b:
+            wide = DRIVER.Address.model_validate({"address": "holding:0", "type": "float32"})
+            with pytest.raises(DeviceRefused, match="max_block 1"):
+                b.session.use([Point("wide", wide)])
 
     run(test())
