@@ -73,7 +73,8 @@ PROBE_MIN_US = 20_000
 PROBE_MARGIN_US = 10_000
 PLANS_MAX = 64
 FAULT_LOG_EVERY_US = 60_000_000
-MORE_LINES_EVERY_US = 60_000_000
+MORE_LINES_EVERY_US, MORE_LINES_MAX_US = 60_000_000, 3_600_000_000
+"""A device that takes more connections than it serves costs the first read over each a timeout: it is tried ever less."""
 SPLIT_BY = frozenset({2, 3})
 """Refusals that may mean only part of a block: an address, or more registers than the device gives at once."""
 
@@ -97,11 +98,16 @@ class ModbusSession:
         """Those that were opened last: one, or as many as `connections` says and the device allows."""
         self._open = AsyncExitStack()
         self._more_lines_at_us = 0
+        self._mute_times = 0
+        """How often a connection was left that answered nothing while others did."""
         self._counts = Counts()
         self._heard: set[int] = set()
         self._silent: dict[int, Silence] = {}
         self._patient_at_us = 0
         self._items = items
+        self._units = {item.unit for item in items}
+        self._guarded = connection.one_at_a_time(self._units)
+        """Serial units may stand behind it: only a wire knows what late answers are there. Once so, for a session's life."""
         self._order, self._rank = _ordered(items)
         self._lessons = Lessons(items, self._order, self._rank)
         self._outcomes = np.zeros(len(items), dtype=np.int16)
@@ -118,7 +124,7 @@ class ModbusSession:
         """See contract.Session.read. ts is when each answer was complete, for silence when it was given up."""
         self._reconnects_left, self._timeouts_left = RECONNECTS_PER_READ, TIMEOUTS_PER_READ
         self._extra_left = EXTRA_REQUESTS_MAX
-        if not self._up:
+        if not self._up or (self._guarded and isinstance(self._lines[0], Line)):
             await self.connect()
         elif len(self._lines) < self._settings.connections or not all(line.up for line in self._lines):
             await self._more_lines()
@@ -143,6 +149,11 @@ class ModbusSession:
                 await self._sort_out(block, whole, due)
         except DeviceSilent:
             pass  # what the first pass brought stands; the next read will find the line down
+        if self._silent and len(asked) < len(due):
+            # What rests because it was refused was not asked now: it speaks for no unit that is silent.
+            resting = np.setdiff1d(due, asked, assume_unique=True)
+            gone = resting[[self._items[i].unit in self._silent for i in resting.tolist()]]
+            whole.quality[np.searchsorted(due, gone)] = Quality.TIMEOUT
         return whole
 
     async def idle(self, until_us: int) -> int:
@@ -157,7 +168,7 @@ class ModbusSession:
             self._note_units(round_)
             if not _answered(round_.outcomes[0]):
                 break
-        return min((silence.probe_at_us for silence in self._silent.values()), default=until_us)
+        return min((self._silent[unit].probe_at_us for unit in self._silent.keys() & self._units), default=until_us)
 
     async def describe(self, points: Sequence[Point]) -> list[str | None]:
         """See contract.Describes.describe."""
@@ -167,13 +178,19 @@ class ModbusSession:
             registers = [replace(text, start=text.start + i, type="uint16") for i in range(text.width)]
             plan = make_plan(registers, np.arange(len(registers)), self._lessons.limits(self._limits))
             round_ = Round(plan, 1)
-            if self._up and text.unit not in self._silent:
+            if self._up and self._may_be_described(text.unit):
                 await self._run(round_, deque(range(len(plan.blocks))))
                 self._note_units(round_)
             told = all(outcome == Outcome.OK for outcome in round_.outcomes)
             data = b"".join(bytes(plan.payload[block.offset : block.offset + block.size]) for block in plan.blocks)
             texts.append(text_of(data, int(text.type[len(TEXT) :]), text.byte_order) if told else None)
         return texts
+
+    def _may_be_described(self, unit: int) -> bool:
+        """A unit of which only texts are read is probed by nobody else: once its rest is over it may be asked."""
+        silence = self._silent.get(unit)
+        rested = silence is not None and silence.probe_at_us <= self._clock.monotonic_us()
+        return silence is None or (rested and unit not in self._units)
 
     def counters(self) -> dict[str, int | float]:
         return asdict(self._counts) | {
@@ -184,14 +201,17 @@ class ModbusSession:
 
     def use(self, points: Sequence[Point]) -> None:
         """See contract.Session.use. What was refused is tried again; which units are silent is kept."""
-        self._items = items = _items(points, self._settings)
+        items = _items(points, self._settings)
+        _check_widths(str(self._place), self._settings, items)
+        self._items = items
         self._order, self._rank = _ordered(items)
         self._lessons = self._lessons.moved(items, self._order, self._rank)
         self._plans.clear()
         self._outcomes = np.zeros(len(items), dtype=np.int16)
         self._any_odd = False
         self._words.clear()
-        units = {item.unit for item in items}
+        self._units = units = {item.unit for item in items}
+        self._guarded = self._guarded or self._settings.one_at_a_time(units)
         self._heard &= units
         self._silent = {unit: silence for unit, silence in self._silent.items() if unit in units}
 
@@ -213,7 +233,10 @@ class ModbusSession:
     def explain(self, point: int) -> str:
         """See contract.Session.explain."""
         item, outcome = self._items[point], int(self._outcomes[point])
-        what = self._words[point] if outcome and point in self._words else self._words_of(item, outcome)
+        if outcome in REFUSALS and item.unit in self._silent:
+            what = self._words_of(item, Outcome.SKIPPED)
+        else:
+            what = self._words[point] if outcome and point in self._words else self._words_of(item, outcome)
         return f"unit {item.unit}, {item.table.name.lower()} {item.start}: {what}" if what else ""
 
     def _words_of(self, item: Item, outcome: int) -> str:
@@ -247,23 +270,21 @@ class ModbusSession:
         if self._lines:
             await self.close()
             self._counts.reconnects += 1
-        if self._one_at_a_time():
+        if self._guarded:
             wire = await self._open.enter_async_context(wire_to(self._settings, self._clock))
             self._lines = [WireLine(wire, self._clock, self._settings.timeout, self._counts)]
         else:
             self._lines = [await connect(self._settings, self._clock, self._counts)]
             self._more_lines_at_us = 0
+            self._mute_times = 0
             await self._more_lines()
-
-    def _one_at_a_time(self) -> bool:
-        return self._settings.one_at_a_time({item.unit for item in self._items})
 
     def _line_use(self) -> dict[str, int]:
         line = self._lines[0] if self._lines else None
         return {LINE_BUSY: line.wire.busy_us} if isinstance(line, WireLine) else {}
 
     def _behind_gateway(self) -> bool:
-        return self._place.scheme in ("tcp", "tls", "udp") and self._one_at_a_time()
+        return self._place.scheme in ("tcp", "tls", "udp") and self._guarded
 
     async def _more_lines(self) -> None:
         """As many connections as are wished; a device that allows fewer is asked again for them now and then."""
@@ -283,6 +304,35 @@ class ModbusSession:
                 log.warning("modbus_fewer_connections %s: %d, %s", self._place, len(standing), error)
                 break
         self._lines = standing
+
+    async def _without_the_mute(self, round_: Round) -> list[int]:
+        """Leave connections over which nothing comes while others answer: many a device takes more than it serves.
+
+        Returns what was asked over them in vain, to be asked over the others.
+        """
+        lines = [line for line in self._lines if isinstance(line, Line)]
+        mute = [line for line in lines if line.up and line.silent_streak >= (SILENT_STREAK if line.heard else 1)]
+        if not mute or not any(line.up and line.heard and not line.silent_streak for line in lines):
+            return []
+        for line in mute:
+            await line.close()
+        self._lines = standing = [line for line in lines if line not in mute]
+        rest = rest_us(self._mute_times, MORE_LINES_EVERY_US, MORE_LINES_MAX_US)
+        self._more_lines_at_us, self._mute_times = self._clock.monotonic_us() + rest, self._mute_times + 1
+        words = "over the others nothing comes"
+        log.warning("modbus_fewer_connections %s: %d, %s", self._place, len(standing), words)
+        blocks = round_.plan.blocks
+        answered = {blocks[n].unit for n, outcome in enumerate(round_.outcomes) if _answered(outcome)}
+        again = [
+            number
+            for number, outcome in enumerate(round_.outcomes)
+            if outcome in (Outcome.TIMED_OUT, Outcome.SKIPPED) and blocks[number].unit in answered
+        ]
+        for number in again:
+            round_.outcomes[number] = Outcome.PENDING
+        # They were waited for together.
+        round_.timeouts_left = max(1, round_.timeouts_left)
+        return again
 
     async def close(self) -> None:
         for line in self._lines:
@@ -355,6 +405,8 @@ class ModbusSession:
                 self._give_up(round_, todo, Outcome.LOST)
                 return
             await self._run(round_, todo)
+            if round_.odd and len(self._lines) > 1:
+                todo.extend(await self._without_the_mute(round_))
             if Outcome.MALFORMED in round_.outcomes:
                 self._log_fault()
             if not round_.retried:
@@ -412,7 +464,8 @@ class ModbusSession:
 
     def _unit_to_probe(self) -> int | None:
         now_us = self._clock.monotonic_us()
-        due = [(silence.probe_at_us, unit) for unit, silence in self._silent.items() if silence.probe_at_us <= now_us]
+        resting = [(self._silent[unit].probe_at_us, unit) for unit in self._silent.keys() & self._units]
+        due = [each for each in resting if each[0] <= now_us]
         return min(due)[1] if due else None
 
     def _probe(self, unit: int) -> Plan:
@@ -449,7 +502,8 @@ class ModbusSession:
 
     def _raise_when_dead(self, round_: Round) -> None:
         place = self._place
-        streak = min((line.silent_streak for line in self._lines), default=0)
+        # The longest: another connection may not have been asked at all.
+        streak = max((line.silent_streak for line in self._lines), default=0)
         if streak >= SILENT_STREAK and not self._heard:
             what = "is open, but nobody answers" if place.serial else "takes the connection and does not answer"
             raise DeviceSilent(f"{place} {what} ({streak} requests)", Quality.TIMEOUT)
@@ -635,17 +689,21 @@ async def _open(
     name: str, connection: ModbusConnection, points: Iterable[Point], clock: Clock
 ) -> AsyncIterator[ModbusSession]:
     items = _items(points, connection)
-    widest = max((item.width for item in items), default=1)
-    if widest > connection.max_block:
-        raise DeviceRefused(
-            f"{name}: max_block {connection.max_block} is less than the {widest} registers of one value"
-        )
+    _check_widths(name, connection, items)
     session = ModbusSession(connection, items, clock)
     try:
         await session.connect()
         yield session
     finally:
         await session.close()
+
+
+def _check_widths(name: str, connection: ModbusConnection, items: Sequence[Item]) -> None:
+    widest = max((item.width for item in items), default=1)
+    if widest > connection.max_block:
+        raise DeviceRefused(
+            f"{name}: max_block {connection.max_block} is less than the {widest} registers of one value"
+        )
 
 
 def _items(points: Iterable[Point], connection: ModbusConnection) -> list[Item]:

@@ -86,6 +86,8 @@ class Line(asyncio.BufferedProtocol):
     up: bool = False
     fault: str = ""
     silent_streak: int = 0
+    heard: bool = False
+    """Anything that was ours ever came back."""
     _last: int | None = None
     _answered: list[tuple[float, int]] = field(default_factory=list)
     _transport: asyncio.Transport | None = None
@@ -197,7 +199,7 @@ class Line(asyncio.BufferedProtocol):
         if self.pipeline > 1:
             self._answered.append((self._loop.time(), flight.number))
         self.counts.answers += 1
-        self.silent_streak = 0
+        self.silent_streak, self.heard = 0, True
 
     def _doubtful(self, transaction: int, flight: _Flight | None, at: int, have: int) -> int:
         """Deal with a frame that is no plain good answer. Returns its end, 0 to wait for more or when the line fell."""
@@ -215,7 +217,7 @@ class Line(asyncio.BufferedProtocol):
         if flight is None:
             self._expired.discard(transaction)
             self.counts.late += 1
-            self.silent_streak = 0
+            self.silent_streak, self.heard = 0, True
             return end
         outcome, words = check_mbap(flight.block, transaction, bytes(buffer[at:end]))
         if outcome <= 0:
@@ -226,7 +228,7 @@ class Line(asyncio.BufferedProtocol):
         self._round.stamps[flight.number] = self.clock.wall_us()
         self._round.odd = True
         self.counts.exceptions += 1
-        self.silent_streak = 0
+        self.silent_streak, self.heard = 0, True
         return end
 
     def _check_rest(self, at: int, count: int) -> None:

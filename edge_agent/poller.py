@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import math
 import random
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -69,6 +70,7 @@ PERIODS_COUNTED_FORTH = 8
 BEATS_AT_ONCE = 100_000
 DESCRIBE_EVERY_US, DESCRIBE_AGAIN_US = 3_600 * SECOND_US, 60 * SECOND_US
 """Texts of devices are read when the line was opened and hourly; one that could not be had, sooner."""
+EVER_US = 2**62
 IDLE_MIN_US = 100_000
 """A session that wants to be called at once all the time does not keep the loop busy with it."""
 
@@ -258,6 +260,7 @@ class Poller:
         self._session: Session | None = None
         self._describes: Describes | None = None
         self._describe_at_us = 0
+        self._to_describe: deque[Point] = deque()
         self._idles: Idles | None = None
         self._remembers: Remembers | None = None
         self._asked = line
@@ -288,7 +291,7 @@ class Poller:
             async with self._opened():
                 readings = await self._read(beat)
                 into.reasons.update(self._reasons(beat, readings))
-                await self._describe()
+                await self._describe(EVER_US)
                 into.attributes.update(self.health.attributes)
         except Exception as error:  # noqa: BLE001 - the bulkhead, see `_failed`
             self._failed(error)
@@ -313,6 +316,7 @@ class Poller:
         self._places.clear()
         self._first_due = bool(self._slow())
         self._describe_at_us = 0
+        self._to_describe.clear()
         self._silence = self._silence.carried_over(*_parts(line))
         self._changed.set()
         return True
@@ -324,7 +328,16 @@ class Poller:
         if not self._places:
             self._places = {(s.machine, s.offset): point for point, s in enumerate(self.line.signals)}
         point = self._places.get((machine, offset))
-        return "" if point is None else self._session.explain(point)
+        return "" if point is None else self._explained(point)
+
+    def _explained(self, point: int) -> str:
+        if self._session is None:
+            return ""
+        try:
+            return self._session.explain(point)
+        except Exception as error:  # noqa: BLE001 - the bulkhead, see `_failed`
+            self._failed(error)
+            return self.health.reason
 
     def look(self) -> LineHealth:
         """The health with the counters of this moment, also of a line that is read once an hour."""
@@ -376,6 +389,7 @@ class Poller:
             self._session, self._asked = session, line
             self._describes = session if isinstance(session, Describes) else None
             self._describe_at_us = 0
+            self._to_describe.clear()
             self._idles = session if isinstance(session, Idles) else None
             self._remembers = session if isinstance(session, Remembers) else None
             if self._remembers is not None and (notes := self._memory.get(line.name)):
@@ -481,7 +495,7 @@ class Poller:
             return until_us
         try:
             async with asyncio.timeout(READ_LIMIT_S + (until_us - self._clock.monotonic_us()) / SECOND_US):
-                await self._describe()
+                await self._describe(until_us)
                 return until_us if self._idles is None else await self._idles.idle(until_us)
         except Exception as error:  # noqa: BLE001 - the bulkhead, see `_failed`
             self._failed(error)
@@ -567,7 +581,7 @@ class Poller:
             self._first_due |= any(self.line.signals[i].every_us in slow for i in self._silence.silent_of(back))
         for part, point in fallen.items():
             # What stands before the first colon is the place, and the warning names the part itself.
-            place, _, words = self._session.explain(point).partition(": ")
+            place, _, words = self._explained(point).partition(": ")
             self._words[part] = words or place
         if self._silence.everywhere and silence.silent(readings.quality).any():
             self._away(ConnectionState.SILENT, "no answer to any request")
@@ -586,23 +600,33 @@ class Poller:
 
     # --- reading --------------------------------------------------------------------------------------------------
 
-    async def _describe(self) -> None:
-        """Read the texts of the line's devices once after it was opened, and then now and then."""
+    async def _describe(self, until_us: int) -> None:
+        """Read the texts of the line's devices once after it was opened, and then now and then.
+
+        One by one, and no further one unless as much time is left until then as this one took: what hundreds of them take
+        must make no beat late. The others come before the next beats.
+        """
         wanted, now = self.line.attributes, self._clock.monotonic_us()
-        if self._describes is None or not wanted or now < self._describe_at_us or not self.health.beats:
+        if self._describes is None or not self.health.beats:
             return
-        self._describe_at_us = now + DESCRIBE_EVERY_US
-        known, old = {}, self.health.attributes
-        for point, read in zip(wanted, await self._describes.describe(wanted), strict=True):
-            was = old.get(point.name)
-            text = was if read is None else read
+        if not self._to_describe and now >= self._describe_at_us:
+            self._describe_at_us = now + DESCRIBE_EVERY_US
+            self._to_describe.extend(wanted)
+            names = {point.name for point in wanted}
+            self.health.attributes = {name: text for name, text in self.health.attributes.items() if name in names}
+        took_us = 0
+        while self._to_describe and (began := self._clock.monotonic_us()) + took_us < until_us:
+            point = self._to_describe.popleft()
+            (read,) = await self._describes.describe([point])
+            ended = self._clock.monotonic_us()
+            took_us = max(took_us, ended - began)
+            was = self.health.attributes.get(point.name)
             if read is None:
-                self._describe_at_us = now + DESCRIBE_AGAIN_US
-            elif was is not None and was != read:
+                self._describe_at_us = min(self._describe_at_us, ended + DESCRIBE_AGAIN_US)
+                continue
+            if was is not None and was != read:
                 log.warning("attribute_changed", connection=self.line.name, signal=point.name, was=was, now=read)
-            if text is not None:
-                known[point.name] = text
-        self.health.attributes = known
+            self.health.attributes[point.name] = read
 
     async def _read(self, beat: _Beat) -> Readings:
         session = self._session

@@ -636,3 +636,118 @@ def _right(question: bytes) -> bytes:
     start, count = struct.unpack(">HH", question[8:12])
     data = b"".join(struct.pack(">H", truth(start + i)) for i in range(count))
     return question[:4] + struct.pack(">HBBB", len(data) + 3, question[6], question[7], len(data)) + data
+
+
+def test_a_silent_unit_of_which_only_texts_are_read_harms_nobody_and_is_asked_again_after_its_rest() -> None:
+    async def test() -> None:
+        dead = {9}
+        async with bench(lambda q: "silence" if q.unit in dead else "honest", [(1, 0)]) as b:
+            settings = {"address": "holding:0", "unit": 9, "type": "string:4"}
+            text = Point("m.serial", DRIVER.Address.model_validate(settings))
+            for _ in range(4):
+                await b.read()
+                assert await b.session.describe([text]) == [None]
+                await idle(b)
+            asked = [q for q in b.liar.asked if q.unit == 9]
+            assert len(asked) == 2  # the third time it was left to rest
+            dead.clear()
+            b.clock.skip(16_000_000)
+            assert await b.session.describe([text]) != [None]
+
+    run(test())
+
+
+@asynccontextmanager
+async def serving_only(first: int) -> AsyncIterator[tuple[Liar, int, list[int]]]:
+    """A device that takes every connection and answers over the first ones: its kernel takes those that it does not want.
+
+    Gives the liar behind it, the port and, growing, the connections taken.
+    """
+    liar, taken = Liar(script=lambda q: "honest", timeout_s=TIMEOUT_S), list[int]()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        taken.append(len(taken))
+        if len(taken) <= first:
+            await liar.serve(reader, writer)
+        else:
+            await reader.read()
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield liar, server.sockets[0].getsockname()[1], taken
+    finally:
+        server.close()
+        liar.hang_up()
+
+
+@pytest.mark.parametrize("wished", [2, 4])
+def test_connections_that_a_device_takes_and_does_not_serve_lose_no_reading(wished: int) -> None:
+    async def test() -> None:
+        async with serving_only(1) as (_, port, taken):
+            clock, count = SkippingClock(), 6
+            keys = {"url": f"tcp://127.0.0.1:{port}", "timeout": f"{round(TIMEOUT_S * 1000)}ms", "connections": wished}
+            points = [point_at(200 * i) for i in range(count)]
+            async with DRIVER.open("b", DRIVER.Connection.model_validate(keys), points, clock) as session:
+                for _ in range(10):
+                    readings = await session.read(np.arange(count))
+                    assert readings.quality.tolist() == [Quality.GOOD] * count
+                    clock.skip(1_000_000)
+                assert session.counters()["timeouts"] == wished - 1
+                assert len(taken) == wished
+                for _ in range(120):
+                    assert not (await session.read(np.arange(count))).quality.any()
+                    clock.skip(30_000_000)
+                assert len(taken) <= wished * 8, "it is tried ever less often"
+
+    run(test())
+
+
+def test_a_register_that_was_refused_does_not_speak_for_a_unit_that_is_silent() -> None:
+    """Else the loss of a unit is never seen where one of its registers is wrong in the map."""
+    dead = set[int]()
+
+    def script(q: Question) -> str:
+        if q.unit in dead:
+            return "silence"
+        return "exception 2" if q.unit == 2 and q.start <= 100 < q.start + q.count else "honest"
+
+    async def test() -> None:
+        async with bench(script, [(1, 0), (2, 0), (2, 100)]) as b:
+            for _ in range(2):
+                assert await b.read() == [Quality.GOOD, Quality.GOOD, Quality.REFUSED]
+            assert "exception 2" in b.session.explain(2)
+            dead.add(2)
+            for _ in range(5):
+                assert await b.read() == [Quality.GOOD, Quality.TIMEOUT, Quality.TIMEOUT]
+            assert "silent" in b.session.explain(2)
+            dead.clear()
+            b.clock.skip(16_000_000)
+            await idle(b)
+            assert await b.read() == [Quality.GOOD, Quality.GOOD, Quality.REFUSED]
+            assert "exception 2" in b.session.explain(2)
+
+    run(test())
+
+
+def test_a_second_unit_that_comes_with_a_reload_brings_the_guard_against_late_answers() -> None:
+    async def test() -> None:
+        async with bench(lambda q: "honest", [(1, 0)]) as b:
+            assert await b.read() == [Quality.GOOD]
+            assert isinstance(b.session._lines[0], Line)
+            b.session.use([point_at(0, 1), point_at(0, 2)])
+            b.due, b.addresses = np.arange(2), [0, 0]
+            assert await b.read() == [Quality.GOOD] * 2
+            assert not isinstance(b.session._lines[0], Line), "a gateway may stand there: one request at a time"
+
+    run(test())
+
+
+def test_a_value_too_wide_for_a_block_that_comes_with_a_reload_is_a_matter_for_a_person() -> None:
+    async def test() -> None:
+        async with bench(lambda q: "honest", [(1, 0)], max_block=1) as b:
+            wide = DRIVER.Address.model_validate({"address": "holding:0", "type": "float32"})
+            with pytest.raises(DeviceRefused, match="max_block 1"):
+                b.session.use([Point("wide", wide)])
+
+    run(test())

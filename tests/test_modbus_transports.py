@@ -193,7 +193,7 @@ async def opened(url: str, **settings: object) -> None:
 
 
 def test_a_port_that_is_not_there_is_silence() -> None:
-    with pytest.raises(DeviceSilent, match="/dev/no-such-port: No such file or directory"):
+    with pytest.raises(DeviceSilent, match="/dev/no-such-port: there is no such port"):
         run(opened("rtu:///dev/no-such-port"))
 
 

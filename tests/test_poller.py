@@ -975,6 +975,48 @@ def test_texts_are_read_when_the_line_is_open_and_hourly() -> None:
     virtual.run(story())
 
 
+def test_hundreds_of_texts_make_no_beat_late_and_all_of_them_come() -> None:
+    """Read all at once they took longer than a read may take: the line was closed, and all began anew, for ever."""
+
+    class Slow(Described):
+        async def describe(self, points: Sequence[Point]) -> list[str | None]:
+            await asyncio.sleep(0.3 * len(points))
+            return await super().describe(points)
+
+    async def story() -> None:
+        device, names = Slow(), [f"m.serial{i}" for i in range(200)]
+        its = dataclasses.replace(line(device), attributes=tuple(Point(name, None) for name in names))
+        watched = await Watched(its).until(100)
+        assert watched.told() == [(second, GOOD) for second in range(1, 101)]
+        assert sorted(watched.poller.health.attributes) == sorted(names)
+        assert (len(device.opened), len(device.asked)) == (1, 200)
+        await watched.end()
+
+    virtual.run(story())
+
+
+def test_a_driver_that_cannot_explain_itself_is_a_fault_of_its_connection_alone() -> None:
+    class Dumb(Device):
+        def explain(self, point: int) -> str:
+            raise ZeroDivisionError
+
+    async def story() -> None:
+        device = Dumb()
+        device.answer = lambda due: dataclasses.replace(
+            device.good(due),
+            quality=np.full(len(due), Quality.TIMEOUT if len(device.reads) == 3 else 0, dtype=np.uint8),
+        )
+        its = dataclasses.replace(line(device, points(1, 1)), parts=("unit_1", "unit_2"))
+        watched = await Watched(its).until(90)
+        assert len(watched.frames) == 90
+        assert len(device.opened) == 2
+        assert watched.told()[-1] == (90, GOOD)
+        assert watched.poller.explain("m", 0) == "the driver failed: ZeroDivisionError: "
+        await watched.end()
+
+    virtual.run(story())
+
+
 def whys(watched: Watched) -> dict[str, int]:
     return {name: int(loss.why) for name, loss in watched.poller.lost().items()}
 
