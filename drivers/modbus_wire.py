@@ -30,6 +30,8 @@ OWED_FOR_S = 30.0
 """An answer that has not come by then comes no more."""
 OPEN_QUIET_S = 0.1
 """A line that was just opened may still carry the answer to somebody else's last request."""
+RECEIVED_MAX, DATAGRAMS_MAX = 16_384, 64
+"""Bytes or datagrams that are kept until somebody looks; the answer to one request is one frame."""
 LONGEST_PDU = 253
 TARGET_SILENT = 11
 """A gateway's word that a unit did not answer it in time; the answer may come yet."""
@@ -124,9 +126,11 @@ class Wire:
     def received(self, data: bytes) -> None:
         self._heard_s = _now_s()
         self._counts.bytes += len(data)
+        # What piles up between two reads was not asked for; that it is there says enough.
         if self.pace.datagrams:
-            self._datagrams.append(data)
-        else:
+            if len(self._datagrams) < DATAGRAMS_MAX:
+                self._datagrams.append(data)
+        elif len(self._received) < RECEIVED_MAX:
             self._received += data
         self._news.set()
 

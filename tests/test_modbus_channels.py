@@ -17,7 +17,9 @@ import trustme
 from bench.recovery import Answer, TcpDevice, serial_line
 from drivers.modbus import DRIVER, ModbusSession
 from drivers.modbus_channels import tls_context
+from drivers.modbus_frames import crc16
 from drivers.modbus_settings import SecretRef, TlsFiles
+from drivers.modbus_wire import RECEIVED_MAX
 from edge_agent.contract import DeviceRefused, DeviceSilent, Point, Quality
 from edge_agent.testing import SkippingClock
 from tests import virtual
@@ -167,6 +169,31 @@ def test_a_device_that_allows_one_connection_is_read_over_one() -> None:
                 await line.close()
             assert await qualities(its) == [GOOD]
         await device.stop()
+
+    run(test())
+
+
+def test_what_a_peer_says_unasked_between_two_reads_takes_no_memory_and_no_reading_after_it() -> None:
+    async def test() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while len(question := await reader.read(8)) == 8:
+                pdu = bytes([question[0], 3, 2, 0, 7])
+                writer.write(pdu + crc16(pdu))
+                if question[3] == 1:
+                    asyncio.get_running_loop().call_later(1, writer.write, b"\x55" * 1_000_000)
+                await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with session(f"rtu+tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}") as its:
+            its.use([Point("p", DRIVER.Address.model_validate({"address": "holding:1"}))])
+            assert await qualities(its) == [GOOD]
+            await asyncio.sleep(10)
+            assert its._counts.bytes > 1_000_000
+            assert len(its._lines[0].wire._received) <= 2 * RECEIVED_MAX  # type: ignore[union-attr]
+            its.use([Point("p", DRIVER.Address.model_validate({"address": "holding:2"}))])
+            assert await qualities(its) == [GOOD]
+        server.close()
 
     run(test())
 
