@@ -39,6 +39,8 @@ SEARCH_PART, SEARCH_MIN_US = 4, 100_000
 """A unit that is searched for has a quarter of the timeout: there are many, and few are there."""
 PATIENCE_US = 3_000_000
 """The first silence over a network is waited for so long: a gateway may be slow to say that a unit is not there."""
+RENEW_AFTER = 16
+"""Units that a gateway says are not there, until the connection is renewed: it waited for them, so answers may come."""
 BUSY_TIMES, BUSY_PAUSE_S = 6, 0.5
 REOPEN_TIMES, REOPEN_PAUSE_S = 3, 1.0
 IDENTIFICATIONS_MAX = 8
@@ -167,6 +169,11 @@ class Asker:
         self._wire = None
         await self._open.aclose()
 
+    async def renew(self) -> None:
+        """Where answers are still owed, and any unit's could be taken for another's: a line on which none is."""
+        if self.numbered and self._wire is not None and self._wire.owes():
+            await self._reopen()
+
     @property
     def numbered(self) -> bool:
         """Answers bear the number of their request, and silence of one unit puts those of all in doubt."""
@@ -231,7 +238,8 @@ class ModbusScan:
     _misses: dict[int, int] = field(default_factory=dict)
     """By unit: how often in a row not even its home was answered."""
     _search_us: int | None = None
-    _gateway: bool = False
+    _said_absent: int = 0
+    """How many units a gateway said were not there: behind this address are several, or could be."""
 
     @property
     def answered(self) -> bool:
@@ -279,6 +287,7 @@ class ModbusScan:
             await self._search_network(wanted)
         self.found.units.sort(key=lambda unit: unit.number)
         for unit in list(self.found.units):
+            await self._asker.renew()
             if not await self._meet(unit):
                 # Somebody else's late answer, or a ghost on the line.
                 self.found.units.remove(unit)
@@ -296,7 +305,7 @@ class ModbusScan:
             return
         if found:
             self._news("units", len(wanted), len(wanted), f"units that answer: {modbus_found.numbers(found)}")
-        if self._gateway or len(found) > 1:
+        if self._said_absent or len(found) > 1:
             rest = tuple(range(NETWORK_UNITS[-1] + 1, UNIT_MAX_SERIAL + 1))
             words = f"units stand behind this address: asking {rest[0]}–{rest[-1]}, too"
             self._news("more units", 0, len(rest), words)
@@ -328,12 +337,14 @@ class ModbusScan:
             if _is_alive(answer):
                 return True
             if answer.outcome in UNREACHED:
-                self._gateway = True
                 self._search_us = max(self._search_us or self.options.timeout, took_us * 3 // 2)
+                self._said_absent += 1
+                if self._said_absent % RENEW_AFTER == 0:
+                    await self._asker.renew()
                 return False
             if answer.outcome == Outcome.TIMED_OUT and self._asker.numbered:
                 self._search_us = self._search_us or self._quick_us()
-                await self._in_step(number)
+        await self._asker.renew()
         return False
 
     def _quick_us(self) -> int:
@@ -347,19 +358,13 @@ class ModbusScan:
         return self._search_us or max(self.options.timeout, PATIENCE_US)
 
     async def _in_step(self, number: int) -> bool:
-        """After a silence: hear something that is known to be readable, so that no late answer is taken for a new one."""
-        mine = self._home.get(number)
+        """After a silence: hear what is known to be readable, so that no late answer is taken for a new one."""
+        home = self._home.get(number)
         self._misses[number] = self._misses.get(number, 0) + 1
-        home = mine or (next(iter(self._home.values()), None) if self._asker.numbered else None)
-        if home is not None:
-            answer = await self._asker.ask(home, self.options.timeout)
-            if answer.outcome == Outcome.OK:
-                self._misses[number] = 0
-                return True
-            if mine is not None:
-                return False
-        if self._asker.numbered:
-            await self._asker.open()
+        if home is not None and (await self._asker.ask(home, self.options.timeout)).outcome == Outcome.OK:
+            self._misses[number] = 0
+            return True
+        await self._asker.renew()
         return False
 
     def _gone(self, unit: Unit) -> bool:
@@ -381,8 +386,7 @@ class ModbusScan:
             return True
         if unit.number in self._home:
             return await self._in_step(unit.number)
-        if self._asker.numbered:
-            await self._asker.open()
+        await self._asker.renew()
         answer = await self._asker.ask(read(unit.number, Table.HOLDING, 0, 2), self.options.timeout)
         return _is_alive(answer)
 
@@ -395,6 +399,7 @@ class ModbusScan:
         place = list(self.found.units).index(unit)
         planned = sum(survey.planned for survey in surveys)
         self._news("registers", place * planned, planned * len(self.found.units), self._plan_words(unit, planned))
+        await self._asker.renew()
         try:
             for survey in surveys:
                 await self._survey_table(unit, survey, surveys, place)
