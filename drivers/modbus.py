@@ -87,6 +87,10 @@ class Silence:
     probe_at_us: int
 
 
+_SESSIONS: dict[tuple[asyncio.AbstractEventLoop, str, int], list["ModbusSession"]] = {}
+"""Those that are open now, by where they lead."""
+
+
 class ModbusSession:
     """See contract.Session. Points are known by their number in the order that `open` was given."""
 
@@ -105,8 +109,9 @@ class ModbusSession:
         self._silent: dict[int, Silence] = {}
         self._patient_at_us = 0
         self._items = items
-        self._units = {item.unit for item in items}
-        self._guarded = connection.one_at_a_time(self._units)
+        self.units = {item.unit for item in items}
+        self._guarded = connection.one_at_a_time(self.units)
+        self.neighbours: list[ModbusSession] = []
         """Serial units may stand behind it: only a wire knows what late answers are there. Once so, for a session's life."""
         self._order, self._rank = _ordered(items)
         self._lessons = Lessons(items, self._order, self._rank)
@@ -124,6 +129,9 @@ class ModbusSession:
         """See contract.Session.read. ts is when each answer was complete, for silence when it was given up."""
         self._reconnects_left, self._timeouts_left = RECONNECTS_PER_READ, TIMEOUTS_PER_READ
         self._extra_left = EXTRA_REQUESTS_MAX
+        if not self._guarded and len(self.neighbours) > 1:
+            # Connections of one unit each to the same gateway are one line too.
+            self._guarded = self._settings.one_at_a_time(set().union(*(each.units for each in self.neighbours)))
         if not self._up or (self._guarded and isinstance(self._lines[0], Line)):
             await self.connect()
         elif len(self._lines) < self._settings.connections or not all(line.up for line in self._lines):
@@ -168,7 +176,7 @@ class ModbusSession:
             self._note_units(round_)
             if not _answered(round_.outcomes[0]):
                 break
-        return min((self._silent[unit].probe_at_us for unit in self._silent.keys() & self._units), default=until_us)
+        return min((self._silent[unit].probe_at_us for unit in self._silent.keys() & self.units), default=until_us)
 
     async def describe(self, points: Sequence[Point]) -> list[str | None]:
         """See contract.Describes.describe."""
@@ -190,7 +198,7 @@ class ModbusSession:
         """A unit of which only texts are read is probed by nobody else: once its rest is over it may be asked."""
         silence = self._silent.get(unit)
         rested = silence is not None and silence.probe_at_us <= self._clock.monotonic_us()
-        return silence is None or (rested and unit not in self._units)
+        return silence is None or (rested and unit not in self.units)
 
     def counters(self) -> dict[str, int | float]:
         return asdict(self._counts) | {
@@ -210,7 +218,7 @@ class ModbusSession:
         self._outcomes = np.zeros(len(items), dtype=np.int16)
         self._any_odd = False
         self._words.clear()
-        self._units = units = {item.unit for item in items}
+        self.units = units = {item.unit for item in items}
         self._guarded = self._guarded or self._settings.one_at_a_time(units)
         self._heard &= units
         self._silent = {unit: silence for unit, silence in self._silent.items() if unit in units}
@@ -464,7 +472,7 @@ class ModbusSession:
 
     def _unit_to_probe(self) -> int | None:
         now_us = self._clock.monotonic_us()
-        resting = [(self._silent[unit].probe_at_us, unit) for unit in self._silent.keys() & self._units]
+        resting = [(self._silent[unit].probe_at_us, unit) for unit in self._silent.keys() & self.units]
         due = [each for each in resting if each[0] <= now_us]
         return min(due)[1] if due else None
 
@@ -691,10 +699,16 @@ async def _open(
     items = _items(points, connection)
     _check_widths(name, connection, items)
     session = ModbusSession(connection, items, clock)
+    here = asyncio.get_running_loop(), connection.place.host, connection.place.port
+    neighbours = session.neighbours = _SESSIONS.setdefault(here, [])
+    neighbours.append(session)
     try:
         await session.connect()
         yield session
     finally:
+        neighbours.remove(session)
+        if not neighbours:
+            _SESSIONS.pop(here, None)
         await session.close()
 
 

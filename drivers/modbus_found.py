@@ -469,12 +469,14 @@ def _machine_lines(unit: Unit, its: Meaning) -> Iterator[str]:
         yield f"    word_order: {order.word}  # {order.letters}, {its.guess.sure:.0%} sure"
         yield f"    byte_order: {order.byte}"
     yield "    signals:"
+    values = any(not isinstance(row, Run) and not row.value.text for row in its.rows)
     for row in its.rows:
         if isinstance(row, Run):
             yield f"      # {row}"
         elif row.value.text:
-            last = row.value.start + row.value.width - 1
-            yield f"      # {row.address} … {last} holds the text {_shown(row.value)}"
+            text = f'{_name(unit, row)}: {{address: "{row.address}", type: string:{2 * row.value.width}}}  # {_shown(row.value)}'
+            # A machine of nothing but texts has nothing to judge.
+            yield f"      {text}" if values else f"      # {text}"
         else:
             yield f"      {_name(unit, row)}: {_signal(row)}  # {_comment(row.value, its.samples)}"
 

@@ -26,7 +26,8 @@ from pydantic import (
 from drivers.modbus_map import KINDS, SPACE, TEXT, TEXT_MAX, WORDS_MAX, Item, Table, words_of
 from edge_agent.contract import WrongKey
 
-TIMEOUT_MIN_US, TIMEOUT_MAX_US = 10_000, 60_000_000
+TIMEOUT_MIN_US, TIMEOUT_MAX_US = 10_000, 15_000_000
+"""The poller waits for a read 30 s and its period; two timeouts must lie within."""
 PIPELINE_MAX = 16
 CONNECTIONS_MAX = 8
 SENTINELS_MAX = 16
@@ -52,7 +53,7 @@ def duration_us(text: Any) -> int:
 def _timeout_us(text: Any) -> int:
     value = duration_us(text)
     if not TIMEOUT_MIN_US <= value <= TIMEOUT_MAX_US:
-        raise ValueError(f"{text} is outside 10ms … 60s")
+        raise ValueError(f"{text} is outside 10ms … 15s")
     return value
 
 

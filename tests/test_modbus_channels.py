@@ -18,8 +18,9 @@ from bench.recovery import Answer, TcpDevice, serial_line
 from drivers.modbus import DRIVER, ModbusSession
 from drivers.modbus_channels import tls_context
 from drivers.modbus_frames import crc16
+from drivers.modbus_line import Line
 from drivers.modbus_settings import SecretRef, TlsFiles
-from drivers.modbus_wire import RECEIVED_MAX
+from drivers.modbus_wire import RECEIVED_MAX, WireLine
 from edge_agent.contract import DeviceRefused, DeviceSilent, Point, Quality
 from edge_agent.testing import SkippingClock
 from tests import virtual
@@ -154,6 +155,27 @@ def test_an_answer_that_is_owed_is_known_to_the_next_session() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- network
+
+
+def test_connections_of_one_unit_each_to_the_same_gateway_are_one_line() -> None:
+    async def test() -> None:
+        device = TcpDevice()
+        await device.start(port=0)
+        assert device._server is not None
+        url = f"tcp://127.0.0.1:{device._server.sockets[0].getsockname()[1]}"
+        async with session(url, (1,)) as one:
+            assert await qualities(one) == [GOOD]
+            assert {type(line) for line in one._lines} == {Line}
+            async with session(url, (2,)) as other, session(url, (1,), gateway=False) as outspoken:
+                for its in (one, other, outspoken):
+                    assert await qualities(its) == [GOOD]
+                wires = [line.wire for its in (one, other) for line in its._lines if isinstance(line, WireLine)]
+                assert len(wires) == 2
+                assert wires[0] is wires[1], "late answers are guarded against, and requests take turns"
+                assert {type(line) for line in outspoken._lines} == {Line}
+        await device.stop()
+
+    run(test())
 
 
 def test_a_device_that_allows_one_connection_is_read_over_one() -> None:
