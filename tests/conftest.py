@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 import structlog
+from hypothesis import settings
 
 from tests.liar import ASKED
 
 ROOT = Path(__file__).resolve().parent.parent
+settings.register_profile("edge", deadline=None)
+settings.load_profile("edge")  # a busy machine fails no test
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

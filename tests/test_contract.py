@@ -145,8 +145,11 @@ async def test_a_device_that_goes_away_is_told_each_beat_and_disturbs_no_other(h
         await here.start()
         for name in machines:
             await here.hears(f"{name}/measurements", lambda body: body["values"])
+        good = max(body["seq"] for body in here.ear.all("press/measurements") if body["values"])
         await device.stop()
-        gone = await here.hears("press/measurements", lambda body: body.get("bad") == {"oil": "disconnected"})
+        gone = await here.hears(
+            "press/measurements", lambda body: body["seq"] > good and body.get("bad") == {"oil": "disconnected"}
+        )
         away = ("disconnected", "backing_off", "connecting")
         await here.status(lambda body: body["connections"]["plc"]["state"] in away)
         lost = await here.event("agent", "raised", within_s=20, kind="health")

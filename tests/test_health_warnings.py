@@ -190,6 +190,11 @@ def test_a_snapshot_of_the_release_before_is_taken_over(plant: Plant) -> None:
 CODES = st.sampled_from([0, 0, 0, int(Quality.TIMEOUT), int(Quality.DISCONNECTED), int(Quality.HOLD)])
 
 
+@pytest.fixture(scope="module", name="its")
+def _its(tmp_path_factory: pytest.TempPathFactory) -> Plant:
+    return plant(tmp_path_factory.mktemp("plant"))
+
+
 class Twin:
     """The rule of one column in spoken words."""
 
@@ -221,9 +226,8 @@ class Twin:
     st.data(),
 )
 def test_however_it_is_cut_it_says_what_its_twin_says(
-    tmp_path_factory: pytest.TempPathFactory, taken: list[tuple[float, list[int]]], data: st.DataObject
+    its: Plant, taken: list[tuple[float, list[int]]], data: st.DataObject
 ) -> None:
-    its = plant(tmp_path_factory.mktemp("plant"))
     twins = [Twin(after) for after in (4, 10, 4, 10)]
     expected: list[tuple[float, str, str]] = []
     rows: list[tuple[float, list[int]]] = []
