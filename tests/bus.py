@@ -23,6 +23,8 @@ from tests import liar
 LIE = liar.LIE
 INSTANT_S = 1e-6
 """Timers of one time have no order among themselves; what one device says has."""
+BABBLE = 2.5
+"""Timeouts for which a babbling device fills the line; what others say meanwhile comes late."""
 WAKE = 2
 """Honest answers after a wrong one that still count as being in its wake."""
 
@@ -245,7 +247,7 @@ SERIAL_FAULTS: Mapping[str, Callable[[Say], Parts]] = {
     "noise ahead of the answer": lambda s: [(0, s.chance.randbytes(8) + s.false)],
     "a byte behind the answer": lambda s: [(0, s.right + b"\0")],
     "only the echo": lambda s: [(0, s.echo)],
-    "babble": lambda s: [(0.1 * n, s.chance.randbytes(20)) for n in range(25)],
+    "babble": lambda s: [(0.1 * n, s.chance.randbytes(20)) for n in range(int(10 * BABBLE))],
     # Somebody else's answer.
     "another unit": lambda s: [(0, s.of(liar.false(s.q), unit=s.q.unit + 100))],
     "another unit, then the right answer": lambda s: [(0, s.of(liar.false(s.q), unit=s.q.unit + 100) + s.right)],
@@ -411,6 +413,7 @@ class SerialBus(Peer):
     chunk: int = 0
     _busy_s: dict[int, float] = field(default_factory=dict)
     _free_s: float = 0.0
+    _full_until_s: float = 0.0
 
     def answer(self, q: Question) -> None:
         loop = asyncio.get_running_loop()
@@ -423,8 +426,10 @@ class SerialBus(Peer):
         say = Say(q, self.framing, self._chance)
         began_s = max(heard_s, busy_s) + self.delay() * self.timeout_s
         name = self.choose(q)
-        if name in NEVER_LATE and began_s >= heard_s + self.timeout_s:
+        if name in NEVER_LATE and (began_s >= heard_s + self.timeout_s or self._full_until_s > heard_s):
             name = "honest"
+        if name == "babble":
+            self._full_until_s = began_s + BABBLE * self.timeout_s
         for after, data in _SERIAL[name](say):
             at_s = max(began_s + after * self.timeout_s, self._busy_s.get(q.unit, 0.0))
             self._busy_s[q.unit] = at_s + INSTANT_S

@@ -68,6 +68,7 @@ async def lives(name: str, exchanges: int, seed: int) -> tuple[Tally, Counter[st
     """What was seen of so many faulty exchanges, what was told in them, and how many they were."""
     url, settings, make = RIGS[name]
     chance = random.Random(f"{seed} {name}")
+    random.seed(chance.random())  # the driver's own jitter and first numbers: a seed shows the same again
     tally, told, faulty, life = Tally(), Counter[str](), 0, 0
     clock, loop = VirtualClock(), asyncio.get_running_loop()
     assert isinstance(loop, MemoryLoop)
@@ -141,6 +142,7 @@ async def lives_on(name: str, exchanges: int, seed: int) -> tuple[Tally, Counter
     """As `lives`, through the kernel."""
     url, settings, make, line = REAL[name]
     chance, clock = random.Random(f"{seed} {name}"), VirtualClock()
+    random.seed(chance.random())
     tally, told, faulty = Tally(), Counter[str](), 0
     loop = asyncio.get_running_loop()
     assert isinstance(loop, virtual.VirtualLoop)
