@@ -424,10 +424,12 @@ class SerialBus(Peer):
             self.note("deaf")
             return
         say = Say(q, self.framing, self._chance)
-        began_s = max(heard_s, busy_s) + self.delay() * self.timeout_s
+        began_s = max(heard_s, busy_s)
         name = self.choose(q)
-        if name in NEVER_LATE and (began_s >= heard_s + self.timeout_s or self._full_until_s > heard_s):
+        if name in NEVER_LATE and max(began_s, self._full_until_s) > heard_s:
             name = "honest"
+        if name not in NEVER_LATE:
+            began_s += self.delay() * self.timeout_s
         if name == "babble":
             self._full_until_s = began_s + BABBLE * self.timeout_s
         for after, data in _SERIAL[name](say):
