@@ -426,7 +426,7 @@ class SerialBus(Peer):
         say = Say(q, self.framing, self._chance)
         began_s = max(heard_s, busy_s)
         name = self.choose(q)
-        if name in NEVER_LATE and max(began_s, self._full_until_s) > heard_s:
+        if name in NEVER_LATE and max(began_s, self._full_until_s) > heard_s + 10 * INSTANT_S:
             name = "honest"
         if name not in NEVER_LATE:
             began_s += self.delay() * self.timeout_s
