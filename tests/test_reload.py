@@ -40,8 +40,10 @@ async def by_command(here: Hall) -> None:
     assert (code, words) == (0, "")
     answer = json.loads(out)
     assert answer["ok"]
-    # On a busy machine the look at the file, every two seconds, may have been first.
-    assert not answer["changed"] or any("press.oil" in each for each in answer["changed"])
+    # On a busy machine the look at the file, every two seconds, may have been first: then it is in force already.
+    told = [json.loads(line) for line in here.agent.log.read_text().splitlines() if '"config_taken_over"' in line]
+    assert [(each["config"], each["changed"]) for each in told] == [(answer["config"], 1)]
+    assert any("press.oil" in each for each in answer["changed"]) or '"config_unchanged"' in here.agent.log.read_text()
 
 
 async def by_signal(here: Hall) -> None:

@@ -55,7 +55,9 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture
 def http(site: Site) -> Iterator[httpx.Client]:
-    site.do(lambda: show_active(site.board, [event(), event("w-refused"), event("w-bug")]))
+    since = event()["since"]  # of one instant, so they keep this order
+    events = [event(each, since=since) for each in ("w-1", "w-refused", "w-bug")]
+    site.do(lambda: show_active(site.board, events))
     with httpx.Client(base_url=site.url, timeout=10, trust_env=False) as client:
         yield client
 
@@ -140,7 +142,7 @@ def test_the_api_shows_machines_signals_and_warnings(site: Site, http: httpx.Cli
     assert set(machines) == {"press-3", "pump-1"}
     press = http.get("/api/v1/machines/press-3").json()
     assert press["signals"][0]["value"] == 54.2
-    assert set(press["signals"][0]["warnings"]) == {"w-1", "w-refused", "w-bug"}
+    assert press["signals"][0]["warnings"] == ["w-1", "w-refused", "w-bug"]
     site.do(lambda: site.board.event(event("w-past", state="normal", event="cleared")))
     active = http.get("/api/v1/warnings?active=true").json()["warnings"]
     every = http.get("/api/v1/warnings").json()["warnings"]
