@@ -168,19 +168,27 @@ class Readings:
 
     values: (due,) float64, raw device values before scale and offset, NaN where bad. quality: (due,) uint8.
     ts: (due,) int64 UTC µs, when each answer was complete or the source's own stamp.
+    A driver that pushes may have several values of a point since the last read. Then all three are (rows, due), oldest
+    row first, HOLD where a point had nothing in that row, and the last row is how things stand now.
+    t: (rows,) monotonic µs of when each row came, not decreasing; None: now.
     """
 
     values: Floats
     quality: Codes
     ts: Ints
+    t: Ints | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One signal as its driver sees it: `settings` is an instance of the driver's `Address` model."""
+    """One signal as its driver sees it: `settings` is an instance of the driver's `Address` model.
+
+    every_us: how often it is read; 0: nobody said.
+    """
 
     name: str
     settings: Any
+    every_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,6 +409,15 @@ class Remembers(Protocol):
 
     def notes(self) -> bytes | None:
         """What a later session should know; None when there is nothing new. Cheap; called after each read."""
+        ...
+
+
+@runtime_checkable
+class Homes(Protocol):
+    """What a driver may promise besides: to keep files of its own (certificates, trust lists) in the agent's data folder."""
+
+    def at_home(self, connection: Any, data_dir: str) -> Any:
+        """The same connection settings, which keep their files below this folder. Touches no file yet."""
         ...
 
 

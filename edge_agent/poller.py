@@ -37,6 +37,7 @@ from edge_agent.contract import (
     Driver,
     Floats,
     Frame,
+    Homes,
     Idles,
     Ints,
     Point,
@@ -176,10 +177,12 @@ def lines(config: Config, plant: Plant, registry: plugins.Plugins, only: Collect
         signals = tuple(s for s in _signals(config, connection.name) if only is None or s.point.name in only)
         if signals:
             widths = {s.machine: plant.by_name[s.machine].stop - plant.by_name[s.machine].start for s in signals}
+            driver = registry.driver(connection.driver)
             settings = with_secrets(connection.settings, config)
+            if isinstance(driver, Homes):
+                settings = driver.at_home(settings, str(config.agent.data_dir))
             texts = tuple(t for t in _attributes(config, connection.name) if only is None or t.name in only)
             parts = tuple(of[connection.name][s.point.name] for s in signals)
-            driver = registry.driver(connection.driver)
             found.append(Line(connection.name, driver, settings, signals, widths, texts, parts))
     return found
 
@@ -200,7 +203,7 @@ def _signals(config: Config, connection: str) -> Iterator[PolledSignal]:
             yield PolledSignal(
                 machine=machine.name,
                 offset=offset,
-                point=Point(f"{machine.name}.{signal.name}", signal.point),
+                point=Point(f"{machine.name}.{signal.name}", signal.point, signal.every_us),
                 every_us=signal.every_us,
                 scale=signal.scale,
                 bias=signal.offset,
@@ -273,6 +276,8 @@ class Poller:
         self._words: dict[str, str] = {}
         """Of parts that were lost while the line stood, in words why."""
         self._lost_at: int | None = None
+        self._handed_on_us = -EVER_US
+        """Of the latest frames, the agent's time."""
         self._reached = 0
         """The last beat (monotonic µs) that has its row or is being read."""
         self._overdue_timer: asyncio.TimerHandle | None = None
@@ -302,7 +307,7 @@ class Poller:
         self._intake(self.frames(beat, readings))
 
     def _reasons(self, beat: _Beat, readings: Readings) -> Iterator[tuple[str, str]]:
-        for place in np.flatnonzero((readings.quality & CODE_MASK) >= Quality.UNCERTAIN).tolist():
+        for place in np.flatnonzero((latest(readings) & CODE_MASK) >= Quality.UNCERTAIN).tolist():
             point = int(beat.due[place])
             if self._session is not None and (words := self._session.explain(point)):
                 yield self.line.signals[point].point.name, words
@@ -400,9 +405,14 @@ class Poller:
             try:
                 yield
             finally:
+                self._keep_notes()
                 self._session = self._describes = self._idles = self._remembers = None
                 # A line that hangs while it is closed must not keep it from being opened again.
                 limit.reschedule(asyncio.get_running_loop().time() + CLOSE_LIMIT_S)
+
+    def _keep_notes(self) -> None:
+        if self._remembers is not None and (notes := self._remembers.notes()) is not None:
+            self._memory[self.line.name] = notes
 
     def _failed(self, error: Exception) -> float:
         """The bulkhead: a fault of a line, or a bug of its driver, stays in its connection. Returns the least pause in s."""
@@ -574,7 +584,8 @@ class Poller:
         if self._session is None or self._broken.is_set():
             return
         before = set(self._silence.lost)
-        fallen = self._silence.note(beat.due, readings.quality, beat.parts)
+        quality = latest(readings)
+        fallen = self._silence.note(beat.due, quality, beat.parts)
         if back := before - self._silence.lost.keys():
             slow = self._slow()
             # What was asked in vain while it was lost is read now: nobody should wait an hour for it.
@@ -583,7 +594,7 @@ class Poller:
             # What stands before the first colon is the place, and the warning names the part itself.
             place, _, words = self._explained(point).partition(": ")
             self._words[part] = words or place
-        if self._silence.everywhere and silence.silent(readings.quality).any():
+        if self._silence.everywhere and silence.silent(quality).any():
             self._away(ConnectionState.SILENT, "no answer to any request")
 
     def _marked(self, beat: _Beat, readings: Readings) -> Readings:
@@ -595,8 +606,8 @@ class Poller:
         for part, places in beat.parts:
             # Points behind no part are told of by the line alone.
             behind[places] = whole or (part != "" and part in lost)
-        behind &= (readings.quality & CODE_MASK) > Quality.UNCERTAIN
-        return replace(readings, quality=readings.quality | np.where(behind, np.uint8(LINE_LOST), np.uint8(0)))
+        bad = (readings.quality & CODE_MASK) > Quality.UNCERTAIN
+        return replace(readings, quality=readings.quality | np.where(behind & bad, np.uint8(LINE_LOST), np.uint8(0)))
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -640,8 +651,7 @@ class Poller:
                     session.use([signal.point for signal in self.line.signals])
                 readings = checked(await session.read(beat.due), len(beat.due))
             counters = session.counters()
-            if self._remembers is not None and (notes := self._remembers.notes()) is not None:
-                self._memory[self.line.name] = notes
+            self._keep_notes()
         except Exception as error:  # noqa: BLE001 - the bulkhead, see `_failed`
             self._failed(error)
             return self.nothing(beat, self._why)
@@ -671,8 +681,20 @@ class Poller:
     def frames(self, beat: _Beat, readings: Readings) -> list[Frame]:
         """Scatter: the one place where readings become frames of machines and get the agent's time."""
         values, quality = engineering(beat, readings)
-        t, wall = np.array([self._time.now_us()], dtype=np.int64), self._clock.wall_us()
-        return [_frame(target, values, quality, readings.ts, t, wall) for target in beat.targets]
+        t, wall = self._times(readings)
+        rows = (len(t), len(beat.due))
+        values, quality, stamps = values.reshape(rows), quality.reshape(rows), readings.ts.reshape(rows)
+        return [_frame(target, values, quality, stamps, t, wall) for target in beat.targets]
+
+    def _times(self, readings: Readings) -> tuple[Ints, Ints]:
+        """The agent's time of each row, never before what was handed on already, and the wall clock's: (rows,) each."""
+        now, wall = self._time.now_us(), self._clock.wall_us()
+        ago = np.zeros(1, dtype=np.int64)
+        if readings.t is not None:
+            ago = np.maximum(self._clock.monotonic_us() - readings.t, 0)
+        t = np.maximum(now - ago, self._handed_on_us)
+        self._handed_on_us = now
+        return t, wall - ago
 
 
 def rows_due(lines_: Sequence[Line], from_us: int, until_us: int) -> int:
@@ -719,16 +741,30 @@ KNOWN[[int(quality) for quality in Quality]] = True
 
 def checked(readings: Readings, count: int) -> Readings:
     """What a driver gave, as the frames need it: `count` values, qualities and stamps. Raises ValueError else."""
-    for name, dtype in (("values", np.float64), ("quality", np.uint8), ("ts", np.int64)):
+    shape: tuple[int, ...] = (count,) if readings.t is None else (*np.shape(readings.t)[:1], count)
+    wanted: list[tuple[str, Any, tuple[int, ...]]] = [("values", np.float64, shape), ("quality", np.uint8, shape)]
+    wanted += [("ts", np.int64, shape)] + ([] if readings.t is None else [("t", np.int64, (max(1, shape[0]),))])
+    for name, dtype, needed in wanted:
         array = getattr(readings, name)
-        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != (count,):
+        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != needed:
             found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise ValueError(f"the driver gave {name} as {found}, not {np.dtype(dtype)} ({count},)")
+            raise ValueError(f"the driver gave {name} as {found}, not {np.dtype(dtype)} {needed}")
     if not KNOWN[readings.quality].all():
         raise ValueError(
             f"the driver gave the quality {int(readings.quality[~KNOWN[readings.quality]][0])}, which is none"
         )
     return readings
+
+
+def latest(readings: Readings) -> Codes:
+    """(due,) what was said of each point last; HOLD where nothing was."""
+    quality = readings.quality
+    if quality.ndim == 1 or len(quality) == 1:
+        return quality.reshape(-1)
+    spoke = quality != HOLD
+    last = len(quality) - 1 - np.argmax(spoke[::-1], axis=0)
+    found: Codes = quality[last, np.arange(quality.shape[1])]
+    return found
 
 
 def _periods(line: Line) -> list[int]:
@@ -746,20 +782,22 @@ def _carried_over(old: Line, beat: _Beat, readings: Readings, new: Line) -> tupl
             places.append(place)
             due.append(found)
     chosen = np.array(places, dtype=np.intp)
-    return _plan(new, due), Readings(readings.values[chosen], readings.quality[chosen], readings.ts[chosen])
+    values, quality, ts = readings.values[..., chosen], readings.quality[..., chosen], readings.ts[..., chosen]
+    return _plan(new, due), Readings(values, quality, ts, readings.t)
 
 
-def _frame(target: _Target, values: Floats, quality: Codes, stamps: Ints, t: Ints, wall_us: int) -> Frame:
-    out, trust = np.full((1, target.width), np.nan), np.full((1, target.width), HOLD, dtype=np.uint8)
-    out[0, target.put], trust[0, target.put] = values[target.take], quality[target.take]
-    own = stamps[target.take]
-    newest, oldest = int(own.max()), int(own.min())
-    ts = newest if abs(wall_us - newest) <= APART_US else wall_us
+def _frame(target: _Target, values: Floats, quality: Codes, stamps: Ints, t: Ints, wall: Ints) -> Frame:
+    rows = len(t)
+    out, trust = np.full((rows, target.width), np.nan), np.full((rows, target.width), HOLD, dtype=np.uint8)
+    out[:, target.put], trust[:, target.put] = values[:, target.take], quality[:, target.take]
+    own = stamps[:, target.take]
+    newest, oldest = own.max(axis=1), own.min(axis=1)
+    ts = np.where(np.abs(wall - newest) <= APART_US, newest, wall)
     at = None
-    if ts - oldest > APART_US or newest - ts > APART_US:
-        at = np.full((1, target.width), ts, dtype=np.int64)
-        at[0, target.put] = own
-    return Frame(target.machine, t, np.array([ts], dtype=np.int64), out, trust, at)
+    if ((ts - oldest > APART_US) | (newest - ts > APART_US)).any():
+        at = np.repeat(ts[:, np.newaxis], target.width, axis=1)
+        at[:, target.put] = own
+    return Frame(target.machine, t, ts, out, trust, at)
 
 
 def engineering(beat: _Beat, readings: Readings) -> tuple[Floats, Codes]:

@@ -1,0 +1,494 @@
+"""The door of asyncua: one secure channel and one session to a server, over which requests are sent as they are asked.
+
+Rule 1: a client is thrown away at the first trouble, never repaired: one that was reconnected has been seen to follow moved
+namespaces, to lose values and to stay deaf while it called itself connected.
+Rule 2: no task of the library runs beside ours. Its own publish loop, watchdog and supervisor are never started.
+Rule 3: whatever the library raises becomes one of the two errors of the contract; nothing of it but its messages goes out.
+"""
+
+import asyncio
+import importlib
+import logging
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from drivers import opcua_status as status
+from drivers.opcua_settings import Connection, SecretRef, policy_and_mode, split_url
+from edge_agent.contract import SECOND_US, Clock, DeviceRefused, DeviceSilent, Quality
+
+if TYPE_CHECKING:
+    from asyncua import ua
+    from asyncua.client.client import Client as Library
+
+log = logging.getLogger(__name__)
+
+OPEN_FACTOR = 4
+"""A secured session takes ten round trips; all of them together may take this many timeouts."""
+CLOSE_S = 1.0
+CLOSE_CANCELLED_S = 0.05
+"""A cancelled session still says goodbye (servers count sessions), but must be gone within 100 ms."""
+RENEW_SHARE = 0.75
+"""Of the lifetime of a secure channel or session, after which it is renewed: OPC UA Part 4, 5.5.2.1."""
+SERVICE_FAULT = 397
+"""ServiceFault_Encoding_DefaultBinary: OPC UA Part 6, A.3."""
+
+REFUSALS = frozenset(
+    {
+        "BadUserAccessDenied",
+        "BadIdentityTokenInvalid",
+        "BadIdentityTokenRejected",
+        "BadIdentityChangeNotSupported",
+        "BadUserSignatureInvalid",
+        "BadSecurityChecksFailed",
+        "BadSecurityPolicyRejected",
+        "BadSecurityModeRejected",
+        "BadSecurityModeInsufficient",
+        "BadCertificateInvalid",
+        "BadCertificateTimeInvalid",
+        "BadCertificateUntrusted",
+        "BadCertificateUriInvalid",
+        "BadCertificateHostNameInvalid",
+        "BadCertificateUseNotAllowed",
+        "BadCertificateIssuerUseNotAllowed",
+        "BadCertificateIssuerTimeInvalid",
+        "BadCertificateRevocationUnknown",
+        "BadCertificateIssuerRevocationUnknown",
+        "BadCertificateRevoked",
+        "BadCertificateIssuerRevoked",
+        "BadCertificateChainIncomplete",
+        "BadApplicationSignatureInvalid",
+        "BadServiceUnsupported",
+        "BadTcpEndpointUrlInvalid",
+        "BadLicenseExpired",
+        "BadLicenseLimitsExceeded",
+    }
+)
+"""Answers to a whole service that no second try will change: a person must act."""
+
+OF_OURS = {
+    "BadCertificateUntrusted": "the server does not trust this agent's certificate; accept it there "
+    "(`edge-agent trust --export-own FILE` gives it)",
+    "BadSecurityChecksFailed": "the server refuses this agent's certificate, most often because it does not trust it yet; "
+    "accept it there (`edge-agent trust --export-own FILE` gives it)",
+    "BadCertificateTimeInvalid": "by the server's clock this agent's certificate is not valid; compare the clocks of both",
+    "BadCertificateUriInvalid": "the server finds another ApplicationUri in this agent's certificate than it expects",
+    "BadIdentityTokenRejected": "the server does not take this kind of user",
+    "BadIdentityTokenInvalid": "the server does not take this kind of user",
+    "BadUserAccessDenied": "the server does not take this user; check user and password",
+}
+"""What a server's refusal of our session means, and who can mend it."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class ClientCounters:
+    """Of all clients of one session of the driver, for the health topic."""
+
+    sessions: int = 0
+    requests: int = 0
+    timeouts: int = 0
+    renewals: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """Who we are to a server with security. certificate, issuers: DER; key: PEM."""
+
+    certificate: bytes
+    issuers: bytes
+    key: bytes
+    application_uri: str
+
+
+class Refused(Exception):
+    """A service answered with a bad status. name: of the status code."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        self.name = status.name(code)
+        super().__init__(self.name)
+
+
+@dataclass(slots=True)
+class Client:
+    """An open client; made by `open_client`. One task owns it."""
+
+    url: str
+    timeout_s: float
+    clock: Clock
+    counts: ClientCounters
+    ua: Any
+    """The module asyncua.ua."""
+    library: "Library"
+    channel_us: int
+    """When the secure channel was opened or renewed, agent clock."""
+    used_us: int
+    warnings: tuple[str, ...] = ()
+    """About the server's certificate, for people."""
+    _prefixes: dict[type, bytes] = field(default_factory=dict)
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    async def ask(self, request: Any, doing: str) -> Any:
+        """One service call → the decoded response, whose ServiceResult is good.
+
+        doing: what was asked, for people. Raises DeviceSilent, DeviceRefused, or Refused when the server answered with a
+        bad status that no person needs to act on.
+        """
+        response = getattr(self.ua, type(request).__name__.removesuffix("Request") + "Response")
+        raw = await self.ask_raw(*self.encoded(request), response, doing)
+        with self.door(doing):
+            return self.decoded(raw, response)
+
+    async def ask_raw(self, prefix: bytes, tail: bytes, response: Any, doing: str) -> bytes:
+        """The same for a request that was encoded before → the bytes of the response, whose type is the one awaited."""
+        self.counts.requests += 1
+        with self.door(doing):
+            async with asyncio.timeout(self.timeout_s):
+                raw = bytes(await self._send(prefix, tail, self.timeout_s))
+        return self.checked(raw, response)
+
+    def encoded(self, request: Any) -> tuple[bytes, bytes]:
+        """A request as its type and its parameters, which may be sent any number of times."""
+        kind = type(request)
+        if kind not in self._prefixes:
+            self._prefixes[kind] = _binary().nodeid_to_binary(request.TypeId)
+        return self._prefixes[kind], _binary().struct_to_binary(request.Parameters)
+
+    def decoded(self, raw: bytes, response: Any) -> Any:
+        """By the library's own decoder, whose errors are those of a malformed answer. Raises Refused."""
+        buffer = importlib.import_module("asyncua.common.utils").Buffer(raw)
+        found = _binary().struct_from_binary(response, buffer)
+        if (code := found.ResponseHeader.ServiceResult.value) & status.BAD:
+            raise Refused(code)
+        return found
+
+    def checked(self, raw: bytes, response: Any) -> bytes:
+        """The answer again, when it is of the type that was awaited: the library decodes anything as anything."""
+        awaited = response.TypeId.Identifier if hasattr(response, "TypeId") else response().TypeId.Identifier
+        if raw[:2] == b"\x01\x00" and (found := int.from_bytes(raw[2:4], "little")) in (awaited, SERVICE_FAULT):
+            if found == awaited:
+                return raw
+            raise Refused(int.from_bytes(raw[16:20], "little") or status.BAD)
+        raise DeviceSilent(f"{self.url}: answered with something else than what was asked", Quality.PROTOCOL)
+
+    def publish(self, prefix: bytes, tail: bytes, told: Callable[["asyncio.Future[Any]"], None]) -> None:
+        """Leave a PublishRequest at the server; `told` is called with the future when it is answered or lost."""
+        self._send(prefix, tail, 0.0).add_done_callback(told)
+
+    def _send(self, prefix: bytes, tail: bytes, timeout_s: float) -> "asyncio.Future[Any]":
+        """What UASocketProtocol._send_request does, for parameters that are encoded already."""
+        protocol = self.library.uaclient.protocol
+        if protocol is None or protocol.transport is None:
+            raise ConnectionError("the connection is closed")
+        header = self.ua.RequestHeader()
+        protocol._setup_request_header(header, timeout_s)
+        protocol.revolve_security_token()
+        number = protocol._request_id + 1
+        body = prefix + _binary().struct_to_binary(header) + tail
+        message = protocol._connection.message_to_binary(
+            body, message_type=self.ua.MessageType.SecureMessage, request_id=number
+        )
+        protocol._request_id = number
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        protocol._callbackmap[number] = future
+        protocol.transport.write(message)
+        return future
+
+    # --- its life -----------------------------------------------------------------------------------------------------
+
+    @property
+    def connected(self) -> bool:
+        protocol = self.library.uaclient.protocol
+        return protocol is not None and protocol.transport is not None
+
+    def outlived(self) -> bool:
+        """Not used for so long that the server may have ended the session: a poll period may be longer than it lives."""
+        lifetime_us = 1000 * min(self.library.session_timeout, self.library.secure_channel_timeout)
+        return self.clock.monotonic_us() - self.used_us > RENEW_SHARE * lifetime_us
+
+    async def keep(self) -> None:
+        """Renew the secure channel when it is due; called before each use. Raises DeviceSilent, DeviceRefused."""
+        now = self.clock.monotonic_us()
+        self.used_us = now
+        if now - self.channel_us <= RENEW_SHARE * 1000 * self.library.secure_channel_timeout:
+            return
+        with self.door("the secure channel was not renewed"):
+            async with asyncio.timeout(self.timeout_s):
+                await self.library.open_secure_channel(renew=True)
+                self.library.uaclient.revolve_security_token()
+        self.channel_us = now
+        self.counts.renewals += 1
+
+    async def close(self, patience_s: float) -> None:
+        """Say goodbye for at most `patience_s`, then drop the socket, whatever state it is in. Raises nothing."""
+        await _dismissed(self.library, patience_s)
+
+    @contextmanager
+    def door(self, doing: str) -> Iterator[None]:
+        """See rule 3. All of Exception: the library's decoder raises struct.error, IndexError … on a malformed answer."""
+        try:
+            yield
+        except (DeviceSilent, DeviceRefused, Refused):
+            raise
+        except TimeoutError as error:
+            self.counts.timeouts += 1
+            raise DeviceSilent(f"{self.url}: {doing} within {self.timeout_s:g} s", Quality.TIMEOUT) from error
+        except Exception as error:
+            raise translated(error, f"{self.url}: {doing}") from error
+
+
+def translated(error: BaseException, doing: str) -> DeviceSilent | DeviceRefused:
+    """An error of the library, or a Refused that nobody could use, as one of the contract's two."""
+    name = error.name if isinstance(error, Refused) else _status_name(error)
+    words = f"{doing}: {_words(error, name)}"
+    return DeviceRefused(words) if name in REFUSALS else DeviceSilent(words)
+
+
+# ------------------------------------------------------------------------------------------------------------ opening
+
+
+@asynccontextmanager
+async def open_client(settings: Connection, pki: str | None, clock: Clock, counts: ClientCounters) -> AsyncIterator[Client]:
+    """Connect, secure, and activate a session. Raises DeviceSilent or DeviceRefused; leaves nothing behind.
+
+    pki: the folder of certificates; None: there is none, so that only `security: none` is possible.
+    """
+    client = await opened(settings, pki, clock, counts)
+    try:
+        yield client
+    finally:
+        await client.close(CLOSE_S)
+
+
+async def opened(settings: Connection, pki: str | None, clock: Clock, counts: ClientCounters) -> Client:
+    """The same for who closes it himself."""
+    timeout_s = settings.timeout / SECOND_US
+    ua = await library_module()
+    url, library, warnings = settings.url, None, ()
+    try:
+        async with asyncio.timeout(timeout_s * OPEN_FACTOR):
+            library = _library(settings)
+            if settings.security != "none":
+                warnings = await _secure(library, settings, pki, clock, ua)
+            begun = clock.monotonic_us()
+            await library.connect_sessionless()
+            await library.create_session()
+            _check_user(library, settings, ua)
+            await _activate(library, settings, clock)
+    except BaseException as error:
+        if library is not None:
+            await _dismissed(library, 0.0 if isinstance(error, DeviceSilent) else CLOSE_CANCELLED_S)
+        if isinstance(error, DeviceSilent | DeviceRefused) or not isinstance(error, Exception):
+            raise
+        if isinstance(error, TimeoutError):
+            counts.timeouts += 1
+            raise DeviceSilent(f"{url}: no session within {timeout_s:g} s", Quality.TIMEOUT) from error
+        raise translated(error, f"{url}: no session") from error
+    counts.sessions += 1
+    return Client(url, timeout_s, clock, counts, ua, library, begun, clock.monotonic_us(), warnings)
+
+
+def _library(settings: Connection) -> "Library":
+    """A new client of the library; see rule 1."""
+    client: Library = importlib.import_module("asyncua.client.client").Client(
+        settings.url, timeout=settings.timeout / SECOND_US
+    )
+    client.name = client.description = "edge-agent"
+    client.application_uri = "urn:edge-agent"
+    return client
+
+
+async def _secure(library: "Library", settings: Connection, pki: str | None, clock: Clock, ua: Any) -> tuple[str, ...]:
+    """Find the endpoint, judge the server's certificate, and set policy, mode and our own certificate.
+
+    Returns warnings about the server's certificate. Raises DeviceRefused in words for whoever can mend it.
+    """
+    trust = importlib.import_module("drivers.opcua_trust")
+    if pki is None and settings.certificate is None:
+        raise DeviceRefused(f"{settings.url}: security {settings.security} needs a data_dir to keep certificates in")
+    folder = Path(pki or "")
+    own = await in_thread(lambda: _own(settings, folder, clock.wall_us()), "certificate")
+    library.application_uri = own.application_uri
+    endpoint = _endpoint(await library.connect_and_get_server_endpoints(), settings, ua)
+    about = trust.Endpoint(endpoint.Server.ApplicationUri or "", split_url(settings.url).hostname or "")
+    chain = bytes(endpoint.ServerCertificate or b"")
+    verdict = await in_thread(lambda: trust.judge(chain, about, folder, clock.wall_us()), "trust")
+    if not verdict.trusted:
+        raise DeviceRefused(f"{settings.url}: {verdict.words}")
+    x509 = importlib.import_module("cryptography.x509")
+    serialization = importlib.import_module("cryptography.hazmat.primitives.serialization")
+    policies = importlib.import_module("asyncua.crypto.security_policies")
+    policy, mode = policy_and_mode(settings.security)
+    key = serialization.load_pem_private_key(own.key, None)
+    certificates = [x509.load_der_x509_certificate(der) for der in (verdict.certificate, own.certificate)]
+    library.security_policy = getattr(policies, f"SecurityPolicy{policy}")(
+        *certificates, key, getattr(ua.MessageSecurityMode, mode), host_cert_chain=[own.issuers] if own.issuers else []
+    )
+    library.uaclient.set_security(library.security_policy)
+    return tuple(verdict.warnings)
+
+
+def _own(settings: Connection, folder: Path, now_us: int) -> _Identity:
+    """Our certificate: the one of the configuration, or the one that is made once and kept. Runs in a thread."""
+    pki = importlib.import_module("drivers.opcua_pki")
+    try:
+        if settings.certificate is not None:
+            own = pki.own_from_pem(text_of(settings.certificate), now_us)
+        else:
+            own = pki.own_certificate(folder, socket.gethostname(), now_us)
+    except (ValueError, OSError) as error:
+        raise DeviceRefused(f"{settings.url}: {error}") from error
+    return _Identity(own.certificate, own.issuers, own.key, own.application_uri)
+
+
+def _endpoint(offered: "Sequence[ua.EndpointDescription]", settings: Connection, ua: Any) -> "ua.EndpointDescription":
+    """The endpoint with the wanted security. Raises DeviceRefused with those that the server has."""
+    policy, mode = policy_and_mode(settings.security)
+    wanted = (_uri(policy), getattr(ua.MessageSecurityMode, mode))
+    found = [each for each in offered if (each.SecurityPolicyUri, each.SecurityMode) == wanted]
+    if found:
+        return found[0]
+    shown = sorted({_shown(each.SecurityPolicyUri, each.SecurityMode.name) for each in offered})
+    raise DeviceRefused(
+        f"{settings.url}: the server does not offer security {settings.security}; it offers {', '.join(shown) or 'nothing'}"
+    )
+
+
+def _uri(policy: str) -> str:
+    policies = importlib.import_module("asyncua.crypto.security_policies")
+    return str(getattr(policies, f"SecurityPolicy{policy}").URI)
+
+
+def _shown(uri: str, mode: str) -> str:
+    policy = uri.rpartition("#")[2].replace("_", "") or "?"
+    return "none" if policy == "None" else f"{policy}/{mode.rstrip('_')}"
+
+
+def _check_user(library: "Library", settings: Connection, ua: Any) -> None:
+    """Whether the server takes the kind of user that we are: else it would say no more than that it does not."""
+    kinds = ua.UserTokenType
+    wanted = kinds.Certificate if settings.user_certificate else kinds.UserName if settings.user else kinds.Anonymous
+    offered = {policy.TokenType for policy in library._policy_ids}
+    if offered and wanted not in offered:
+        names = {kinds.Anonymous: "anonymous", kinds.UserName: "user and password", kinds.Certificate: "user_certificate"}
+        takes = ", ".join(sorted(names[kind] for kind in offered if kind in names)) or "no user that is known here"
+        raise DeviceRefused(f"{settings.url}: the server does not take {names[wanted]}; it takes {takes}")
+    if wanted is kinds.UserName and settings.password is not None:
+        policy = library.server_policy(kinds.UserName).SecurityPolicyUri
+        if (not policy or policy.endswith("#None")) and not settings.security.endswith("SignAndEncrypt"):
+            log.warning("%s: the password goes over the line in plain; set a security with SignAndEncrypt", settings.url)
+
+
+async def _activate(library: "Library", settings: Connection, clock: Clock) -> None:
+    if settings.user_certificate is None:
+        await library.activate_session(username=settings.user, password=text_of(settings.password))
+        return
+    pki = importlib.import_module("drivers.opcua_pki")
+    try:
+        user = pki.own_from_pem(text_of(settings.user_certificate), clock.wall_us(), "user_certificate")
+    except ValueError as error:
+        raise DeviceRefused(f"{settings.url}: {error}") from error
+    serialization = importlib.import_module("cryptography.hazmat.primitives.serialization")
+    library.user_private_key = serialization.load_pem_private_key(user.key, None)
+    certificate = importlib.import_module("cryptography.x509").load_der_x509_certificate(user.certificate)
+    await library.activate_session(certificate=certificate)
+
+
+async def _dismissed(library: "Library", patience_s: float) -> None:
+    protocol = library.uaclient.protocol
+    transport = protocol.transport if protocol is not None else None
+    polite = False
+    try:
+        with suppress(Exception):
+            async with asyncio.timeout(patience_s):
+                await library.uaclient.close_session(True)
+                await library.close_secure_channel()
+                polite = True
+    finally:
+        library.disconnect_socket()
+        if transport is not None and not polite:
+            transport.abort()
+
+
+def text_of(secret: SecretRef | str | None) -> str | None:
+    """A secret's text, which the agent has put in the place of its name."""
+    if isinstance(secret, SecretRef):
+        raise DeviceRefused(f"the secret {secret.secret!r} was not found")
+    return secret
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+def _status_name(error: BaseException) -> str:
+    """The name of the status code that a library's error carries, or ''."""
+    code = getattr(error, "code", None)
+    return status.name(code) if isinstance(code, int) else ""
+
+
+def _words(error: BaseException, name: str) -> str:
+    if not name:
+        return str(error) or type(error).__name__
+    advice = OF_OURS.get(name) or status.advice(name)
+    return f"{name}: {advice}" if advice else name
+
+
+# -------------------------------------------------------------------------------------------------------- the library
+
+
+_loaded = threading.Event()
+
+
+async def library_module() -> Any:
+    """The module asyncua.ua.
+
+    Its first import takes over a second and 85 MB: only who has OPC UA pays, in a thread that ends, beside the loop.
+    """
+    if not _loaded.is_set():
+        await in_thread(_load, "import asyncua")
+    try:
+        return importlib.import_module("asyncua.ua")
+    except ImportError as error:
+        raise DeviceRefused(f"the OPC UA library cannot be loaded: {error}") from error
+
+
+def _load() -> None:
+    with suppress(ImportError):
+        importlib.import_module("asyncua")
+        importlib.import_module("asyncua.client.client")
+        # It speaks at INFO of every read and at WARNING of every refused try; both reach us as errors anyway.
+        logging.getLogger("asyncua").setLevel(logging.CRITICAL)
+        _loaded.set()
+
+
+def _binary() -> Any:
+    return importlib.import_module("asyncua.ua.ua_binary")
+
+
+async def in_thread(work: Callable[[], Result], name: str) -> Result:
+    """Do it in a thread of its own, which ends with it: the loop's own pool would keep its threads for ever."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Result] = loop.create_future()
+
+    def tell(result: Any, error: BaseException | None) -> None:
+        if not done.done():
+            done.set_exception(error) if error is not None else done.set_result(result)
+
+    def run() -> None:
+        result, fault = None, None
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001  # handed on to who waits
+            fault = error
+        with suppress(RuntimeError):  # the loop may have ended meanwhile
+            loop.call_soon_threadsafe(tell, result, fault)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return await done
