@@ -1,540 +1,889 @@
-"""The OPC UA driver: polls variables with each value's status and source time. The only door of asyncua.
+"""The OPC UA driver: a session that reads and is told, and what each variable's value, status and source time mean.
 
-Rule 1: a value without its status code is no reading, so `read_values` of the library is never used.
-Rule 2: namespace indexes are the server's own and move when it restarts: URIs are resolved anew in every session.
-Rule 3: no task of the library runs beside ours; the session renews its channel itself when it is asked to read.
+Rule 1: a value without its status code is no reading, and a variable that is not known to be the one that was meant is not
+asked. Rule 2: namespace indexes are the server's own and move when it restarts: URIs are resolved anew in every session.
+Rule 3: what the server tells is believed as long as it says that it lives, and looked after now and then.
 """
 
-import asyncio
-import base64
-import binascii
-import importlib
+import json
 import logging
-import re
-import threading
-import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import SplitResult, urlsplit
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel
 
+from drivers import opcua_decode as decode
+from drivers import opcua_history as history
+from drivers import opcua_points as pts
+from drivers import opcua_status as status
+from drivers import opcua_structure as structure
+from drivers.opcua_client import CLOSE_CANCELLED_S, CLOSE_S, Client, ClientCounters, Refused, opened, translated
+from drivers.opcua_profiles import Profile, profile_of
+from drivers.opcua_settings import Address, Connection, NodeName, parse_node_id
+from drivers.opcua_subscription import REQUESTS, Subscription, TellingCounters, Told, subscribed
 from edge_agent.contract import (
+    SECOND_US,
+    Bools,
     Clock,
     DeviceRefused,
     DeviceSilent,
     Driver,
+    Floats,
     Ints,
     Point,
     Quality,
     Readings,
     Session,
-    WrongKey,
 )
 
 if TYPE_CHECKING:
     from asyncua import ua
-    from asyncua.client.client import Client
 
 log = logging.getLogger(__name__)
 
 NODES_MAX = 1000
 """Nodes in one Read when the server names no limit of its own (MaxNodesPerRead, OPC UA Part 5, 6.3.11)."""
-EXACT_MAX = 2**53
-"""float64 holds every integer up to here; beyond it a counter would be silently rounded."""
-CLOCK_SANE_US = 3_600_000_000
-"""A source time further than this from its receipt is not believed (contract §6, `ts`)."""
-OPEN_FACTOR = 3
-"""A session takes six round trips; all of them together may take this many timeouts."""
-CLOSE_S = 1.0
-CLOSE_CANCELLED_S = 0.05
-"""A cancelled session still says goodbye (servers count sessions), but must be gone within 100 ms."""
-RENEW_SHARE = 0.75
-"""Of the lifetime of a secure channel or session, after which it is renewed: OPC UA Part 4, 5.5.2.1."""
-RESOLVE_AGAIN_US = 60_000_000
+ITEMS_AT_ONCE = 250
+"""Items in one CreateMonitoredItems: encoded in one piece on the loop's thread, 60 µs each."""
+NAMES_AT_ONCE = 250
+"""Variables whose names are read at once, two attributes each; decoded one by one."""
+RESOLVE_AGAIN_US = 60 * SECOND_US
 """How often the server is asked again for a namespace that it did not have: some load theirs after their start."""
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MICROSECOND = timedelta(microseconds=1)
+LOOK_AGAIN_US, LOOK_AGAIN_MAX_US = 2 * SECOND_US, 60 * SECOND_US
+"""How soon a node that is not there is looked for again: some servers load theirs for minutes. Doubled each time."""
+SUBSCRIBE_AGAIN_US, SUBSCRIBE_AGAIN_MAX_US = 5 * SECOND_US, 300 * SECOND_US
+"""How soon a subscription or an item that the server refused is asked for again; it is polled meanwhile."""
+LOOK_AFTER_US = 60 * SECOND_US
+"""How often what is told is compared with what is there: an item may go deaf while its subscription lives."""
+SUSPECT_US = 10 * SECOND_US
+"""A difference that is not told for so long is no change on its way."""
+TAILS_MAX = 64
+"""Requests that are kept encoded; the list of nodes is the bulk of one."""
+PUBLISHING_MIN_US = 50_000
+QUEUE_MIN, QUEUE_USUAL_MAX = 2, 100
+HISTORY_GAP_US = 3 * SECOND_US
+"""Shorter gaps are bridged by what is told."""
+HEARD_EVERY_US = 60 * SECOND_US
+"""How often it is noted until when everything was heard: a later session fills the gap from there."""
 
-NODE_ID = re.compile(r"(?:nsu=(?P<uri>[^;]+);|ns=(?P<index>[0-9]{1,5});)?(?P<kind>[isgb])=(?P<text>.+)", re.DOTALL)
-DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|min)")
-SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0}
-TIMEOUT_MIN_S, TIMEOUT_MAX_S = 0.01, 60.0
-
-QUALITIES: Mapping[str, Quality] = {
-    "BadSensorFailure": Quality.SENSOR_FAILURE,
-    "BadDeviceFailure": Quality.DEVICE_FAILURE,
-    "BadOutOfService": Quality.DEVICE_FAILURE,
-    "BadOutOfRange": Quality.OUT_OF_RANGE,
-    "BadTimeout": Quality.TIMEOUT,
-    "BadCommunicationError": Quality.TIMEOUT,
-    "BadNoCommunication": Quality.TIMEOUT,
-    "BadResourceUnavailable": Quality.TIMEOUT,
-    "BadNotConnected": Quality.DISCONNECTED,
-    "BadServerNotConnected": Quality.DISCONNECTED,
-    "BadShutdown": Quality.DISCONNECTED,
-    "BadWaitingForInitialData": Quality.MISSING,
-    "BadNoData": Quality.MISSING,
-    "BadNoDataAvailable": Quality.MISSING,
-    "BadNoValue": Quality.MISSING,
-    "BadDataUnavailable": Quality.MISSING,
-    "BadDataLost": Quality.MISSING,
-    "BadNodeIdUnknown": Quality.REFUSED,
-    "BadNodeIdInvalid": Quality.REFUSED,
-    "BadAttributeIdInvalid": Quality.REFUSED,
-    "BadIndexRangeInvalid": Quality.REFUSED,
-    "BadNotReadable": Quality.REFUSED,
-    "BadNotSupported": Quality.REFUSED,
-    "BadNotImplemented": Quality.REFUSED,
-    "BadNotFound": Quality.REFUSED,
-    "BadUserAccessDenied": Quality.REFUSED,
-    "BadSecurityModeInsufficient": Quality.REFUSED,
-    "BadConfigurationError": Quality.REFUSED,
-}
-"""What a bad status says of one value (OPC UA Part 4, 7.39, and Part 8, 6.3.2); any other one is OTHER."""
-
-REFUSALS = frozenset(
-    {
-        "BadUserAccessDenied",
-        "BadIdentityTokenInvalid",
-        "BadIdentityTokenRejected",
-        "BadIdentityChangeNotSupported",
-        "BadUserSignatureInvalid",
-        "BadSecurityChecksFailed",
-        "BadSecurityPolicyRejected",
-        "BadSecurityModeRejected",
-        "BadSecurityModeInsufficient",
-        "BadServiceUnsupported",
-        "BadTcpEndpointUrlInvalid",
-        "BadLicenseExpired",
-        "BadLicenseLimitsExceeded",
-    }
-)
-"""Answers to a whole service that no second try will change: a person must act."""
-
-
-TOO_LONG = frozenset({"BadTooManyOperations", "BadResponseTooLarge", "BadEncodingLimitsExceeded"})
-"""Answers to a Read of too many nodes: half of them are asked next."""
-
-
-def _seconds(text: object) -> float:
-    """`4s` → 4.0; a bare number has no unit and is refused."""
-    found = DURATION.fullmatch(text) if isinstance(text, str) else None
-    if found is None:
-        raise ValueError(f"{text!r} is no duration; write a number with ms, s or min, such as 500ms or 4s")
-    seconds = float(found[1]) * SECONDS[found[2]]
-    if not TIMEOUT_MIN_S <= seconds <= TIMEOUT_MAX_S:
-        raise ValueError(f"{text} is outside 10ms … 60s")
-    return seconds
-
-
-Seconds = Annotated[
-    float,
-    BeforeValidator(_seconds),
-    PlainSerializer(lambda seconds: f"{seconds * 1000:.15g}ms", return_type=str),
-    WithJsonSchema({"type": "string", "examples": ["500ms", "4s"]}),
-]
-
-
-class SecretRef(BaseModel):
-    """The name of a secret; the agent puts its text in its place (`model_copy`, unvalidated) before `open`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    secret: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")
-
-
-class Connection(BaseModel):
-    """The keys of a connection with `driver: opcua`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    url: str = Field(description="opc.tcp://host:4840/path of the server", examples=["opc.tcp://192.0.2.20:4840"])
-    security: str = Field("none", description="none (others are not available yet)")
-    user: str | None = Field(None, min_length=1, description="user name; without one the session is anonymous")
-    password: SecretRef | None = Field(None, description="{secret: name}; never in plain")
-    mode: str = Field("poll", description="poll (subscribe is not available yet)")
-    timeout: Seconds = Field(4.0, description="for each answer of the server")
-
-    @field_validator("url")
-    @classmethod
-    def _is_opc_tcp(cls, url: str) -> str:
-        _split(url)
-        return url
-
-    @field_validator("security")
-    @classmethod
-    def _is_available(cls, security: str) -> str:
-        if security.lower() != "none":
-            raise ValueError(f"security {security!r} is not available yet; allowed is none")
-        return "none"
-
-    @field_validator("mode")
-    @classmethod
-    def _is_poll(cls, mode: str) -> str:
-        if mode == "subscribe":
-            raise ValueError("mode 'subscribe' is not available yet; allowed is poll")
-        if mode != "poll":
-            raise ValueError(f"mode {mode!r} is not one of: poll")
-        return mode
-
-    @field_validator("password", mode="before")
-    @classmethod
-    def _is_not_plain(cls, password: object) -> object:
-        if isinstance(password, str | int):
-            raise ValueError("a password is never written in plain; write {secret: NAME}")  # noqa: TRY004  # pydantic's way
-        return password
-
-    @model_validator(mode="after")
-    def _password_has_a_user(self) -> "Connection":
-        if self.password is not None and self.user is None:
-            raise WrongKey("password", "password needs a user")
-        return self
-
-
-class Address(BaseModel):
-    """The keys of a signal that is an OPC UA variable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    address: str = Field(
-        description="a NodeId: nsu=URI;s=…, ns=2;i=… or i=… (i number, s string, g GUID, b base64)",
-        examples=["nsu=urn:plant;s=Spindle.Speed", "ns=2;i=1001"],
-    )
-
-    @field_validator("address")
-    @classmethod
-    def _is_a_node_id(cls, address: str) -> str:
-        parse_node_id(address)
-        return address
-
-
-@dataclass(frozen=True, slots=True)
-class NodeName:
-    """A NodeId as the configuration names it. uri: of the namespace; None: `index` is the server's own number."""
-
-    uri: str | None
-    index: int
-    identifier: int | str | uuid.UUID | bytes
-
-
-def parse_node_id(text: str) -> NodeName:
-    """`nsu=URI;s=…`, `ns=2;i=…`, `i=…` → its parts. Raises ValueError with what is wrong (OPC UA Part 6, 5.3.1.10)."""
-    found = NODE_ID.fullmatch(text)
-    if not found:
-        raise ValueError(f"{text!r} is no NodeId; write it like nsu=urn:plant;s=Spindle.Speed, ns=2;i=1001 or i=2258")
-    index = int(found["index"] or 0)
-    if index > 0xFFFF:
-        raise ValueError(f"namespace index {index} is above 65535")
-    uri = found["uri"].replace("%3B", ";").replace("%25", "%") if found["uri"] else None
-    return NodeName(uri, index, _identifier(found["kind"], found["text"]))
-
-
-def _identifier(kind: str, text: str) -> int | str | uuid.UUID | bytes:
-    match kind:
-        case "i":
-            if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) > 0xFFFFFFFF:
-                raise ValueError(f"i={text}: a numeric identifier is 0 … 4294967295")
-            return int(text)
-        case "g":
-            try:
-                return uuid.UUID(text)
-            except ValueError:
-                raise ValueError(f"g={text} is no GUID") from None
-        case "b":
-            try:
-                return base64.b64decode(text, validate=True)
-            except binascii.Error:
-                raise ValueError(f"b={text} is not base64") from None
-        case _:
-            return text
-
-
-def _split(url: str) -> SplitResult:
-    """The parts of an opc.tcp URL; raises ValueError with words. A password does not belong into a URL."""
-    parts = urlsplit(url)
-    if parts.scheme != "opc.tcp" or not parts.hostname or not url.isprintable() or " " in url:
-        raise ValueError(f"{url!r} is no OPC UA address; write it like opc.tcp://192.0.2.20:4840")
-    if parts.username is not None:
-        raise ValueError("user and password do not stand in the url; use the keys user and password")
-    if parts.port == 0:
-        raise ValueError("port 0 cannot be reached")
-    return parts
+TOO_LONG = frozenset({"BadTooManyOperations", "BadResponseTooLarge", "BadEncodingLimitsExceeded", "BadRequestTooLarge"})
+"""Answers to a request of too many nodes: half of them are asked next."""
+NO_NODE = frozenset({"BadNodeIdUnknown", "BadNodeIdInvalid", "BadNotFound", "BadParentNodeIdInvalid"})
+NO_MORE_ITEMS = frozenset({"BadTooManyMonitoredItems", "BadOutOfMemory", "BadResourceUnavailable"})
 
 
 @dataclass(slots=True)
 class _Counters:
-    sessions: int = 0
-    requests: int = 0
-    timeouts: int = 0
-    renewals: int = 0
     values: int = 0
     bad_values: int = 0
     not_numeric: int = 0
+    subscriptions: int = 0
+    monitored_items: int = 0
+    deaf_items: int = 0
+    """Items that told nothing while their variable had changed."""
+    back_filled: int = 0
+    """Values that were read from the server's history."""
 
 
 @dataclass(slots=True)
-class _Line:
-    """One client of the library with an activated session; thrown away at the first trouble, never repaired."""
+class _Server:
+    """What this session found the server to be. uris: its namespaces, by number. nodes_max: of one Read."""
 
-    library: Any
-    """The module asyncua.ua."""
-    client: "Client"
-    nodes: "list[ua.ReadValueId | None]"
-    """What to ask for each point; None where the server has no such namespace."""
-    missing: list[str]
-    index: dict[str, int]
-    """The server's namespaces: URI → number in this session."""
+    uris: tuple[str, ...]
     nodes_max: int
-    channel_us: int
-    """When the secure channel was opened or renewed, agent clock."""
-    used_us: int
+    items_max: int
+    profile: Profile
     resolved_us: int
 
 
 @dataclass(slots=True)
+class _Memory:
+    """What outlives a session. nodes: BrowseName and data type by address. uris: of namespaces named by number.
+
+    heard_us: UTC µs, until when everything was heard; 0: never.
+    """
+
+    nodes: dict[str, tuple[str, str]] = field(default_factory=dict)
+    uris: dict[int, str] = field(default_factory=dict)
+    heard_us: int = 0
+
+
+@dataclass(slots=True)
 class OpcUaSession:
-    """An open session. One task owns it. `points` keep their order for its whole life."""
+    """An open session. One task owns it. See contract.Session, Idles, Describes, Remembers."""
 
     name: str
     settings: Connection
-    names: tuple[NodeName, ...]
-    labels: tuple[str, ...]
+    points: pts.Points
     clock: Clock
+    pki: str | None
+    client_counts: ClientCounters = field(default_factory=ClientCounters)
+    telling: TellingCounters = field(default_factory=TellingCounters)
     counts: _Counters = field(default_factory=_Counters)
-    line: _Line | None = None
-    told: set[str] = field(default_factory=set)
-    """Labels of points whose value is no number, told once for each session."""
-    reasons: dict[int, str] = field(default_factory=dict)
-    """Of points whose last reading was bad: why, for people."""
+    client: Client | None = None
+    server: _Server | None = None
+    subscription: Subscription | None = None
+    memory: _Memory = field(default_factory=_Memory)
+    _nodes: list[Any] = field(default_factory=list)
+    """Of each point its NodeId in this session; None where the server has no such namespace."""
+    _tails: dict[bytes, tuple[bytes, bytes]] = field(default_factory=dict)
+    _point_of: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Of each client handle the point, -1 when it is not wanted any more."""
+    _to_delete: list[int] = field(default_factory=list)
+    _told_odd: set[str] = field(default_factory=set)
+    _look_us: int = 0
+    _look_pause_us: int = LOOK_AGAIN_US
+    _subscribe_us: int = 0
+    _subscribe_pause_us: int = SUBSCRIBE_AGAIN_US
+    _look_after_us: int = 0
+    _look_after_from: int = 0
+    _read_us: int = 0
+    _noted_us: int = 0
+    _dirty: bool = False
+    _gap: history.Gap | None = None
+    """Of the time before this session, while not all of it has come."""
+    _gap_points: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    _shapes: structure.Shapes = field(default_factory=structure.Shapes)
+
+    # --- what the poller asks -----------------------------------------------------------------------------------------
 
     async def read(self, due: Ints) -> Readings:
-        """Read these points once. See contract.Session.
+        """Read these points once, and take what was told of them. See contract.Session.
 
-        values: (due,) float64 as the server gives them, NaN where bad. ts: the source's stamp when it is within an hour
-        of the receipt, else the receipt. Raises DeviceSilent when the server does not answer or the session is gone.
+        ts: the source's stamp when it is within an hour of the receipt, else the receipt. Raises DeviceSilent when the
+        server does not answer, says nothing, or the session is gone.
         """
-        line = await self._ready_line()
-        values = np.full(len(due), np.nan)
-        quality = np.full(len(due), Quality.REFUSED, np.uint8)
-        ts = np.full(len(due), self.clock.wall_us(), np.int64)
-        there = [row for row, point in enumerate(due.tolist()) if line.nodes[point] is not None]
-        start = 0
-        while start < len(there):
-            rows = there[start : start + line.nodes_max]
-            answer = await self._ask(line, [due[row] for row in rows])
-            if answer is None:
-                continue
-            received = self.clock.wall_us()
-            for row, item in zip(rows, answer, strict=True):
-                values[row], quality[row], ts[row] = self._reading(line, int(due[row]), item, received)
-            start += len(rows)
-        self.counts.values += len(due)
-        self.counts.bad_values += int(np.count_nonzero(np.isnan(values)))
-        return Readings(values, quality, ts)
+        client = await self._ready()
+        with _services(client, "no answer"):
+            await self._look_for_nodes(due)
+            before = await self._fill_gap(due)
+            asked = due[self._to_ask(due)]
+            if len(asked):
+                await self._ask(asked)
+            return self._readings(due, asked, before)
+
+    async def idle(self, until_us: int) -> int:
+        """Subscribe, look after what is told, and fill gaps, a piece at a time. See contract.Idles."""
+        if self.client is None:
+            return until_us
+        client, took_us = await self._ready(), 0
+        with _services(client, "no answer"):
+            while (now := self.clock.monotonic_us()) + took_us < until_us:
+                work = self._next_work(now)
+                if work is None:
+                    break
+                await work()
+                took_us = max(took_us, self.clock.monotonic_us() - now)
+            else:
+                return until_us
+        return min(until_us, self._next_work_us(now))
 
     def use(self, points: Sequence[Point]) -> None:
         """See contract.Session.use."""
-        self.names, self.labels = _named(points)
-        self.reasons.clear()
-        if self.line is not None:
-            self._name_nodes(self.line)
+        self.points, moved, dropped = pts.carried_over(old := self.points, points)
+        self._to_delete += [int(old.item[place]) for place in dropped]
+        places = np.full(len(old), -1, np.int64)
+        places[list(moved)] = list(moved.values())
+        known = self._point_of >= 0
+        self._point_of[known] = places[self._point_of[known]]
+        self._tails.clear()
+        self._look_us = self._subscribe_us = 0
+        if self.client is not None:
+            self._name_nodes(self.client)
 
     def explain(self, point: int) -> str:
         """See contract.Session.explain."""
-        if self.line is not None and self.line.nodes[point] is None:
-            return f"the server has no namespace {self.names[point].uri}"
-        return self.reasons.get(point, "")
+        return self.points.explain(point)
 
     def counters(self) -> dict[str, int | float]:
-        return {name: getattr(self.counts, name) for name in _Counters.__dataclass_fields__}
+        counts = {**asdict(self.client_counts), **asdict(self.counts), **asdict(self.telling)}
+        counts["polled"] = int(np.count_nonzero(~self.points.told))
+        return counts
+
+    async def describe(self, points: Sequence[Point]) -> list[str | None]:
+        """Texts of the server, such as a serial number. See contract.Describes."""
+        client = await self._ready()
+        names = [parse_node_id(point.settings.address) for point in points]
+        nodes = [self._node(client, name) for name, point in zip(names, points, strict=True)]
+        there = [node for node in nodes if node is not None]
+        with _services(client, "no answer"):
+            values = iter(await _read_values(client, there, client.ua.AttributeIds.Value) if there else [])
+        return [None if node is None else _text(next(values)) for node in nodes]
+
+    # --- what outlives it ---------------------------------------------------------------------------------------------
+
+    def recall(self, notes: bytes) -> None:
+        """See contract.Remembers."""
+        with suppress(ValueError, TypeError, KeyError, AttributeError, zlib.error):
+            plain = json.loads(zlib.decompress(notes))
+            self.memory = _Memory(
+                {str(address): (str(browse), str(kind)) for address, (browse, kind) in plain["nodes"].items()},
+                {int(number): str(uri) for number, uri in plain["uris"].items()},
+                int(plain["heard_us"]),
+            )
+            if self.client is not None:
+                self._name_nodes(self.client)
+
+    def notes(self) -> bytes | None:
+        """See contract.Remembers: when something was learned, and now and then until when everything was heard."""
+        heard = self.memory.heard_us - self._noted_us
+        if not self._dirty and (heard < HEARD_EVERY_US or not self.settings.history) and self.client is not None:
+            return None
+        if not self.memory.heard_us or (self.client is None and not heard):
+            return None
+        self._dirty, self._noted_us = False, self.memory.heard_us
+        return zlib.compress(json.dumps(asdict(self.memory)).encode(), 6)
+
+    # --- its life -----------------------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """A new client, session and resolved nodes. Raises DeviceSilent or DeviceRefused; the caller calls `close`."""
-        url = self.settings.url
-        library = await _library()
-        with self._door(f"{url}: no session"):
-            async with asyncio.timeout(self.settings.timeout * OPEN_FACTOR):
-                client = _client(self.settings)
-                self.line = _Line(library, client, [], [], {}, NODES_MAX, self.clock.monotonic_us(), 0, 0)
-                await client.connect_sessionless()
-                await client.create_session()
-                await client.activate_session(username=self.settings.user, password=_text_of(self.settings.password))
-                self.counts.sessions += 1
-                await self._resolve(self.line)
-        self.line.used_us = self.clock.monotonic_us()
-        if self.line.missing and not any(self.line.nodes):
-            raise DeviceRefused(f"{url}: the server has no namespace {', '.join(self.line.missing)}")
-        for uri in self.line.missing:
+        """A new client, session and resolved namespaces. Raises DeviceSilent or DeviceRefused; the caller calls `close`."""
+        client = self.client = await opened(self.settings, self.pki, self.clock, self.client_counts)
+        for words in client.warnings:
+            log.warning("%s: %s", self.name, words)
+        with _services(client, "no answer"):
+            await self._resolve(client)
+        client.used_us = self.clock.monotonic_us()
+        missing = self._missing()
+        if missing and not any(node is not None for node in self._nodes):
+            raise DeviceRefused(f"{client.url}: the server has no namespace {', '.join(missing)}")
+        for uri in missing:
             log.warning("%s: the server has no namespace %s; its signals are refused", self.name, uri)
 
     async def close(self, patience_s: float) -> None:
         """Say goodbye for at most `patience_s`, then drop the socket, whatever state it is in. Raises nothing."""
-        line, self.line = self.line, None
-        if line is None:
-            return
-        protocol = line.client.uaclient.protocol
-        transport = protocol.transport if protocol is not None else None
-        polite = False
-        try:
-            with suppress(Exception):
-                async with asyncio.timeout(patience_s):
-                    await line.client.uaclient.close_session(True)
-                    await line.client.close_secure_channel()
-                    polite = True
-        finally:
-            line.client.disconnect_socket()
-            if transport is not None and not polite:
-                transport.abort()
+        client, self.client, self.subscription = self.client, None, None
+        if client is not None:
+            await client.close(patience_s)
 
-    async def _ready_line(self) -> _Line:
-        """The line, renewed when it is old: a poll period may be longer than a session lives."""
-        if self.line is None:
+    async def _ready(self) -> Client:
+        """The client, its channel renewed when that is due; made anew when it rested too long."""
+        if self.client is None:
             raise DeviceSilent(f"{self.settings.url}: the session is closed")
-        now = self.clock.monotonic_us()
-        client = self.line.client
-        if now - self.line.used_us > RENEW_SHARE * 1000 * min(client.session_timeout, client.secure_channel_timeout):
-            await self.close(CLOSE_S)
-            await self.connect()
-            self.counts.renewals += 1
-            return self.line
-        if now - self.line.channel_us > RENEW_SHARE * 1000 * client.secure_channel_timeout:
-            with self._door(f"{self.settings.url}: the secure channel was not renewed"):
-                async with asyncio.timeout(self.settings.timeout):
-                    await client.open_secure_channel(renew=True)
-                    client.uaclient.revolve_security_token()
-            self.line.channel_us = now
-            self.counts.renewals += 1
-        if self.line.missing and now - self.line.resolved_us > RESOLVE_AGAIN_US:
-            with self._door(f"{self.settings.url}: no answer"):
-                async with asyncio.timeout(self.settings.timeout):
-                    await self._resolve(self.line)
-        self.line.used_us = now
-        return self.line
+        if self.client.outlived():
+            await self._anew()
+        client = self.client
+        if self.subscription is not None:
+            self.subscription.check()
+        await client.keep()
+        if self._missing() and self.clock.monotonic_us() - self._server().resolved_us > RESOLVE_AGAIN_US:
+            with _services(client, "no answer"):
+                await self._resolve(client)
+        return client
 
-    async def _resolve(self, line: _Line) -> None:
-        """Turn names into the NodeIds of this session, and learn how many the server takes in one Read."""
-        library = line.library
-        ids = [library.ObjectIds.Server_NamespaceArray]
-        ids.append(library.ObjectIds.Server_ServerCapabilities_OperationLimits_MaxNodesPerRead)
-        asked = [_asked(library, 0, int(number)) for number in ids]
-        namespaces, limit = await line.client.uaclient.read(_parameters(library, asked))
-        uris = namespaces.Value.Value if namespaces.Value is not None else None
+    async def _anew(self) -> None:
+        """The session rested for so long that the server will have ended it: a poll period may be longer than it lives."""
+        await self.close(CLOSE_S)
+        self.points.told[:] = False
+        self.points.item[:] = -1
+        await self.connect()
+        self.client_counts.renewals += 1
+
+    # --- nodes --------------------------------------------------------------------------------------------------------
+
+    async def _resolve(self, client: Client) -> None:
+        """The server's namespaces, limits and make; the points' NodeIds with the numbers of this session."""
+        ids = client.ua.ObjectIds
+        wanted = (
+            ids.Server_NamespaceArray,
+            ids.Server_ServerCapabilities_OperationLimits_MaxNodesPerRead,
+            ids.Server_ServerCapabilities_OperationLimits_MaxMonitoredItemsPerCall,
+            ids.Server_ServerStatus_BuildInfo_ProductName,
+            ids.Server_ServerStatus_BuildInfo_ManufacturerName,
+        )
+        nodes = [client.ua.NodeId(int(number), 0) for number in wanted]
+        uris, *limits = [_value(each) for each in await _read_values(client, nodes, client.ua.AttributeIds.Value)]
         if not isinstance(uris, list):
-            raise DeviceSilent(f"{self.settings.url}: the server does not tell its namespaces")
-        most = limit.Value.Value if limit.Value is not None else None
-        line.nodes_max = min(most, NODES_MAX) if isinstance(most, int) and most > 0 else NODES_MAX
-        line.index = {uri: number for number, uri in reversed(list(enumerate(uris)))}
-        self._name_nodes(line)
-        line.resolved_us = self.clock.monotonic_us()
+            raise DeviceSilent(f"{client.url}: the server does not tell its namespaces")
+        said = " ".join(str(text) for text in limits[2:] if text)
+        profile = profile_of(self.settings.profile, said)
+        self.server = _Server(
+            tuple(map(str, uris)),
+            _smallest(NODES_MAX, limits[0], profile.nodes_max),
+            _smallest(ITEMS_AT_ONCE, limits[1], profile.nodes_max),
+            profile,
+            self.clock.monotonic_us(),
+        )
+        self._name_nodes(client)
 
-    def _name_nodes(self, line: _Line) -> None:
+    def _server(self) -> _Server:
+        assert self.server is not None, "connect comes first"
+        return self.server
+
+    def _name_nodes(self, client: Client) -> None:
         """The points' NodeIds with the namespace numbers of this session."""
-        numbers = [line.index.get(name.uri) if name.uri else name.index for name in self.names]
-        line.nodes = [
-            None if number is None else _asked(line.library, number, name.identifier)
-            for number, name in zip(numbers, self.names, strict=True)
+        self._nodes = [
+            self._node(client, name) for name, point in zip(self.points.names, self.points.points, strict=True)
         ]
-        line.missing = sorted({name.uri for name in self.names if name.uri and name.uri not in line.index})
+        self._tails.clear()
+        for place, node in enumerate(self._nodes):
+            if node is None:
+                self._unknown(place, f"the server has no namespace {self._uri(self.points.names[place])}")
+            elif not self.points.known[place]:
+                self.points.words.pop(place, None)
 
-    async def _ask(self, line: _Line, points: Sequence[int]) -> "list[ua.DataValue] | None":
-        """One Read service call. None: the server found it too long, `nodes_max` was halved, ask again."""
-        nodes = [line.nodes[point] for point in points]
-        self.counts.requests += 1
+    def _node(self, client: Client, name: NodeName) -> Any:
+        uri = self._uri(name)
+        if uri is None:
+            return client.ua.NodeId(name.identifier, name.index)
+        uris = self._server().uris
+        return client.ua.NodeId(name.identifier, uris.index(uri)) if uri in uris else None
+
+    def _uri(self, name: NodeName) -> str | None:
+        """Of a namespace that the configuration names by number, the URI that it had when it was first seen."""
+        return name.uri or (self.memory.uris.get(name.index) if name.index else None)
+
+    def _missing(self) -> list[str]:
+        if self.server is None:
+            return []
+        wanted = {self._uri(name) for name in self.points.names}
+        return sorted(uri for uri in wanted if uri is not None and uri not in self.server.uris)
+
+    def _unknown(self, point: int, words: str) -> None:
+        self.points.known[point] = self.points.told[point] = False
+        self.points.words[point] = words
+        self.points.values[point], self.points.quality[point] = np.nan, Quality.REFUSED
+
+    async def _look_for_nodes(self, due: Ints) -> None:
+        """Read the names of variables that are not known yet; of those that were not there, again after a while."""
+        points, now = self.points, self.clock.monotonic_us()
+        there = np.array([node is not None for node in self._nodes], np.bool_)
+        wanted = due[~points.known[due] & there[due]]
+        if not len(wanted) or (now < self._look_us and (points.quality[wanted] == Quality.REFUSED).all()):
+            return
+        client = await self._ready()
+        most = max(1, min(NAMES_AT_ONCE, self._server().nodes_max // 2))
+        for start in range(0, len(wanted), most):
+            await self._look_for(client, wanted[start : start + most].tolist())
+        found = points.known[wanted].all()
+        self._look_pause_us = LOOK_AGAIN_US if found else min(2 * self._look_pause_us, LOOK_AGAIN_MAX_US)
+        self._look_us = self.clock.monotonic_us() + self._look_pause_us
+
+    async def _look_for(self, client: Client, wanted: Sequence[int]) -> None:
+        """Find out of each of these whether it is the variable that was meant."""
+        kinds = client.ua.AttributeIds
+        nodes = [self._nodes[point] for point in wanted]
+        names = await _read_attributes(client, nodes, (kinds.BrowseName, kinds.DataType))
+        for place, point in enumerate(wanted):
+            browse, kind = names[2 * place], names[2 * place + 1]
+            code = browse.StatusCode.value if browse.StatusCode is not None else 0
+            if code & status.BAD and status.name(code) in NO_NODE:
+                self._unknown(point, f"{status.name(code)}: the server has no such variable (yet)")
+                continue
+            if not code & status.BAD:
+                is_called, is_of = str(_value(browse).Name), self._kind(client, _value(kind))
+                if words := self._other(point, is_called, is_of):
+                    self._unknown(point, words)
+                    continue
+            self.points.known[point] = True
+            self.points.words.pop(point, None)
+            if self.points.quality[point] == Quality.REFUSED:
+                self.points.quality[point] = Quality.HOLD
+
+    def _other(self, point: int, is_called: str, is_of: str) -> str:
+        """In words, when the node is another variable than the one that was meant; else it is learned."""
+        settings = self.points.address(point)
+        address = settings.address
+        if settings.browse_name is not None and settings.browse_name != is_called:
+            return f"{address} is called {is_called!r}, not {settings.browse_name!r}: correct address or browse_name"
+        was = self.memory.nodes.get(address)
+        if was is not None and was != (is_called, is_of) and settings.browse_name is None:
+            return (
+                f"{address} was {was[0]!r} ({was[1]}) and is now {is_called!r} ({is_of}): another variable; if it is the "
+                f"right one, write browse_name: {json.dumps(is_called, ensure_ascii=False)} at the signal, else correct its address"
+            )
+        if was != (is_called, is_of):
+            self.memory.nodes[address] = (is_called, is_of)
+            self._dirty = True
+        name = self.points.names[point]
+        uris = self._server().uris
+        if name.uri is None and 0 < name.index < len(uris) and self.memory.uris.get(name.index) is None:
+            self.memory.uris[name.index] = uris[name.index]
+            self._dirty = True
+        return ""
+
+    def _kind(self, client: Client, node: Any) -> str:
+        """A data type in words: `Double`, or its NodeId with the namespace's URI."""
+        if node is None:
+            return ""
+        if node.NamespaceIndex == 0 and isinstance(node.Identifier, int):
+            return str(client.ua.ObjectIdNames.get(node.Identifier, f"i={node.Identifier}"))
+        return pts.title(self._server().uris, node.NamespaceIndex, node.Identifier)
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def _to_ask(self, due: Ints) -> Bools:
+        points = self.points
+        if self.subscription is not None and self.subscription.resync:
+            points.again |= points.told
+            self.subscription.resync = False
+        chosen: Bools = points.known[due] & (~points.told[due] | points.again[due])
+        return chosen
+
+    async def _ask(self, wanted: Ints) -> None:
+        """Read the values of these points, as few requests as the server takes, one after another."""
+        by_hand = self.points.by_hand[wanted]
+        for chosen, in_one_go in ((wanted[~by_hand], True), (wanted[by_hand], False)):
+            start = 0
+            while start < len(chosen):
+                piece = chosen[start : start + self._server().nodes_max]
+                if await self._ask_piece(piece, in_one_go):
+                    start += len(piece)
+
+    async def _ask_piece(self, piece: Ints, in_one_go: bool) -> bool:
+        """One Read. False: the server found it too long; ask for less."""
+        client = self.client
+        assert client is not None
         try:
-            with self._door(f"{self.settings.url}: no answer to a read of {len(points)} variables"):
-                async with asyncio.timeout(self.settings.timeout):
-                    answer: list[ua.DataValue] = await line.client.uaclient.read(_parameters(line.library, nodes))
-        except DeviceSilent as error:
-            if line.nodes_max > 1 and _status_name(error.__cause__) in TOO_LONG:
-                line.nodes_max = max(1, min(line.nodes_max, len(points)) // 2)
-                return None
-            raise
-        if len(answer) != len(points):
-            raise DeviceSilent(f"{self.settings.url}: {len(points)} variables asked, {len(answer)} answered")
-        return answer
+            raw = await client.ask_raw(
+                *self._request(client, piece), client.ua.ReadResponse, f"no answer to a read of {len(piece)} variables"
+            )
+            await self._note(client, piece, raw, in_one_go)
+        except Refused as refused:
+            if refused.name not in TOO_LONG or len(piece) == 1:
+                raise
+            self._server().nodes_max = max(1, len(piece) // 2)
+            return False
+        return True
 
-    def _reading(self, line: _Line, point: int, item: "ua.DataValue", received_us: int) -> tuple[float, int, int]:
-        """One DataValue → value, quality, ts."""
-        status = item.StatusCode.value if item.StatusCode is not None else 0
-        stamp = item.SourceTimestamp
-        ts = received_us if stamp is None else (stamp - EPOCH) // MICROSECOND
-        sane = abs(ts - received_us) <= CLOCK_SANE_US
-        ts = ts if sane else received_us
-        if status & 0x8000_0000:
-            name = line.library.StatusCode(status & 0xFFFF_0000).name  # without the info bits, which have no name
-            self.reasons[point] = str(name)
-            return np.nan, QUALITIES.get(name, Quality.OTHER), ts
-        raw = item.Value.Value if item.Value is not None else None
-        value, quality = number(raw)
-        if quality is Quality.OTHER:
-            self._tell_not_numeric(point, raw)
-            self.reasons[point] = f"a {type(raw).__name__} is no number"
-        elif self.reasons:
-            self.reasons.pop(point, None)
-        if quality is not Quality.GOOD:
-            return value, quality, ts
-        if status & 0x4000_0000:
-            return value, Quality.UNCERTAIN, ts
-        return value, Quality.GOOD if sane else Quality.CLOCK, ts
+    def _request(self, client: Client, piece: Ints) -> tuple[bytes, bytes]:
+        key = piece.tobytes()
+        if key not in self._tails:
+            if len(self._tails) >= TAILS_MAX:
+                self._tails.clear()
+            request = client.ua.ReadRequest()
+            request.Parameters.TimestampsToReturn = client.ua.TimestampsToReturn.Source
+            request.Parameters.NodesToRead = [self._asked(client, point) for point in piece.tolist()]
+            self._tails[key] = client.encoded(request)
+        return self._tails[key]
 
-    def _tell_not_numeric(self, point: int, raw: object) -> None:
-        self.counts.not_numeric += 1
-        label = self.labels[point]
-        if label not in self.told:
-            self.told.add(label)
-            log.warning("%s: %s is a %s, not a number", self.name, label, type(raw).__name__)
+    def _asked(self, client: Client, point: int) -> "ua.ReadValueId":
+        item: ua.ReadValueId = client.ua.ReadValueId()
+        item.NodeId = self._nodes[point]
+        item.AttributeId = client.ua.AttributeIds.Value
+        item.IndexRange = self.points.address(point).index
+        return item
 
-    @contextmanager
-    def _door(self, doing: str) -> Iterator[None]:
-        """Whatever the library raises becomes one of the two errors of the contract.
+    async def _note(self, client: Client, piece: Ints, raw: bytes, in_one_go: bool) -> None:
+        wall, doing = self.clock.wall_us(), "an answer that cannot be read"
+        fast = decode.read_response(raw, len(piece), wall) if in_one_go else None
+        if fast is not None:
+            column = fast[1]
+        else:
+            with client.door(doing):
+                items = client.decoded(raw, client.ua.ReadResponse).Results
+                if len(items) != len(piece):
+                    raise DeviceSilent(
+                        f"{client.url}: {len(piece)} variables asked, {len(items)} answered", Quality.PROTOCOL
+                    )
+            if not in_one_go:
+                items = [await self._chosen(client, *each) for each in zip(piece.tolist(), items, strict=True)]
+            with client.door(doing):
+                column = decode.from_data_values(items, wall)
+        self._take(piece, column)
 
-        All of Exception, since its decoder raises struct.error, IndexError, TypeError … on a malformed answer.
-        """
+    async def _chosen(self, client: Client, point: int, item: Any) -> Any:
+        """A DataValue with the element or the member that was asked for, in the place of the whole."""
+        settings = self.points.address(point)
+        if settings.member is not None:
+            return await self._shapes.member(client, self._nodes[point], item, settings.member)
+        raw = _value(item)
+        while isinstance(raw, list) and len(raw) == 1:
+            (raw,) = raw
+        return item if isinstance(raw, list) else structure.with_value(client, item, raw)
+
+    def _take(self, at: Ints, column: decode.Column | Told) -> None:
+        """Note readings, and tell once of values that are no numbers."""
+        self.points.note(at, column, self.clock.monotonic_us())
+        odd = (column.quality == Quality.OTHER) & (column.status < status.BAD)
+        if odd.any():
+            self.counts.not_numeric += int(np.count_nonzero(odd))
+            for point in at[odd].tolist():
+                self._tell_odd(point)
+
+    def _tell_odd(self, point: int) -> None:
+        about = self.points.points[point]
+        if about.name not in self._told_odd:
+            self._told_odd.add(about.name)
+            words = pts.unfit(int(self.points.typed[point]))
+            log.warning("%s: %s (%s) is %s", self.name, about.name, about.settings.address, words)
+
+    # --- what is handed on --------------------------------------------------------------------------------------------
+
+    def _readings(self, due: Ints, asked: Ints, before: Sequence[Readings]) -> Readings:
+        """What the server told since the last read, what it was asked, and of the rest that it stands."""
+        now, wall = self.clock.monotonic_us(), self.clock.wall_us()
+        blocks = [*before, *self._drained(due)]
+        last = self._now(due, asked, wall)
+        if not blocks:
+            readings = last
+        else:
+            _merge(blocks, last, now)
+            readings = blocks[0] if len(blocks) == 1 and len(blocks[0].values) == 1 else pts.stacked(blocks, now)
+            if readings.values.shape[0] == 1:
+                readings = Readings(readings.values[0], readings.quality[0], readings.ts[0])
+        fresh = readings.quality & 0x0F
+        self.counts.values += int(np.count_nonzero(fresh != Quality.HOLD))
+        self.counts.bad_values += int(np.count_nonzero(fresh >= Quality.TIMEOUT))
+        self._read_us = now
+        self.memory.heard_us = wall
+        return readings
+
+    def _drained(self, due: Ints) -> list[Readings]:
+        if self.subscription is None:
+            return []
+        told = []
+        for each in self.subscription.drain():
+            points = self._point_of[np.minimum(each.handle, len(self._point_of) - 1)]
+            wanted = (points >= 0) & (each.handle < len(self._point_of))
+            ours = each if wanted.all() else each.only(wanted)
+            ours = self._without_repeats(ours._replace(handle=points[wanted]))
+            self._take(ours.handle, ours)
+            told.append(ours)
+        blocks, others = pts.rows_of(told, due, len(self.points), self._read_us)
+        for each in others:
+            self.subscription.put_back(each._replace(handle=self._handles(each.handle)))
+        return blocks
+
+    def _without_repeats(self, told: Told) -> Told:
+        """Without the first word of each item where it says again what was read before it was made."""
+        points = self.points
+        same = (points.ts[told.handle] == told.ts) & (points.status[told.handle] == told.status)
+        same &= (points.values[told.handle] == told.values) & (points.quality[told.handle] == told.quality)
+        return told.only(~same) if same.any() else told
+
+    def _handles(self, points: Ints) -> Ints:
+        handle = np.full(len(self.points), 0, np.int64)
+        known = np.flatnonzero(self._point_of >= 0)
+        handle[self._point_of[known]] = known
+        return handle[points]
+
+    def _now(self, due: Ints, asked: Ints, wall: int) -> Readings:
+        """How things stand: fresh what was asked, refused what is not there, confirmed what the server has nothing new of."""
+        points = self.points
+        values, quality = np.full(len(due), np.nan), np.full(len(due), Quality.HOLD, np.uint8)
+        ts = np.full(len(due), wall, np.int64)
+        if self.subscription is not None and self.subscription.confirmed_us > self._read_us:
+            sure = points.told[due] & (points.quality[due] != Quality.HOLD)
+            quality[sure] = Quality.CONFIRMED
+        fresh = np.searchsorted(due, asked)
+        values[fresh], quality[fresh], ts[fresh] = points.values[asked], points.quality[asked], points.ts[asked]
+        quality[~points.known[due]] = Quality.REFUSED
+        return Readings(values, quality, ts)
+
+    # --- work between two reads ---------------------------------------------------------------------------------------
+
+    def _next_work(self, now: int) -> Any:
+        """What is to be done next that no reading waits for; None: nothing yet."""
+        if self._gap is not None and self._gap.left:
+            return self._go_on_filling
+        if self.settings.mode != "subscribe" or not self.points.known.any():
+            return None
+        if self._to_delete and self.subscription is not None:
+            return self._delete_items
+        if now >= self._subscribe_us and self._untold().size:
+            return self._subscribe
+        if now >= self._look_after_us and self.points.told.any():
+            return self._look_after
+        return None
+
+    def _next_work_us(self, now: int) -> int:
+        """When there may be something to do again; the life of the server is looked at each second."""
+        if self.settings.mode != "subscribe":
+            return 2**62
+        return now + SECOND_US
+
+    def _untold(self) -> Ints:
+        points = self.points
+        numeric = points.known & ~points.told & ~points.by_hand & (points.quality != Quality.REFUSED)
+        return np.flatnonzero(numeric & (points.quality != Quality.HOLD))
+
+    async def _subscribe(self) -> None:
+        """Have the server tell some more of the points; those that it refuses stay polled and are tried again later."""
+        client = self.client
+        assert client is not None
         try:
-            yield
-        except (DeviceSilent, DeviceRefused):
-            raise
-        except TimeoutError as error:
-            self.counts.timeouts += 1
-            raise DeviceSilent(f"{doing} within {self.settings.timeout:g} s", Quality.TIMEOUT) from error
-        except Exception as error:
-            words = f"{doing}: {_words(error)}"
-            if _status_name(error) in REFUSALS or "No matching endpoints" in str(error):
-                raise DeviceRefused(words) from error
-            raise DeviceSilent(words) from error
+            if self.subscription is None:
+                self.subscription = await self._new_subscription(client)
+            wanted = self._untold()[: self._server().items_max]
+            refused = await self._create_items(client, self.subscription, wanted.tolist())
+        except Refused as fault:
+            if fault.name in TOO_LONG and self._server().items_max > 1:
+                self._server().items_max = max(1, self._server().items_max // 2)
+                return
+            refused = {fault.name}
+        if refused:
+            self._subscribe_us = self.clock.monotonic_us() + self._subscribe_pause_us
+            self._subscribe_pause_us = min(2 * self._subscribe_pause_us, SUBSCRIBE_AGAIN_MAX_US)
+            log.warning(
+                "%s: polled, since the server will not tell by itself: %s", self.name, ", ".join(sorted(refused))
+            )
+
+    async def _new_subscription(self, client: Client) -> Subscription:
+        profile = self._server().profile
+        fastest = min(self.points.every_us(point) for point in range(len(self.points)))
+        wanted_us = max(PUBLISHING_MIN_US, profile.publishing_min_us, self.settings.publishing or fastest)
+        requests = min(REQUESTS, profile.requests_max or REQUESTS)
+        made = await subscribed(client, self.telling, wanted_us, requests)
+        self.counts.subscriptions += 1
+        self._look_after_us = self.clock.monotonic_us() + LOOK_AFTER_US
+        return made
+
+    async def _create_items(self, client: Client, subscription: Subscription, wanted: Sequence[int]) -> set[str]:
+        """CreateMonitoredItems of these points. Returns the names of the statuses of those that were refused."""
+        ua = client.ua
+        limit = self._server().profile.items_max
+        room = len(wanted) if limit is None else max(0, limit - int(np.count_nonzero(self.points.told)))
+        refused = set() if room >= len(wanted) else {"the server's profile allows no more items"}
+        wanted = wanted[:room]
+        if not wanted:
+            return refused
+        request = ua.CreateMonitoredItemsRequest()
+        request.Parameters.SubscriptionId = subscription.number
+        request.Parameters.TimestampsToReturn = ua.TimestampsToReturn.Source
+        first = len(self._point_of)
+        request.Parameters.ItemsToCreate = [
+            self._item(client, point, first + place, subscription) for place, point in enumerate(wanted)
+        ]
+        # What is told while the answer is on its way must find its point.
+        self._point_of = np.append(self._point_of, np.array(wanted, np.int64))
+        results = (await client.ask(request, "no answer to a request to monitor")).Results
+        for place, (point, result) in enumerate(zip(wanted, results, strict=False)):
+            code = int(result.StatusCode.value)
+            if code & status.BAD:
+                self._point_of[first + place] = -1
+                refused.add(status.name(code))
+                continue
+            self.points.told[point], self.points.item[point] = True, result.MonitoredItemId
+            # Between its reading and its item a value may have come and gone.
+            self.points.news_us[point] = self.clock.monotonic_us()
+            self.counts.monitored_items += 1
+        return refused
+
+    def _item(self, client: Client, point: int, handle: int, subscription: Subscription) -> Any:
+        ua, settings = client.ua, self.points.address(point)
+        every_us = self.points.every_us(point)
+        sampling = next((s for s in (settings.sampling, self.settings.sampling) if s is not None), every_us)
+        sampling = max(sampling, self._server().profile.sampling_min_us)
+        shown_us = max(every_us, subscription.publishing_us)
+        usual = min(QUEUE_USUAL_MAX, max(QUEUE_MIN, 2 * -(-shown_us // max(sampling, PUBLISHING_MIN_US))))
+        wanted = ua.MonitoringParameters()
+        wanted.ClientHandle, wanted.SamplingInterval = handle, sampling / 1000
+        wanted.QueueSize, wanted.DiscardOldest = settings.queue or self.settings.queue or usual, True
+        wanted.Filter = _filter(ua, settings.report_deadband)
+        return ua.MonitoredItemCreateRequest(self._asked(client, point), ua.MonitoringMode.Reporting, wanted)
+
+    async def _delete_items(self) -> None:
+        """Let the server forget items whose signals are no longer wanted."""
+        client, subscription = self.client, self.subscription
+        assert client is not None
+        assert subscription is not None
+        most = self._server().items_max
+        dropped, self._to_delete = self._to_delete[:most], self._to_delete[most:]
+        request = client.ua.DeleteMonitoredItemsRequest()
+        request.Parameters.SubscriptionId = subscription.number
+        request.Parameters.MonitoredItemIds = dropped
+        with suppress(Refused):
+            await client.ask(request, "no answer to a request to monitor no more")
+
+    async def _look_after(self) -> None:
+        """Compare some of what was told with what is there: who says nothing although its variable changed is deaf."""
+        client, points = self.client, self.points
+        assert client is not None
+        told = np.flatnonzero(points.told)
+        piece = told[self._look_after_from : self._look_after_from + min(NAMES_AT_ONCE * 2, self._server().nodes_max)]
+        now = self.clock.monotonic_us()
+        self._look_after_from += len(piece)
+        if not len(piece) or self._look_after_from >= len(told):
+            self._look_after_from = 0
+            suspects = bool((points.suspect_us[told] != pts.NEVER_US).any())
+            self._look_after_us = now + (SUSPECT_US if suspects else LOOK_AFTER_US)
+        if not len(piece):
+            return
+        held = points.values[piece].copy(), points.status[piece].copy(), points.news_us[piece].copy()
+        raw = await client.ask_raw(*self._request(client, piece), client.ua.ReadResponse, "no answer to a look")
+        wall = self.clock.wall_us()
+        fast = decode.read_response(raw, len(piece), wall)
+        if fast is None:
+            with client.door("an answer that cannot be read"):
+                items = client.decoded(raw, client.ua.ReadResponse).Results
+                column = decode.from_data_values(items, wall)
+        else:
+            column = fast[1]
+        self._compare(piece, column, held)
+
+    def _compare(self, piece: Ints, column: decode.Column, held: tuple[Floats, Any, Ints]) -> None:
+        """held: values, status and time of the last news before the look. Raises DeviceSilent when most are deaf."""
+        points, now = self.points, self.clock.monotonic_us()
+        values, codes, news_us = held
+        if len(column.values) != len(piece):
+            return
+        differs = (column.status != codes) | ~((column.values == values) | (np.isnan(column.values) & np.isnan(values)))
+        differs &= ~self._within_deadband(piece, column, values)
+        waits = self.subscription is not None and any(len(t.handle) for t in self.subscription._told)  # noqa: SLF001
+        differs &= not waits
+        suspect = points.suspect_us[piece]
+        deaf = differs & (suspect != pts.NEVER_US) & (now - suspect >= SUSPECT_US) & (news_us < suspect)
+        points.suspect_us[piece] = np.where(differs, np.where(suspect == pts.NEVER_US, now, suspect), pts.NEVER_US)
+        if not deaf.any():
+            return
+        self.counts.deaf_items += int(np.count_nonzero(deaf))
+        who = piece[deaf]
+        if len(who) > max(1, int(np.count_nonzero(points.told)) // 2):
+            raise DeviceSilent(
+                f"{self.settings.url}: connected but silent: {len(who)} variables changed and nothing was told of them",
+                Quality.TIMEOUT,
+            )
+        log.warning("%s: %d items went deaf and are made anew", self.name, len(who))
+        self._to_delete += points.item[who].tolist()
+        points.told[who] = False
+        points.item[who] = -1
+        self._point_of[np.isin(self._point_of, who)] = -1
+
+    def _within_deadband(self, piece: Ints, column: decode.Column, values: Floats) -> Bools:
+        """Where a change is too small to be told. A share of the EURange is not known here: all its changes are."""
+        bands = [self.points.address(point).report_deadband for point in piece.tolist()]
+        if not any(band is not None for band in bands):
+            return np.zeros(len(piece), np.bool_)
+        allowed = np.array([0.0 if b is None else np.inf if isinstance(b, str) else float(b) for b in bands])
+        within: Bools = np.abs(column.values - values) <= allowed
+        return within
+
+    # --- the gap before -----------------------------------------------------------------------------------------------
+
+    async def _fill_gap(self, due: Ints) -> list[Readings]:
+        """Before the first live value of a session: what the server's history has of the time since the last one."""
+        if self._read_us or not self.settings.history or not self.memory.heard_us:
+            return []
+        client = self.client
+        assert client is not None
+        wall, from_us = self.clock.wall_us(), self.memory.heard_us
+        if wall - from_us < HISTORY_GAP_US:
+            return []
+        wanted = due[self.points.known[due] & ~self.points.by_hand[due]]
+        gap = await history.begun(client, [self._nodes[point] for point in wanted.tolist()], from_us, wall)
+        await history.filled(client, gap)
+        if gap.left:
+            self._gap, self._gap_points = gap, wanted
+        readings = self._from_history(gap)
+        return [] if readings is None else [_spread(readings, np.searchsorted(due, wanted), len(due))]
+
+    async def _go_on_filling(self) -> None:
+        assert self.client is not None
+        assert self._gap is not None
+        await history.step(self.client, self._gap)
+
+    def _from_history(self, gap: history.Gap) -> Readings | None:
+        readings = history.taken(gap, self.clock.monotonic_us(), self.clock.wall_us())
+        if readings is not None:
+            self.counts.back_filled += int(np.count_nonzero(readings.quality != Quality.HOLD))
+        return readings
+
+    def belated(self) -> tuple[Ints, Readings] | None:
+        """See contract.Belated."""
+        gap = self._gap
+        if gap is None or gap.left:
+            return None
+        self._gap = None
+        readings = self._from_history(gap)
+        return None if readings is None else (self._gap_points, readings)
 
 
-def number(raw: object) -> tuple[float, Quality]:
-    """A variant's value as float64: booleans are 0/1, integers exact or BAD, arrays and texts are no numbers."""
-    if isinstance(raw, float):
-        return (raw, Quality.GOOD) if np.isfinite(raw) else (np.nan, Quality.NOT_A_NUMBER)
-    if isinstance(raw, int):
-        return (float(raw), Quality.GOOD) if abs(raw) <= EXACT_MAX else (np.nan, Quality.PRECISION)
-    return np.nan, Quality.MISSING if raw is None else Quality.OTHER
+def _merge(blocks: list[Readings], last: Readings, now: int) -> None:
+    """Put how things stand into the last row, where nothing was told; a row of the past gets one after it."""
+    tail = blocks[-1]
+    free = tail.quality[-1] == Quality.HOLD
+    if tail.t is not None and now - int(tail.t[-1]) > SECOND_US:
+        blocks.append(
+            Readings(last.values[np.newaxis], last.quality[np.newaxis], last.ts[np.newaxis], np.array([now], np.int64))
+        )
+        return
+    tail.values[-1, free], tail.quality[-1, free] = last.values[free], last.quality[free]
+    fresh = free & (last.quality != Quality.HOLD)
+    tail.ts[-1, fresh] = last.ts[fresh]
+
+
+def _spread(readings: Readings, at: Ints, width: int) -> Readings:
+    """The same rows with a column for each point that is due."""
+    rows = len(readings.values)
+    values, quality = np.full((rows, width), np.nan), np.full((rows, width), Quality.HOLD, np.uint8)
+    ts = np.repeat(readings.ts.max(axis=1)[:, np.newaxis], width, axis=1)
+    values[:, at], quality[:, at], ts[:, at] = readings.values, readings.quality, readings.ts
+    return Readings(values, quality, ts, readings.t)
+
+
+def _filter(ua: Any, deadband: float | str | None) -> Any:
+    """A DataChangeFilter (OPC UA Part 4, 7.22.2); None: every change of value or status."""
+    if deadband is None:
+        return None
+    percent = isinstance(deadband, str)
+    found = ua.DataChangeFilter()
+    found.Trigger = ua.DataChangeTrigger.StatusValue
+    found.DeadbandType = ua.DeadbandType.Percent if percent else ua.DeadbandType.Absolute
+    found.DeadbandValue = float(deadband.rstrip("%")) if isinstance(deadband, str) else float(deadband)
+    return found
+
+
+def _smallest(usual: int, *limits: Any) -> int:
+    """Of what is usual and the limits that somebody stated (0 and no number: none)."""
+    return min([usual, *(int(limit) for limit in limits if isinstance(limit, int) and limit > 0)])
+
+
+async def _read_values(client: Client, nodes: Sequence[Any], attribute: Any) -> "list[ua.DataValue]":
+    return await _read_attributes(client, nodes, (attribute,))
+
+
+async def _read_attributes(client: Client, nodes: Sequence[Any], attributes: Sequence[Any]) -> "list[ua.DataValue]":
+    """Some attributes of some nodes, those of one node beside each other. Raises DeviceSilent, Refused."""
+    request = client.ua.ReadRequest()
+    request.Parameters.TimestampsToReturn = client.ua.TimestampsToReturn.Neither
+    request.Parameters.NodesToRead = [
+        client.ua.ReadValueId(node, attribute) for node in nodes for attribute in attributes
+    ]
+    found: list[ua.DataValue] = (await client.ask(request, "no answer")).Results
+    if len(found) != len(nodes) * len(attributes):
+        raise DeviceSilent(f"{client.url}: {len(nodes)} nodes asked, {len(found)} answers", Quality.PROTOCOL)
+    return found
+
+
+def _value(item: "ua.DataValue") -> Any:
+    return item.Value.Value if item.Value is not None else None
+
+
+def _text(item: "ua.DataValue") -> str | None:
+    """A value as a text for people; None when it is bad or none."""
+    raw = _value(item)
+    if raw is None or (item.StatusCode is not None and item.StatusCode.value & status.BAD):
+        return None
+    raw = getattr(raw, "Text", raw)
+    return raw if isinstance(raw, str) else str(raw)
+
+
+@contextmanager
+def _services(client: Client, doing: str) -> Iterator[None]:
+    """An answer with a bad status, of which nobody here could make anything, as an error of the contract."""
+    try:
+        yield
+    except Refused as refused:
+        raise translated(refused, f"{client.url}: {doing}") from refused
 
 
 class OpcUa:
-    """The entry point `opcua`."""
+    """The entry point `opcua`. `pki`: where certificates are kept, which each connection is told by `at_home`."""
 
     Connection: type[BaseModel] = Connection
     Address: type[BaseModel] = Address
-    inherited: frozenset[str] = frozenset()
+    inherited: frozenset[str] = frozenset({"sampling", "queue"})
 
     @asynccontextmanager
     async def open(self, name: str, connection: Any, points: Sequence[Point], clock: Clock) -> AsyncIterator[Session]:
         """Connect and yield a session. See contract.Driver."""
-        session = OpcUaSession(name, connection, *_named(points), clock)
+        session = OpcUaSession(name, connection, pts.points_of(points), clock, connection.home)
         try:
             await session.connect()
             yield session
@@ -543,78 +892,9 @@ class OpcUa:
             raise
         await session.close(CLOSE_S)
 
-
-def _named(points: Sequence[Point]) -> tuple[tuple[NodeName, ...], tuple[str, ...]]:
-    """The points' NodeIds, and what they are called in words for people."""
-    names = tuple(parse_node_id(point.settings.address) for point in points)
-    return names, tuple(f"{point.name} ({point.settings.address})" for point in points)
-
-
-def _client(settings: Connection) -> "Client":
-    """A new client for each session: one that was reconnected has been seen to follow moved namespaces."""
-    client: Client = importlib.import_module("asyncua.client.client").Client(settings.url, timeout=settings.timeout)
-    client.name = client.description = "edge-agent"
-    client.application_uri = "urn:edge-agent"
-    return client
-
-
-def _text_of(secret: SecretRef | str | None) -> str | None:
-    if isinstance(secret, SecretRef):
-        raise DeviceRefused(f"the secret {secret.secret!r} was not found")
-    return secret
-
-
-def _asked(library: Any, namespace: int, identifier: int | str | uuid.UUID | bytes) -> "ua.ReadValueId":
-    item: ua.ReadValueId = library.ReadValueId()
-    item.NodeId = library.NodeId(identifier, namespace)
-    item.AttributeId = library.AttributeIds.Value
-    return item
-
-
-def _parameters(library: Any, items: Sequence[Any]) -> "ua.ReadParameters":
-    parameters: ua.ReadParameters = library.ReadParameters()
-    parameters.TimestampsToReturn = library.TimestampsToReturn.Source
-    parameters.NodesToRead = list(items)
-    return parameters
-
-
-def _status_name(error: BaseException | None) -> str:
-    """The name of the status code that a library's error carries, or ''."""
-    return type(error).__name__ if hasattr(error, "code") else ""
-
-
-def _words(error: Exception) -> str:
-    return f"{_status_name(error)} ({error})" if _status_name(error) else (str(error) or type(error).__name__)
-
-
-_loaded = threading.Event()
-
-
-async def _library() -> Any:
-    """The module asyncua.ua.
-
-    Its first import takes over a second and 85 MB: only who has OPC UA pays, in a thread that ends, beside the loop.
-    """
-    if not _loaded.is_set():
-        loop = asyncio.get_running_loop()
-        done = asyncio.Event()
-
-        def load() -> None:
-            try:
-                importlib.import_module("asyncua")
-                # It speaks at INFO of every read and at WARNING of every refused try; both reach us as errors anyway.
-                logging.getLogger("asyncua").setLevel(logging.ERROR)
-                _loaded.set()
-            finally:
-                with suppress(RuntimeError):  # the loop may have ended meanwhile
-                    loop.call_soon_threadsafe(done.set)
-
-        threading.Thread(target=load, name="import asyncua", daemon=True).start()
-        await done.wait()
-    try:
-        return importlib.import_module("asyncua.ua")
-    except ImportError as error:
-        raise DeviceRefused(f"the OPC UA library cannot be loaded: {error}") from error
+    def at_home(self, connection: Any, data_dir: str) -> Any:
+        """See contract.Homes."""
+        return connection.at_home(str(Path(data_dir) / "pki"))
 
 
 DRIVER: Driver = OpcUa()

@@ -1,3 +1,4 @@
+# ruff: noqa: SLF001  # the door: what the library keeps private is used here and nowhere else, at one pinned version
 """The door of asyncua: one secure channel and one session to a server, over which requests are sent as they are asked.
 
 Rule 1: a client is thrown away at the first trouble, never repaired: one that was reconnected has been seen to follow moved
@@ -132,6 +133,8 @@ class Client:
     warnings: tuple[str, ...] = ()
     """About the server's certificate, for people."""
     _prefixes: dict[type, bytes] = field(default_factory=dict)
+    _awaited: dict[Any, int] = field(default_factory=dict)
+    """Of each response its type's number: Part 6, A.3."""
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -171,7 +174,7 @@ class Client:
 
     def checked(self, raw: bytes, response: Any) -> bytes:
         """The answer again, when it is of the type that was awaited: the library decodes anything as anything."""
-        awaited = response.TypeId.Identifier if hasattr(response, "TypeId") else response().TypeId.Identifier
+        awaited = self._awaited.get(response) or self._awaited.setdefault(response, response().TypeId.Identifier)
         if raw[:2] == b"\x01\x00" and (found := int.from_bytes(raw[2:4], "little")) in (awaited, SERVICE_FAULT):
             if found == awaited:
                 return raw
@@ -206,12 +209,12 @@ class Client:
     @property
     def connected(self) -> bool:
         protocol = self.library.uaclient.protocol
-        return protocol is not None and protocol.transport is not None
+        return bool(protocol is not None and protocol.transport is not None)
 
     def outlived(self) -> bool:
         """Not used for so long that the server may have ended the session: a poll period may be longer than it lives."""
         lifetime_us = 1000 * min(self.library.session_timeout, self.library.secure_channel_timeout)
-        return self.clock.monotonic_us() - self.used_us > RENEW_SHARE * lifetime_us
+        return bool(self.clock.monotonic_us() - self.used_us > RENEW_SHARE * lifetime_us)
 
     async def keep(self) -> None:
         """Renew the secure channel when it is due; called before each use. Raises DeviceSilent, DeviceRefused."""
@@ -255,7 +258,9 @@ def translated(error: BaseException, doing: str) -> DeviceSilent | DeviceRefused
 
 
 @asynccontextmanager
-async def open_client(settings: Connection, pki: str | None, clock: Clock, counts: ClientCounters) -> AsyncIterator[Client]:
+async def open_client(
+    settings: Connection, pki: str | None, clock: Clock, counts: ClientCounters
+) -> AsyncIterator[Client]:
     """Connect, secure, and activate a session. Raises DeviceSilent or DeviceRefused; leaves nothing behind.
 
     pki: the folder of certificates; None: there is none, so that only `security: none` is possible.
@@ -271,7 +276,8 @@ async def opened(settings: Connection, pki: str | None, clock: Clock, counts: Cl
     """The same for who closes it himself."""
     timeout_s = settings.timeout / SECOND_US
     ua = await library_module()
-    url, library, warnings = settings.url, None, ()
+    url, library = settings.url, None
+    warnings: tuple[str, ...] = ()
     try:
         async with asyncio.timeout(timeout_s * OPEN_FACTOR):
             library = _library(settings)
@@ -377,13 +383,19 @@ def _check_user(library: "Library", settings: Connection, ua: Any) -> None:
     wanted = kinds.Certificate if settings.user_certificate else kinds.UserName if settings.user else kinds.Anonymous
     offered = {policy.TokenType for policy in library._policy_ids}
     if offered and wanted not in offered:
-        names = {kinds.Anonymous: "anonymous", kinds.UserName: "user and password", kinds.Certificate: "user_certificate"}
+        names = {
+            kinds.Anonymous: "anonymous",
+            kinds.UserName: "user and password",
+            kinds.Certificate: "user_certificate",
+        }
         takes = ", ".join(sorted(names[kind] for kind in offered if kind in names)) or "no user that is known here"
         raise DeviceRefused(f"{settings.url}: the server does not take {names[wanted]}; it takes {takes}")
     if wanted is kinds.UserName and settings.password is not None:
         policy = library.server_policy(kinds.UserName).SecurityPolicyUri
         if (not policy or policy.endswith("#None")) and not settings.security.endswith("SignAndEncrypt"):
-            log.warning("%s: the password goes over the line in plain; set a security with SignAndEncrypt", settings.url)
+            log.warning(
+                "%s: the password goes over the line in plain; set a security with SignAndEncrypt", settings.url
+            )
 
 
 async def _activate(library: "Library", settings: Connection, clock: Clock) -> None:
@@ -436,7 +448,7 @@ def _status_name(error: BaseException) -> str:
 def _words(error: BaseException, name: str) -> str:
     if not name:
         return str(error) or type(error).__name__
-    advice = OF_OURS.get(name) or status.advice(name)
+    advice = OF_OURS.get(name) or status.advice(getattr(error, "code", 0))
     return f"{name}: {advice}" if advice else name
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from drivers.opcua_profiles import PROFILES
 from edge_agent.contract import Duration, WrongKey, duration_us
@@ -48,41 +48,57 @@ class Connection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     url: str = Field(description="opc.tcp://host:4840/path of the server", examples=["opc.tcp://192.0.2.20:4840"])
     security: str = Field(
-        "none",
+        default="none",
         description="none, or POLICY/MODE: Basic256Sha256, Aes128Sha256RsaOaep or Aes256Sha256RsaPss with Sign or "
         "SignAndEncrypt",
         examples=["Basic256Sha256/SignAndEncrypt"],
     )
-    user: str | None = Field(None, min_length=1, description="user name; without one the session is anonymous")
-    password: Secret = Field(None, description="{secret: NAME}; never in plain")
+    user: str | None = Field(default=None, min_length=1, description="user name; without one the session is anonymous")
+    password: Secret = Field(default=None, description="{secret: NAME}; never in plain")
     user_certificate: Secret = Field(
-        None, description="{secret: NAME} of a PEM text with the user's certificate and its private key"
+        default=None, description="{secret: NAME} of a PEM text with the user's certificate and its private key"
     )
     certificate: Secret = Field(
-        None,
+        default=None,
         description="{secret: NAME} of a PEM text with this client's certificate and private key; "
         "by default one is made and kept in data_dir/pki/own",
     )
     mode: Literal["subscribe", "poll"] = Field(
-        "subscribe", description="subscribe: the server tells what changes; poll: it is asked each time"
+        default="subscribe", description="subscribe: the server tells what changes; poll: it is asked each time"
     )
-    publishing: Annotated[int | None, Duration("10ms", "1h")] = Field(
-        None, description="how often a server that is subscribed to tells; by default as often as the fastest signal"
+    publishing: Annotated[int, Duration("10ms", "1h")] | None = Field(
+        default=None,
+        description="how often a server that is subscribed to tells; by default as often as the fastest signal",
     )
-    sampling: Annotated[int | None, Duration("0s", "1h")] = Field(
-        None, description="how often the server looks at its variables; by default each signal's `every`"
+    sampling: Annotated[int, Duration("0s", "1h")] | None = Field(
+        default=None, description="how often the server looks at its variables; by default each signal's `every`"
     )
     queue: int | None = Field(
-        None, ge=1, le=QUEUE_MAX, description="values that the server keeps for each variable between two tellings"
+        default=None,
+        ge=1,
+        le=QUEUE_MAX,
+        description="values that the server keeps for each variable between two tellings",
     )
     timeout: Annotated[int, Duration("10ms", "1min")] = Field(
-        duration_us("4s"), description="for each answer of the server"
+        default=duration_us("4s"), description="for each answer of the server"
     )
     profile: str = Field(
-        "auto",
+        default="auto",
         description="the server's known limits: auto (told from its product name), " + ", ".join(sorted(PROFILES)),
     )
-    history: bool = Field(True, description="fill a gap from the server's history, where it keeps one")
+    history: bool = Field(default=True, description="fill a gap from the server's history, where it keeps one")
+    _home: str | None = PrivateAttr(default=None)
+
+    @property
+    def home(self) -> str | None:
+        """The folder of certificates; None: there is none."""
+        return self._home
+
+    def at_home(self, folder: str) -> Self:
+        """The same settings, with a folder for certificates."""
+        there = self.model_copy()
+        there._home = folder  # noqa: SLF001  # our own
+        return there
 
     @field_validator("url")
     @classmethod
@@ -127,6 +143,15 @@ def policy_and_mode(security: str) -> tuple[str, str]:
     return found[0], how[0]
 
 
+def _deadband(value: Any) -> Any:
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")):
+        return value
+    percent = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)\s?%", value) if isinstance(value, str) else None
+    if percent is None or not 0 < float(percent[1]) <= 100:
+        raise ValueError(f"{value!r} is no deadband; write a number above 0 such as 0.5, or a share such as 1%")
+    return f"{percent[1]}%"
+
+
 class Address(BaseModel):
     """The keys of a signal that is an OPC UA variable."""
 
@@ -135,25 +160,28 @@ class Address(BaseModel):
         description="a NodeId: nsu=URI;s=…, ns=2;i=… or i=… (i number, s string, g GUID, b base64)",
         examples=["nsu=urn:plant;s=Spindle.Speed", "ns=2;i=1001"],
     )
-    index: str | None = Field(None, description="of an array: the element, 0 the first; of a matrix row,column")
+    index: str | None = Field(default=None, description="of an array: the element, 0 the first; of a matrix row,column")
     member: str | None = Field(
-        None, pattern=r"^[^.\x00-\x1f]{1,128}(\.[^.\x00-\x1f]{1,128}){0,7}$",
+        default=None,
+        pattern=r"^[^.\x00-\x1f]{1,128}(\.[^.\x00-\x1f]{1,128}){0,7}$",
         description="of a structure: the member, and its member after a dot",
     )
     browse_name: str | None = Field(
-        None,
+        default=None,
         pattern=r"^[^\x00-\x1f]{1,512}$",
         description="the variable's BrowseName without its namespace; by default what it was when it was first seen",
     )
     type: Literal["string"] | None = Field(
-        None, description="string: a text, which is shown as an attribute and never judged"
+        default=None, description="string: a text, which is shown as an attribute and never judged"
     )
-    sampling: Annotated[int | None, Duration("0s", "1h")] = Field(
-        None, description="how often the server looks at it; by default `every`"
+    sampling: Annotated[int, Duration("0s", "1h")] | None = Field(
+        default=None, description="how often the server looks at it; by default `every`"
     )
-    queue: int | None = Field(None, ge=1, le=QUEUE_MAX, description="values that the server keeps between two tellings")
-    report_deadband: Annotated[float | str | None, BeforeValidator(lambda value: _deadband(value))] = Field(
-        None,
+    queue: int | None = Field(
+        default=None, ge=1, le=QUEUE_MAX, description="values that the server keeps between two tellings"
+    )
+    report_deadband: Annotated[float | str | None, BeforeValidator(_deadband)] = Field(
+        default=None,
         description="the server tells only changes larger than this: in the variable's own unit, or a % of its EURange",
         examples=[0.5, "1%"],
     )
@@ -184,15 +212,6 @@ class Address(BaseModel):
         if self.report_deadband is not None and (self.member is not None or self.attribute):
             raise WrongKey("report_deadband", "a server compares numbers only: not a structure or a text")
         return self
-
-
-def _deadband(value: Any) -> Any:
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")):
-        return value
-    percent = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)\s?%", value) if isinstance(value, str) else None
-    if percent is None or not 0 < float(percent[1]) <= 100:
-        raise ValueError(f"{value!r} is no deadband; write a number above 0 such as 0.5, or a share such as 1%")
-    return f"{percent[1]}%"
 
 
 @dataclass(frozen=True, slots=True)

@@ -413,6 +413,15 @@ class Remembers(Protocol):
 
 
 @runtime_checkable
+class Belated(Protocol):
+    """What a session may promise besides: to bring readings of the past that come too late to be judged."""
+
+    def belated(self) -> tuple[Ints, Readings] | None:
+        """Points, and rows of their readings with `t`; None when there are none. Asked after each `idle`."""
+        ...
+
+
+@runtime_checkable
 class Homes(Protocol):
     """What a driver may promise besides: to keep files of its own (certificates, trust lists) in the agent's data folder."""
 

@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from drivers import modbus, opcua, plant_model, plant_server
+from drivers import modbus, opcua, opcua_settings, plant_model, plant_server
 from edge_agent import config, judge, plugins
 from edge_agent.contract import SECOND_US, Codes, Driver, Frame, Ints, Point, Quality, Session
 from edge_agent.plant import Machine, Plant, compile_plant
@@ -227,8 +227,8 @@ def test_the_opcua_server_shows_the_spindle_with_its_broken_sensor() -> None:
     nodes = [f"nsu={plant_server.NAMESPACE};s={node}" for node in plant_server.SPINDLE_NODES.values()]
 
     async def reading() -> None:
-        points = [Point(node, opcua.Address(address=node)) for node in nodes]
-        settings = opcua.Connection.model_validate({"url": server.said["url"]})
+        points = [Point(node, opcua_settings.Address(address=node)) for node in nodes]
+        settings = opcua_settings.Connection.model_validate({"url": server.said["url"]})
         async with opcua.DRIVER.open("test", settings, points, SkippingClock()) as session:
             due = np.arange(len(points))
             readings = await session.read(due)

@@ -1,0 +1,259 @@
+"""What a server tells by itself: one subscription, the requests that wait for its words, and whether it is still alive.
+
+Rule 1: no task runs for it. A few PublishRequests lie at the server; each answer is taken in the turn in which it comes,
+and leaves the next request. Rule 2: nothing is judged here: what came waits until the session reads it. Rule 3: a server
+that says nothing, not even that it has nothing to say, is silent after three keep-alives, whatever the line looks like.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from drivers import opcua_decode as decode
+from drivers import opcua_status as status
+from drivers.opcua_client import Client, Refused
+from edge_agent.contract import SECOND_US, Bools, Codes, DeviceSilent, Floats, Ints, Quality
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE_US = SECOND_US
+"""How often a server without news says that it lives; a slower publishing interval is its own keep-alive."""
+KEEP_ALIVES_MISSED = 3
+LIFETIME_US = 60 * SECOND_US
+"""After so long without a request of ours the server drops the subscription; OPC UA Part 4, 5.14.1.1."""
+REQUESTS = 3
+"""PublishRequests at the server: one may be answered while the next is on its way."""
+VALUES_MAX = 1_000_000
+"""Values that wait to be read; the oldest go first, counted, when nobody reads."""
+SEQUENCE_MAX = 0xFFFF_FFFF
+
+
+class Told(NamedTuple):
+    """One answer, or several that belong together. t_us: monotonic, when it came. All arrays (n,); handle: int64."""
+
+    t_us: int
+    handle: Ints
+    values: Floats
+    quality: Codes
+    ts: Ints
+    status: Any
+    typed: Codes
+
+    def only(self, chosen: Bools | slice) -> "Told":
+        """Those of it."""
+        return Told(
+            self.t_us,
+            self.handle[chosen],
+            self.values[chosen],
+            self.quality[chosen],
+            self.ts[chosen],
+            self.status[chosen],
+            self.typed[chosen],
+        )
+
+
+@dataclass(slots=True)
+class TellingCounters:
+    """Of all subscriptions of one session of the driver, for the health topic."""
+
+    notifications: int = 0
+    keep_alives: int = 0
+    sequence_gaps: int = 0
+    """Messages that the server numbered and that never came."""
+    overflows: int = 0
+    """Values before which the server's queue lost others."""
+    dropped: int = 0
+    """Values that nobody read in time."""
+
+
+@dataclass(slots=True)
+class Subscription:
+    """A subscription that lives; made by `subscribed`.
+
+    publishing_us, keep_alive_us: as the server revised them. confirmed_us: monotonic, up to when everything is known that
+    the server had to tell. lost: why it tells no more, '' while it does.
+    """
+
+    client: Client
+    counts: TellingCounters
+    number: int
+    publishing_us: int
+    keep_alive_us: int
+    requests: int
+    heard_us: int
+    confirmed_us: int = 0
+    lost: str = ""
+    resync: bool = False
+    """Messages were lost: what is held may be old until everything is read once."""
+    _expected: int | None = None
+    _more: bool = False
+    _waiting: int = 0
+    _acknowledge: list[int] = field(default_factory=list)
+    _told: deque[Told] = field(default_factory=deque)
+    _values: int = 0
+
+    def check(self) -> None:
+        """Raises DeviceSilent when it is lost, or connected and yet silent."""
+        if self.lost:
+            raise DeviceSilent(f"{self.client.url}: the subscription is lost: {self.lost}")
+        silent_us = self.client.clock.monotonic_us() - self.heard_us
+        if silent_us > self.silent_after_us:
+            raise DeviceSilent(
+                f"{self.client.url}: connected but silent: no notification and no keep-alive for {silent_us / 1e6:.1f} s "
+                f"(one was due every {self.keep_alive_us / 1e6:g} s)",
+                Quality.TIMEOUT,
+            )
+
+    @property
+    def silent_after_us(self) -> int:
+        return KEEP_ALIVES_MISSED * self.keep_alive_us
+
+    def drain(self) -> list[Told]:
+        """What came since the last call, in its order."""
+        told = list(self._told)
+        self._told.clear()
+        self._values = 0
+        return told
+
+    def put_back(self, told: Told) -> None:
+        """What nobody wanted yet, for the next call."""
+        self._told.append(told)
+        self._values += len(told.handle)
+
+    def ask(self) -> None:
+        """Leave as many requests at the server as it should have."""
+        while self._waiting < self.requests and not self.lost:
+            ua = self.client.ua
+            request = ua.PublishRequest()
+            acknowledge, self._acknowledge = self._acknowledge, []
+            request.Parameters.SubscriptionAcknowledgements = [
+                ua.SubscriptionAcknowledgement(self.number, sequence) for sequence in acknowledge
+            ]
+            try:
+                self.client.publish(*self.client.encoded(request), self._answered)
+            except Exception as error:  # noqa: BLE001 - the library's own, see opcua_client, rule 3
+                self.lost = str(error) or type(error).__name__
+                return
+            self._waiting += 1
+
+    def _answered(self, future: "asyncio.Future[Any]") -> None:
+        self._waiting -= 1
+        if future.cancelled():
+            return
+        if (error := future.exception()) is not None:
+            self.lost = self.lost or str(error) or type(error).__name__
+            return
+        try:
+            self._take(bytes(future.result()))
+        except Refused as refused:
+            self._refused(refused)
+        except Exception as fault:  # noqa: BLE001 - a malformed answer, see opcua_client, rule 3
+            self.lost = f"an answer that cannot be read ({fault})"
+        self.ask()
+
+    def _refused(self, refused: Refused) -> None:
+        match refused.name:
+            case "BadTooManyPublishRequests" if self.requests > 1:
+                self.requests -= 1
+            case "BadTimeout":  # the request grew old at the server; the next one follows
+                self.heard_us = self.client.clock.monotonic_us()
+            case name:
+                self.lost = name
+
+    def _take(self, raw: bytes) -> None:
+        client = self.client
+        now, wall = client.clock.monotonic_us(), client.clock.wall_us()
+        published = decode.publish_response(raw, wall)
+        if published is None:
+            response = client.ua.PublishResponse
+            published = decode.from_publish(client.decoded(client.checked(raw, response), response), wall)
+        if published.subscription != self.number:
+            return  # of an earlier life
+        self.heard_us = client.used_us = now
+        self._count(published)
+        if published.ended is not None:
+            self.lost = f"the server ended it ({status.name(published.ended)})"
+            return
+        if not published.keep_alive:
+            self._acknowledge.append(published.sequence)
+        columns = [column for column in published.changes if len(column.values)]
+        if columns:
+            self._keep(_joined(now, columns))
+        self._more = published.more
+        if not published.more:
+            self.confirmed_us = now
+
+    def _count(self, published: decode.Published) -> None:
+        """Numbers run without holes; a keep-alive has the number of the next message (Part 4, 5.14.1.1) or the last."""
+        sequence = published.sequence
+        missed = 0 if self._expected is None else (sequence - self._expected) % SEQUENCE_MAX
+        if 0 < missed < SEQUENCE_MAX // 2:
+            self.counts.sequence_gaps += missed
+            self.resync = True
+            self._expected = sequence
+            log.warning("%s: %d messages of the subscription were lost", self.client.url, missed)
+        if published.keep_alive:
+            self.counts.keep_alives += 1
+            return
+        self._expected = sequence % SEQUENCE_MAX + 1
+        self.counts.overflows += published.overflows
+
+    def _keep(self, told: Told) -> None:
+        if self._more and self._told:
+            told = _together(self._told.pop(), told)
+            self._values -= len(told.handle)
+        self._told.append(told)
+        self.counts.notifications += len(told.handle)
+        self._values += len(told.handle)
+        while self._values > VALUES_MAX and len(self._told) > 1:
+            oldest = self._told.popleft()
+            self._values -= len(oldest.handle)
+            self.counts.dropped += len(oldest.handle)
+            self.resync = True
+
+
+def _joined(now: int, columns: Sequence[decode.Column]) -> Told:
+    if len(columns) == 1:
+        (only,) = columns
+        handle = np.asarray(only.handle, np.int64)
+        return Told(now, handle, only.values, only.quality, only.ts, only.status, only.typed)
+    parts = [(c.handle, c.values, c.quality, c.ts, c.status, c.typed) for c in columns]
+    handle, *rest = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return Told(now, handle.astype(np.int64), *rest)
+
+
+def _together(first: Told, second: Told) -> Told:
+    """Two parts of what the server told at once."""
+    return Told(second.t_us, *(np.concatenate(pair) for pair in zip(first[1:], second[1:], strict=True)))
+
+
+async def subscribed(client: Client, counts: TellingCounters, publishing_us: int, requests: int) -> Subscription:
+    """Create a subscription and leave the first requests. Raises DeviceSilent, or Refused when the server will not."""
+    ua = client.ua
+    request = ua.CreateSubscriptionRequest()
+    wanted = request.Parameters
+    keep_alive = max(1, round(KEEP_ALIVE_US / publishing_us))
+    wanted.RequestedPublishingInterval = publishing_us / 1000
+    wanted.RequestedMaxKeepAliveCount = keep_alive
+    wanted.RequestedLifetimeCount = max(3 * keep_alive, round(LIFETIME_US / publishing_us))
+    wanted.MaxNotificationsPerPublish = 0
+    wanted.PublishingEnabled = True
+    revised = (await client.ask(request, "no subscription")).Parameters
+    revised_us = max(1000, round(revised.RevisedPublishingInterval * 1000))
+    now = client.clock.monotonic_us()
+    subscription = Subscription(
+        client,
+        counts,
+        int(revised.SubscriptionId),
+        revised_us,
+        revised_us * max(1, int(revised.RevisedMaxKeepAliveCount)),
+        requests,
+        now,
+    )
+    subscription.ask()
+    return subscription
