@@ -15,7 +15,10 @@ MEANT = {
     Quality.TIMEOUT: "BadTimeout BadCommunicationError BadNoCommunication BadResourceUnavailable",
     Quality.DISCONNECTED: "BadNotConnected BadServerNotConnected BadShutdown",
     Quality.MISSING: "BadWaitingForInitialData BadNoData BadNoDataAvailable BadNoValue BadDataUnavailable BadDataLost",
-    Quality.REFUSED: "BadNodeIdUnknown BadNodeIdInvalid BadAttributeIdInvalid BadIndexRangeInvalid BadNotReadable BadNotSupported BadNotImplemented BadNotFound BadUserAccessDenied BadSecurityModeInsufficient BadConfigurationError",
+    Quality.REFUSED: (
+        "BadNodeIdUnknown BadNodeIdInvalid BadAttributeIdInvalid BadIndexRangeInvalid BadNotReadable BadNotSupported "
+        "BadNotImplemented BadNotFound BadUserAccessDenied BadSecurityModeInsufficient BadConfigurationError"
+    ),
 }
 """What a bad status says of one value, by hand; any other one is OTHER."""
 QUALITY_OF = {name: quality for quality, names in MEANT.items() for name in names.split()}
