@@ -333,7 +333,7 @@ async def server(**settings: Any) -> AsyncIterator[Plant]:
     policies: of None, Basic256Sha256, Aes128_Sha256_RsaOaep, Aes256_Sha256_RsaPss (["None"]). modes: of None, Sign,
     SignAndEncrypt (["None"]). Endpoints are the pairs that exist (None with None; each other policy with each other
     mode).
-    anonymous: True. users: {name: password}. user_certificates: paths of those trusted (PEM or DER).
+    anonymous: True. users: {name: password}; sent encrypted over None too, but for plain_passwords=True. user_certificates: paths of those trusted (PEM or DER).
     certificate, key: paths (PEM; the issuer's follows in the same file) in place of the server's own. uri: the
     application URI, SERVER_URI unless it is told.
     accept_all: True: every client certificate. Else `trusted`, `issuers`: paths (PEM or DER).

@@ -64,12 +64,23 @@ function capabilities({ limits = {}, sessions_max: maxSessions = 50, subscriptio
   };
 }
 
-function tokens({ anonymous = true, users, user_certificates: byCertificate }) {
-  const kinds = [];
-  if (anonymous) kinds.push(UserTokenType.Anonymous);
-  if (users) kinds.push(UserTokenType.UserName);
-  if (byCertificate) kinds.push(UserTokenType.Certificate);
-  return kinds;
+// What each endpoint offers; of the library's options for it some are not handed on (allowUnsecurePassword).
+function offerTokens(server, { anonymous = true, users, user_certificates: byCertificate, plain_passwords: plain }) {
+  const offered = new Set();
+  if (anonymous) offered.add(UserTokenType.Anonymous);
+  if (users) offered.add(UserTokenType.UserName);
+  if (byCertificate) offered.add(UserTokenType.Certificate);
+  for (const endpoint of server.endpoints[0].endpointDescriptions()) {
+    endpoint.userIdentityTokens = endpoint.userIdentityTokens.filter(({ tokenType }) => offered.has(tokenType));
+    if (!plain || endpoint.securityMode !== MessageSecurityMode.None) continue;
+    const byPassword = ({ tokenType }) => tokenType === UserTokenType.UserName;
+    for (const token of endpoint.userIdentityTokens.filter(byPassword)) token.securityPolicyUri = POLICIES + "None";
+  }
+}
+
+// Where nothing is encrypted, a password still is: by a policy that has no endpoint of its own.
+function policies({ policies: named = ["None"], modes = ["None"] }) {
+  return modes.join() === "None" ? [...new Set([...named, "Basic256Sha256"])] : named;
 }
 
 async function open(number, settings, port) {
@@ -78,11 +89,11 @@ async function open(number, settings, port) {
   const { anonymous = true, users = {}, user_certificates: byCertificate } = settings;
   const manager = (kind, lists) => certificates(`${kind}-${number}`, { key_from: mine.key, ...lists });
   const server = new OPCUAServer({
-    port, hostname: "127.0.0.1", resourcePath: settings.path || "", disableDiscovery: true, maxConnectionsPerEndpoint: 1000,
+    port, hostname: "127.0.0.1", resourcePath: settings.path || "", maxConnectionsPerEndpoint: 1000,
     serverInfo: { applicationUri: settings.uri || SERVER_URI, applicationName: { text: "Foreign" } },
-    securityPolicies: (settings.policies || ["None"]).map((name) => POLICIES + name),
+    securityPolicies: policies(settings).map((name) => POLICIES + name),
     securityModes: (settings.modes || ["None"]).map((name) => MessageSecurityMode[name]),
-    allowAnonymous: anonymous, userTokenTypes: tokens(settings),
+    allowAnonymous: anonymous,
     userManager: { isValidUser: (name, password) => Object.hasOwn(users, name) && users[name] === password },
     certificateFile: settings.certificate || mine.certificate, privateKeyFile: key,
     serverCertificateManager: await manager("peers", settings),
@@ -93,6 +104,7 @@ async function open(number, settings, port) {
     ...(settings.token_lifetime_ms ? { defaultSecureTokenLifetime: settings.token_lifetime_ms } : {}),
   });
   await server.initialize();
+  offerTokens(server, settings);
   setFloors(settings);
   const plant = new Plant(server.engine.addressSpace, settings);
   const faults = new Faults(server, plant);
