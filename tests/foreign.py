@@ -43,7 +43,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 URI = "urn:foreign:plant"
 SERVER_URI = "urn:foreign:server"
@@ -159,6 +159,64 @@ def _plain(value: Any) -> Any:
             return [_plain(each) for each in value]
 
 
+class Settings(TypedDict, total=False):
+    """What a server may be told at its start. Paths are of PEM or DER files, where nothing else is said."""
+
+    port: int
+    """0: one that is free."""
+    before: Sequence[str]
+    """Namespaces that come before ours."""
+    mass: int
+    """Variables under Mass."""
+    history: int
+    """Samples of History.Level: 100."""
+    history_period_ms: float
+    """Their distance: 1000."""
+
+    policies: Sequence[str]
+    """Of None, Basic256Sha256, Aes128_Sha256_RsaOaep, Aes256_Sha256_RsaPss: ["None"]."""
+    modes: Sequence[str]
+    """Of None, Sign, SignAndEncrypt: ["None"]. Endpoints: None with None, each other policy with each other mode."""
+    certificate: Path
+    """PEM, its issuers after it in the same file; in place of the server's own."""
+    key: Path
+    """PEM, of that certificate."""
+    uri: str
+    """The application URI that the server tells: SERVER_URI."""
+    accept_all: bool
+    """True: every client certificate is taken. Else those of `trusted`, and what `issuers` signed for it."""
+    trusted: Sequence[Path]
+    issuers: Sequence[Path]
+    token_lifetime_ms: int
+    """Of a secure channel, at most."""
+
+    anonymous: bool
+    """True."""
+    users: Mapping[str, str]
+    """Name → password; encrypted over None, too."""
+    plain_passwords: bool
+    """Passwords go in plain over None."""
+    user_certificates: Sequence[Path]
+    """Of users that are trusted."""
+
+    limits: Mapping[str, int]
+    """`maxNodesPerRead`, `maxNodesPerBrowse`, `maxNodesPerTranslateBrowsePathsToNodeIds`, `maxNodesPerRegisterNodes`,
+    `maxMonitoredItemsPerCall`, `maxNodesPerHistoryReadData` …, `maxBrowseContinuationPoints`,
+    `minSupportedSampleRate`: enforced, and told in Server/ServerCapabilities. 10,000 of most of them without."""
+    sessions_max: int
+    """50, then BadTooManySessions."""
+    subscriptions_max: int
+    """100, then BadTooManySubscriptions."""
+    publish_requests_max: int
+    """100 wait in a session, then the oldest is answered BadTooManyPublishRequests."""
+    publishing_min_ms: float
+    """50: floors under intervals belong to the process, so the server that was started last decides."""
+    lifetime_min_ms: float
+    """5000: publishing interval × lifetime count is at least that."""
+    sampling_min_ms: float
+    """50: but 0 stays 0, every change, where the variable's MinimumSamplingInterval is 0."""
+
+
 @dataclass(slots=True)
 class Plant:
     """One server. `index`: of our namespace, now. Every method returns when the server has done it."""
@@ -215,22 +273,19 @@ class Plant:
         """A variable that was not there: `Late.Level`, or `i=…`, `g=…`, `b=…` under Ids."""
         await self._do("add", node=node, kind=kind, value=_plain(value))
 
-    async def delete_variable(self, node: str) -> None:
-        await self._do("remove", node=node)
+    async def delete_variable(self, node: str, *, told: bool = False) -> None:
+        """Reads of it find BadNodeIdUnknown. told: subscribers, too; else its monitored items just fall silent."""
+        await self._do("remove", node=node, told=told)
 
     # ----------------------------------------------------------------------------------- the server and its lines
 
-    async def restart(
-        self, *, before: Sequence[str] = (), away_s: float = 0.0, grace: bool = False, **settings: Any
-    ) -> None:
+    async def restart(self, *, away_s: float = 0.0, grace: bool = False, **settings: Unpack[Settings]) -> None:
         """A new server on the same port, with the values of the beginning; sessions and subscriptions are gone.
 
-        before: namespaces that come before ours this time. away_s: nobody listens for so long. grace: sockets are
-        closed in order; else all are reset, as when the power fails. settings: as of `server`, in place of the old.
+        away_s: nobody listens for so long. grace: sockets are closed in order; else all are reset, as when the power
+        fails. settings: as of `server`, in place of the old; `before=["urn:other"]` moves our namespace.
         """
-        answer = await self._do(
-            "restart", before=list(before), away_s=away_s, grace=grace, settings=_settings(settings)
-        )
+        answer = await self._do("restart", away_s=away_s, grace=grace, settings=_settings(settings))
         self.index = answer["index"]
 
     async def stop_listening(self) -> None:
@@ -311,9 +366,11 @@ class Plant:
         return [item for session in sessions for each in session["subscriptions"] for item in each["items"]]
 
 
-def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The words of `server` as the process takes them."""
-    return {key: _jsonable(value) for key, value in settings.items() if value is not None}
+def _settings(settings: Settings) -> Any:
+    """As the process takes them; a word that it does not know would be passed over there."""
+    unknown = settings.keys() - Settings.__annotations__.keys()
+    assert not unknown, f"no server has {sorted(unknown)}"
+    return _jsonable(settings)
 
 
 def _jsonable(value: Any) -> Any:
@@ -325,26 +382,8 @@ def _jsonable(value: Any) -> Any:
 
 
 @asynccontextmanager
-async def server(**settings: Any) -> AsyncIterator[Plant]:
-    """A server on 127.0.0.1, gone with all its connections at the end. All words are optional:
-
-    port: 0 (one that is free). before: namespaces before ours. mass: variables under Mass.
-    history, history_period_ms: samples of History.Level (100) and their distance (1000).
-    policies: of None, Basic256Sha256, Aes128_Sha256_RsaOaep, Aes256_Sha256_RsaPss (["None"]). modes: of None, Sign,
-    SignAndEncrypt (["None"]). Endpoints are the pairs that exist (None with None; each other policy with each other
-    mode).
-    anonymous: True. users: {name: password}; sent encrypted over None too, but for plain_passwords=True. user_certificates: paths of those trusted (PEM or DER).
-    certificate, key: paths (PEM; the issuer's follows in the same file) in place of the server's own. uri: the
-    application URI, SERVER_URI unless it is told.
-    accept_all: True: every client certificate. Else `trusted`, `issuers`: paths (PEM or DER).
-    limits: {"maxNodesPerRead": 5, "maxNodesPerBrowse", "maxNodesPerTranslateBrowsePathsToNodeIds",
-    "maxNodesPerRegisterNodes", "maxMonitoredItemsPerCall", "maxNodesPerHistoryReadData", …, and
-    "maxBrowseContinuationPoints", "minSupportedSampleRate"}; enforced, and told in Server/ServerCapabilities.
-    sessions_max: 50. subscriptions_max: 100. publish_requests_max: 100 in the queue of a session, beyond it the oldest
-    is answered BadTooManyPublishRequests. token_lifetime_ms: of secure channels, at most.
-    publishing_min_ms 50, lifetime_min_ms 5000, sampling_min_ms 50: floors to which intervals are revised; they belong
-    to the process, so the server that was started last decides.
-    """
+async def server(**settings: Unpack[Settings]) -> AsyncIterator[Plant]:
+    """A server on 127.0.0.1, gone with all its connections at the end; what may be set stands at Settings."""
     answer = await asyncio.to_thread(peer().ask, "start", settings=_settings(settings))
     plant = Plant(answer["server"], answer["port"], answer["index"])
     here = peer()

@@ -216,7 +216,7 @@ function toldSubscription(subscription) {
     unacknowledged: subscription.getAvailableSequenceNumbers().length,
     items: [...subscription.monitoredItems.values()].map((item) => ({
       id: item.monitoredItemId,
-      node: item.itemToMonitor.nodeId.toString(),
+      node: item.itemToMonitor.nodeId.toString().replace(/^ns=\d+;(s=)?/, ""), // as the plant calls it
       sampling_ms: item.samplingInterval,
       queue: item.queueSize,
       discard_oldest: item.discardOldest,

@@ -159,7 +159,9 @@ class Plant {
     return node;
   }
 
-  remove(id) {
+  // node-opcua tells the subscribers of a deleted node nothing; `told`: they get Bad_NodeIdUnknown first.
+  remove(id, told) {
+    if (told) this.set({ node: id, value: null, status: "BadNodeIdUnknown" });
     this.ns.deleteNode(this.node(id));
     this.kinds.delete(id);
   }

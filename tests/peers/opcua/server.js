@@ -154,11 +154,11 @@ const COMMANDS = {
     return timer.made;
   },
   add: (one, { node, kind, value }) => void one.plant.add(node, kind, value),
-  remove: (one, { node }) => one.plant.remove(node),
-  restart: async (one, { before = [], away_s: away = 0, settings = {}, grace = false }) => {
+  remove: (one, { node, told: loud }) => one.plant.remove(node, loud),
+  restart: async (one, { away_s: away = 0, settings = {}, grace = false }) => {
     await shut(one, grace);
     await new Promise((resolve) => setTimeout(resolve, away * 1000));
-    return told(await open(one.number, { ...one.settings, ...settings, before }, one.port));
+    return told(await open(one.number, { ...one.settings, ...settings }, one.port));
   },
   end: (one, { grace = false }) => shut(one, grace),
   listen: (one, { on }) => one.faults.listen(on),
@@ -181,6 +181,12 @@ const COMMANDS = {
 
 async function obey(order) {
   if (order.do === "start") return told(await open((count += 1), order.settings, order.settings.port || 0));
+  if (order.do === "crash") {
+    process.nextTick(() => {
+      throw new Error("it was told to crash");
+    });
+    return new Promise(() => {});
+  }
   const one = servers.get(order.server);
   if (!one) throw new Error(`there is no server ${order.server}`);
   const command = COMMANDS[order.do];
