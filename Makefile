@@ -18,12 +18,20 @@ $(VENV)/.dev-ready: requirements-dev.lock requirements-build.lock pyproject.toml
 	@scripts/venv.sh $(VENV) requirements-dev.lock
 	@touch $@ $(VENV)/.demo-ready
 
+# The foreign OPC UA server of the tests (node-opcua): what its lock names, with hashes. npm comes by system-packages.sh.
+$(VENV)/opcua-peer/.ready: tests/peers/opcua/package.json tests/peers/opcua/package-lock.json
+	@echo "Installing what tests/peers/opcua/package-lock.json names (with hashes; a minute the first time)"
+	@mkdir -p $(@D) && cp $^ $(@D)/
+	@cd $(@D) && npm ci --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error >npm.log 2>&1 || { tail -n 15 npm.log >&2; exit 1; }
+	@touch $@
+
 demo: $(VENV)/.demo-ready ## a simulated plant, a broker, the agent and its page; Ctrl-C ends it (options: ARGS="--for 60s")
 	@scripts/system-packages.sh demo
 	@scripts/demo.sh $(ARGS)
 
 test: $(VENV)/.dev-ready ## style, types, contracts and all tests; installs the Debian packages that are missing
 	@scripts/system-packages.sh test
+	@$(MAKE) --no-print-directory $(VENV)/opcua-peer/.ready
 	@$(MAKE) --no-print-directory check
 	@scripts/test.sh
 
