@@ -131,6 +131,8 @@ class OpcUaSession:
     memory: _Memory = field(default_factory=_Memory)
     _nodes: list[Any] = field(default_factory=list)
     """Of each point its NodeId in this session; None where the server has no such namespace."""
+    _missing: tuple[str, ...] = ()
+    """Namespaces that points want and the server has not."""
     _tails: dict[bytes, tuple[bytes, bytes]] = field(default_factory=dict)
     _point_of: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     """Of each client handle the point, -1 when it is not wanted any more."""
@@ -249,10 +251,9 @@ class OpcUaSession:
         with _services(client, "no answer"):
             await self._resolve(client)
         client.used_us = self.clock.monotonic_us()
-        missing = self._missing()
-        if missing and not any(node is not None for node in self._nodes):
-            raise DeviceRefused(f"{client.url}: the server has no namespace {', '.join(missing)}")
-        for uri in missing:
+        if self._missing and not any(node is not None for node in self._nodes):
+            raise DeviceRefused(f"{client.url}: the server has no namespace {', '.join(self._missing)}")
+        for uri in self._missing:
             log.warning("%s: the server has no namespace %s; its signals are refused", self.name, uri)
 
     async def close(self, patience_s: float) -> None:
@@ -271,7 +272,7 @@ class OpcUaSession:
         if self.subscription is not None:
             self.subscription.check()
         await client.keep()
-        if self._missing() and self.clock.monotonic_us() - self._server().resolved_us > RESOLVE_AGAIN_US:
+        if self._missing and self.clock.monotonic_us() - self._server().resolved_us > RESOLVE_AGAIN_US:
             with _services(client, "no answer"):
                 await self._resolve(client)
         return client
@@ -320,6 +321,8 @@ class OpcUaSession:
         self._nodes = [
             self._node(client, name) for name, point in zip(self.points.names, self.points.points, strict=True)
         ]
+        wanted = {self._uri(name) for name in self.points.names}
+        self._missing = tuple(sorted(uri for uri in wanted if uri is not None and uri not in self._server().uris))
         self._tails.clear()
         for place, node in enumerate(self._nodes):
             if node is None:
@@ -338,12 +341,6 @@ class OpcUaSession:
         """Of a namespace that the configuration names by number, the URI that it had when it was first seen."""
         return name.uri or (self.memory.uris.get(name.index) if name.index else None)
 
-    def _missing(self) -> list[str]:
-        if self.server is None:
-            return []
-        wanted = {self._uri(name) for name in self.points.names}
-        return sorted(uri for uri in wanted if uri is not None and uri not in self.server.uris)
-
     def _unknown(self, point: int, words: str) -> None:
         self.points.known[point] = self.points.told[point] = False
         self.points.words[point] = words
@@ -352,8 +349,9 @@ class OpcUaSession:
     async def _look_for_nodes(self, due: Ints) -> None:
         """Read the names of variables that are not known yet; of those that were not there, again after a while."""
         points, now = self.points, self.clock.monotonic_us()
-        there = np.array([node is not None for node in self._nodes], np.bool_)
-        wanted = due[~points.known[due] & there[due]]
+        wanted = due[~points.known[due]]
+        there = [self._nodes[point] is not None for point in wanted.tolist()]
+        wanted = wanted[np.array(there, np.bool_)]
         if not len(wanted) or (now < self._look_us and (points.quality[wanted] == Quality.REFUSED).all()):
             return
         client = await self._ready()
