@@ -150,6 +150,7 @@ class Frame:
     at: (rows, signals) int64 UTC µs of each value, or None when no fresh value is more than 1 s from its row's ts.
     tick: True when no device spoke (rows that only let time pass).
     words: (rows, signals) why, beside the values of the agent's own machine; None elsewhere.
+    late: True when it came too late to be judged (a server's history): kept and published, and nothing more.
     """
 
     machine: str
@@ -160,6 +161,7 @@ class Frame:
     at: Ints | None = None
     tick: bool = False
     words: tuple[tuple[str, ...], ...] | None = None
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
