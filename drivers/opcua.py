@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -33,6 +34,7 @@ from pydantic import (
 )
 
 from edge_agent.contract import (
+    CertificateStore,
     Clock,
     DeviceRefused,
     DeviceSilent,
@@ -542,6 +544,11 @@ class OpcUa:
             await session.close(0.0 if isinstance(error, DeviceSilent) else CLOSE_CANCELLED_S)
             raise
         await session.close(CLOSE_S)
+
+    def certificates(self, folder: str) -> CertificateStore:
+        """See contract.Trusts. Who asks for it pays for the cryptography, nobody else."""
+        store: CertificateStore = importlib.import_module("drivers.opcua_pki").Store(Path(folder))
+        return store
 
 
 def _named(points: Sequence[Point]) -> tuple[tuple[NodeName, ...], tuple[str, ...]]:
