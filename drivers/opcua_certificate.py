@@ -42,6 +42,9 @@ def parsed(data: bytes) -> x509.Certificate:
         _ = certificate.not_valid_before_utc, certificate.serial_number, certificate.public_key()
     except (ValueError, TypeError, x509.DuplicateExtension, UnsupportedAlgorithm, Warning) as error:
         raise ValueError(f"it cannot be read: {plain(str(error))}") from error
+    if not data.endswith(b"\x00" + certificate.signature):
+        # The decoder lets a signature end within a byte: there would be several spellings of one certificate.
+        raise ValueError("its signature is no whole number of bytes")
     return certificate
 
 

@@ -389,6 +389,17 @@ def test_a_certificate_with_any_byte_changed_is_not_trusted(
     assert verdict.words
 
 
+def test_a_signature_that_ends_within_a_byte_is_no_other_spelling_of_the_same(tmp_path: Path) -> None:
+    ca = authority()
+    even = next(each for each in (make(issuer=ca) for _ in range(100)) if each.der[-1] % 2 == 0)
+    folder = lay(tmp_path, (ca.der, revocations(ca)))
+    assert judge(even.der, PLC, folder, NOW_US).trusted
+    at = len(even.der) - len(even.certificate.signature) - 1
+    assert even.der[at] == 0
+    respelt = even.der[:at] + b"\x01" + even.der[at + 1 :]
+    assert "no whole number of bytes" in judge(respelt, PLC, folder, NOW_US).words
+
+
 @given(st.data())
 @settings(deadline=None)
 def test_a_certificate_that_is_cut_anywhere_is_not_trusted(
@@ -413,8 +424,7 @@ def test_whatever_a_server_calls_itself_raises_nothing(uri: str, host: str) -> N
 
 def test_a_refused_certificate_lies_once_among_the_rejected_with_its_reason(tmp_path: Path) -> None:
     plc = make()
-    for again in range(3):
-        name = judge(plc.der, PLC, tmp_path, NOW_US + again * DAY_US).name
+    (name,) = {judge(plc.der, PLC, tmp_path, NOW_US + again * DAY_US).name for again in range(3)}
     assert name == f"PLC-7-{plc.thumbprint[:12].lower()}"
     assert (tmp_path / "rejected" / f"{name}.der").read_bytes() == plc.der
     assert len(list((tmp_path / "rejected").iterdir())) == 2
@@ -631,7 +641,10 @@ def lose(name: str) -> Callable[[Path], None]:
 
 
 def scrap(name: str) -> Callable[[Path], None]:
-    return lambda own: (own / name).write_bytes(b"scrap")
+    def damage(own: Path) -> None:
+        (own / name).write_bytes(b"scrap")
+
+    return damage
 
 
 def anothers_key(own: Path) -> None:
