@@ -66,10 +66,15 @@ def revocations_in(data: bytes) -> x509.CertificateRevocationList | None:
     load = x509.load_pem_x509_crl if b"-----BEGIN X509 CRL" in data else x509.load_der_x509_crl
     try:
         revoked = load(data)
-        _ = revoked.issuer, revoked.next_update_utc, revoked.last_update_utc
+        _ = revoked.issuer, revoked.next_update_utc, revoked.last_update_utc, revoked.extensions
     except (ValueError, TypeError, Warning):
         return None
     return revoked
+
+
+def is_whole(revoked: x509.CertificateRevocationList) -> bool:
+    """Whether it speaks of all certificates of its issuer: what limits it stands in a critical extension (RFC 5280, 5.2)."""
+    return not any(each.critical for each in revoked.extensions)
 
 
 def split(chain: bytes) -> list[bytes]:
@@ -166,7 +171,7 @@ def hosts(certificate: x509.Certificate) -> list[str]:
 
 def is_for(certificate: x509.Certificate, host: str) -> bool:
     """Whether it names this host, a name or an address. Some servers write their address among the names."""
-    wanted = host.strip("[]").rstrip(".").casefold()
+    wanted = host.strip("[]").partition("%")[0].rstrip(".").casefold()
     with suppress(ValueError):
         wanted = str(ipaddress.ip_address(wanted))
     return wanted in {each.rstrip(".").casefold() for each in hosts(certificate)}

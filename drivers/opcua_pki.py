@@ -79,7 +79,7 @@ class Known:
     issuers: Sequence[x509.Certificate]
     revocations: Sequence[x509.CertificateRevocationList]
     unreadable: Sequence[str]
-    """Names of files that are neither."""
+    """Names of files that are neither, or may not be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +319,7 @@ def add(folder: Path, data: bytes, issuer: bool = False) -> list[Certificate]:
     revoked = cert.revocations_in(data)
     if revoked is not None:
         name = cert.file_name(
-            cert.text_of_name(revoked.issuer), hashlib.sha1(data, usedforsecurity=False).hexdigest(), REVOCATIONS
+            cert.text_of_name(revoked.issuer), hashlib.sha1(data, usedforsecurity=False).hexdigest()[:12], REVOCATIONS
         )
         _make_folder(folder / place)
         _write(folder / place / name, data, 0o644)
@@ -397,14 +397,14 @@ def known(folder: Path) -> Known:
     unreadable: list[str] = []
     for place, into in ((TRUSTED, trusted), (ISSUERS, issuers)):
         for path in _files(folder / place):
-            data = _read(path)
             try:
+                data = _read(path)
                 revoked = cert.revocations_in(data)
                 if revoked is not None:
                     revocations.append(revoked)
                 else:
                     into.extend(cert.certificates_in(data, path))
-            except ValueError:
+            except (ValueError, OSError):  # one file with wrong rights must not cut off all servers
                 unreadable.append(f"{place}/{cert.plain(path.name)}")
     return Known(trusted, issuers, revocations, unreadable)
 

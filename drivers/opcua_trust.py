@@ -308,12 +308,21 @@ def _is_signed_by(revoked: x509.CertificateRevocationList, issuer: x509.Certific
 def _check_trust(case: _Case) -> None:
     if any(each in case.known.trusted for each in case.chain):
         return
-    if len(case.chain) == 1:
+    if (other := _other_of_its_name(case)) is not None:
+        wrong = f"{case.called(case.leaf)} is not trusted yet, while {_title(other)} of the same application is: either the "
+        wrong += "server was given a new one, or another machine answers in its place"
+    elif len(case.chain) == 1:
         wrong = f"{case.called(case.leaf)} is not trusted yet"
     else:
         wrong = f"neither {case.called(case.leaf)} nor its issuer {_title(case.chain[1])} is trusted yet"
     to_do = "compare the whole thumbprint with what the server shows, then: edge-agent trust {name}"
     raise _Refused("BadCertificateUntrusted", wrong, to_do)
+
+
+def _other_of_its_name(case: _Case) -> x509.Certificate | None:
+    """A trusted certificate of the same application."""
+    uris = set(cert.application_uris(case.leaf))
+    return next((each for each in case.known.trusted if not uris.isdisjoint(cert.application_uris(each))), None)
 
 
 def _check_host(case: _Case) -> None:
@@ -331,7 +340,7 @@ def _check_host(case: _Case) -> None:
 def _check_revocations(case: _Case) -> None:
     """Whether each issuer's list is there, and how old it is."""
     for issuer in case.chain[1:]:
-        lists = _revocations_of(case, issuer)
+        lists = [each for each in _revocations_of(case, issuer) if cert.is_whole(each)]
         newest = max((cert.to_us(each.next_update_utc) for each in lists if each.next_update_utc), default=None)
         if lists and newest is not None and newest < case.now_us:
             old = (
@@ -347,7 +356,9 @@ def _check_revocations(case: _Case) -> None:
                 raise _Refused("BadCertificateRevocationUnknown", wrong, to_do)
             case.warnings.append(f"{wrong}, so a stolen key would not be noticed")
     if case.known.unreadable:
-        case.warnings.append(f"these files are no certificates and were left aside: {', '.join(case.known.unreadable)}")
+        case.warnings.append(
+            f"these files cannot be read as certificates and were left aside: {', '.join(case.known.unreadable)}"
+        )
 
 
 STEPS: Sequence[Callable[[_Case], None]] = (

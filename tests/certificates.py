@@ -123,7 +123,9 @@ def authority(common_name: str = "Plant CA", **words: Any) -> Made:
     return make(common_name, authority=True, **words)
 
 
-def revocations(issuer: Made, *revoked: Made, next_days: float = 30, key: Any = None) -> bytes:
+def revocations(
+    issuer: Made, *revoked: Made, next_days: float = 30, key: Any = None, only_authorities: bool = False
+) -> bytes:
     """The issuer's list of revoked certificates, DER. key: of somebody else who signs it."""
     builder = (
         x509.CertificateRevocationListBuilder()
@@ -138,6 +140,9 @@ def revocations(issuer: Made, *revoked: Made, next_days: float = 30, key: Any = 
             .revocation_date(NOW - timedelta(days=3))
             .build()
         )
+    if only_authorities:
+        scope = x509.IssuingDistributionPoint(None, None, False, True, None, False, False)
+        builder = builder.add_extension(scope, critical=True)
     signed = builder.sign(key or issuer.key, hashes.SHA256())
     return signed.public_bytes(serialization.Encoding.DER)
 

@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,6 +35,7 @@ from tests.certificates import (
     rsa_key,
     with_sha1,
 )
+from tests.conftest import ROOT
 
 PLC = Endpoint("urn:plc7:server", "192.0.2.7")
 
@@ -347,6 +350,31 @@ def test_a_file_that_is_no_certificate_is_left_aside_and_told(tmp_path: Path) ->
     assert "trusted/1.der" in verdict.warnings[0]
 
 
+def test_another_certificate_of_an_application_that_is_trusted_is_no_ordinary_stranger(tmp_path: Path) -> None:
+    known, other = make(), make("Somebody", key=rsa_key(2048, 3))
+    verdict = judge(other.der, PLC, lay(tmp_path, (known.der,)), NOW_US)
+    assert verdict.code == "BadCertificateUntrusted"
+    assert f"while PLC 7 (thumbprint {known.thumbprint[:12]}) of the same application is" in verdict.words
+    assert "another machine answers in its place" in verdict.words
+
+
+def test_a_list_that_speaks_of_some_certificates_only_is_not_enough_and_still_counts(tmp_path: Path) -> None:
+    ca = authority()
+    leaf, stolen = make(issuer=ca), make("Stolen", issuer=ca)
+    folder = lay(tmp_path, (ca.der, revocations(ca, stolen, only_authorities=True)))
+    assert judge(leaf.der, PLC, folder, NOW_US).code == "BadCertificateRevocationUnknown"
+    assert judge(stolen.der, PLC, folder, NOW_US).code == "BadCertificateRevoked"
+
+
+def test_a_file_that_may_not_be_read_cuts_off_no_other_server(tmp_path: Path) -> None:
+    plc = make()
+    folder = lay(tmp_path, (plc.der,))
+    (folder / "trusted" / "folder.der").mkdir()
+    verdict = judge(plc.der, PLC, folder, NOW_US)
+    assert verdict.trusted
+    assert "trusted/folder.der" in verdict.warnings[0]
+
+
 def test_a_folder_that_cannot_be_read_trusts_nobody(tmp_path: Path) -> None:
     (tmp_path / "trusted").write_text("a file where a folder should be")
     verdict = judge(make().der, PLC, tmp_path, NOW_US)
@@ -636,6 +664,15 @@ def test_two_that_start_at_once_agree_on_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["own"]
 
 
+def test_what_a_killed_process_left_disturbs_nobody(tmp_path: Path) -> None:
+    for left in (".own-abc/key.pem", "trusted/.new-abc", "trusted/.new-abc.der"):
+        (tmp_path / left).parent.mkdir(exist_ok=True)
+        (tmp_path / left).write_bytes(b"half")
+    own = pki.own_certificate(tmp_path, "press", NOW_US)
+    assert [each.name for each in pki.list_certificates(tmp_path, NOW_US)] == ["certificate"]
+    assert judge(own.certificate, PLC, tmp_path, NOW_US).warnings == ()
+
+
 def lose(name: str) -> Callable[[Path], None]:
     return lambda own: (own / name).unlink()
 
@@ -720,6 +757,12 @@ def test_what_root_makes_belongs_to_whom_the_folder_belongs_to(tmp_path: Path) -
     judge(make().der, PLC, tmp_path / "pki", NOW_US)
     for path in (tmp_path / "pki").rglob("*"):
         assert path.stat().st_uid == 12_345, path
+
+
+def test_who_has_no_secured_connection_does_not_load_the_cryptography() -> None:
+    code = "import sys, drivers.modbus, drivers.opcua, edge_agent.cli.trust; print('cryptography' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert ran.stdout == "False\n"
 
 
 def test_the_driver_offers_its_store_to_the_command_line(tmp_path: Path) -> None:

@@ -186,6 +186,15 @@ def test_what_was_refused_for_more_than_trust_says_so_when_it_is_accepted(
     assert "which accepting it may not mend: the server's certificate PLC 7" in told(capsys, config, name)
 
 
+def test_a_second_certificate_of_one_application_is_told_when_it_is_accepted(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, old = rejected(config)
+    told(capsys, config, old)
+    _, new = rejected(config, make("PLC 7 anew", key=rsa_key(2048, 3), valid_days=ALWAYS))
+    assert f"if it is no longer used: --remove {old}" in told(capsys, config, new)
+
+
 def test_scripts_get_json(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plc, name = rejected(config)
     (found,) = as_json(capsys, config)["certificates"]

@@ -102,9 +102,9 @@ def _act(store: "CertificateStore", folder: Path, arguments: argparse.Namespace)
     elif names:
         for name in names:  # all, before the first is accepted
             _acceptable(store, name, "issuers" if arguments.issuer else "trusted")
-        refused = {each.thumbprint: each.fault for each in store.all(now_us) if each.place == "rejected"}
+        before = store.all(now_us)
         taken = [store.accept(name, arguments.issuer) for name in names]
-        _tell(arguments, taken, lambda each: accepted(each, refused.get(each.thumbprint, "")))
+        _tell(arguments, taken, lambda each: accepted(each, before))
     elif arguments.json:
         listed = [as_json(each, now_us) for each in store.all(now_us)]
         print(json.dumps({"ok": True, "folder": str(folder), "certificates": listed}, ensure_ascii=False))
@@ -241,7 +241,9 @@ def _kind(each: "Certificate") -> str:
 def _until(each: "Certificate", now_us: int) -> str:
     days = (each.valid_until_us - now_us) // DAY_US
     word = "renewed by" if each.kind == "revocations" else "valid until"
-    return f"{word} {day(each.valid_until_us)}" + (f" ({days} days left)" if days <= SOON_DAYS else "")
+    return f"{word} {day(each.valid_until_us)}" + (
+        "" if days > SOON_DAYS else f" ({days} days left)" if days >= 0 else " (over)"
+    )
 
 
 def details(each: "Certificate") -> Iterator[str]:
@@ -269,8 +271,8 @@ def details(each: "Certificate") -> Iterator[str]:
     yield from (f"{word:<12} {text}" for word, text in rows if text)
 
 
-def accepted(each: "Certificate", fault: str = "") -> Iterator[str]:
-    """What was accepted. fault: for which it had been rejected."""
+def accepted(each: "Certificate", before: "Sequence[Certificate]" = ()) -> Iterator[str]:
+    """What was accepted. before: all that lay in the folder."""
     if each.kind == "revocations":
         yield f"taken up: {each.common_name}, {each.subject}"
         return
@@ -280,8 +282,12 @@ def accepted(each: "Certificate", fault: str = "") -> Iterator[str]:
     yield f"      thumbprint  {spaced(each.thumbprint)}"
     if each.place == "trusted" and each.kind == "authority":
         yield "      It is an authority: every server whose certificate it issues is trusted with it."
-    if fault and "trusted yet" not in fault and "removed by hand" not in fault:
-        yield f"      It was rejected for this, which accepting it may not mend: {fault}"
+    for other in before:
+        same = other.thumbprint == each.thumbprint
+        if same and other.place == "rejected" and not other.fault.endswith(("trusted yet", "by hand", "in its place")):
+            yield f"      It was rejected for this, which accepting it may not mend: {other.fault}"
+        if not same and each.uri and other.uri == each.uri and other.place == "trusted":
+            yield f"      Another one of this application is trusted besides; if it is no longer used: --remove {other.name}"
     yield "Compare the thumbprint with what the server shows; take it back with: edge-agent trust --remove NAME"
 
 
