@@ -218,9 +218,9 @@ def validity_fault(certificate: x509.Certificate, now_us: int) -> str:
 
 def period_fault(from_us: int, until_us: int, now_us: int) -> str:
     if now_us > until_us:
-        return f"expired on {day(until_us)} (the clock here says {minute(now_us)})"
+        return f"expired on {day(until_us)} (the clock here says {moment(now_us)})"
     if now_us < from_us:
-        return f"is not valid before {minute(from_us)} (the clock here says {minute(now_us)})"
+        return f"is not valid before {moment(from_us)} (the clock here says {moment(now_us)})"
     return ""
 
 
@@ -236,8 +236,8 @@ def day(time_us: int) -> str:
     return f"{utc(time_us):%Y-%m-%d}"
 
 
-def minute(time_us: int) -> str:
-    return f"{utc(time_us):%Y-%m-%d %H:%M} UTC"
+def moment(time_us: int) -> str:
+    return f"{utc(time_us):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def file_name(name: str, digits: str, suffix: str) -> str:

@@ -53,7 +53,7 @@ DAY_US = 86_400 * SECOND_US
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """Our certificate and its key. certificate, issuers: DER; key: PEM, PKCS 8, without a passphrase."""
+    """Our certificate and its key, all in DER; the key as PKCS 8, without a passphrase."""
 
     certificate: bytes
     issuers: bytes
@@ -148,10 +148,10 @@ def load_own(certificate: Path, key: Path, now_us: int) -> Own:
         )
     if fault := cert.validity_fault(leaf, now_us):
         raise ValueError(f"our certificate {certificate} {fault}")
-    pem = private.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    pkcs8 = private.private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    return Own(cert.der(leaf), b"".join(map(cert.der, chain[1:])), pem, cert.application_uris(leaf)[0], about)
+    return Own(cert.der(leaf), b"".join(map(cert.der, chain[1:])), pkcs8, cert.application_uris(leaf)[0], about)
 
 
 def _private_key(path: Path) -> rsa.RSAPrivateKey:

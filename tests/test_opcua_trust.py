@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,12 +96,12 @@ def bad() -> dict[str, Case]:
             make(valid_days=(-400, -35)),
             "BadCertificateTimeInvalid",
             "PLC 7",
-            "expired on 2026-10-24 (the clock here says 2026-11-28 12:00 UTC)",
+            "expired on 2026-10-24 (the clock here says 2026-11-28 12:00:00 UTC)",
         ),
         "not yet valid": pinned(
             make(valid_days=(2, 400)),
             "BadCertificateTimeInvalid",
-            "is not valid before 2026-11-30 12:00 UTC (the clock here says 2026-11-28 12:00 UTC)",
+            "is not valid before 2026-11-30 12:00:00 UTC (the clock here says 2026-11-28 12:00:00 UTC)",
             "set the clock",
         ),
         "wrong ApplicationUri": pinned(
@@ -628,7 +629,10 @@ def test_our_own_certificate_is_made_once_as_the_standard_wants_it(tmp_path: Pat
     assert made.not_valid_after_utc - made.not_valid_before_utc == timedelta(days=3653)
     assert stat.S_IMODE((tmp_path / "pki" / "own").stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "pki" / "own" / "key.pem").stat().st_mode) == 0o600
-    assert "PRIVATE" not in repr(own)
+    key = serialization.load_der_private_key(own.key, None)
+    assert isinstance(key, rsa.RSAPrivateKey)
+    assert key.public_key() == made.public_key()
+    assert "key=" not in repr(own).partition("about=")[0]
     assert pki.own_certificate(tmp_path / "pki", "renamed since", NOW_US + DAY_US) == own
     assert [path.name for path in (tmp_path / "pki").iterdir()] == ["own"]
 
