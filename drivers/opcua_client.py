@@ -308,10 +308,11 @@ async def _secure(library: "Library", settings: Connection, pki: str | None, clo
     """
     if pki is None:
         raise DeviceRefused(f"{settings.url}: security {settings.security} needs a data_dir to keep certificates in")
-    own = await in_thread(lambda: _own(settings, Path(pki), clock.wall_us()), "own certificate")
+    folder, now_us = Path(pki), clock.wall_us()
+    own = await in_thread(lambda: _own(settings, folder, now_us), "own certificate")
     library.application_uri = own.application_uri
     endpoint = _endpoint(await library.connect_and_get_server_endpoints(), settings, ua)
-    verdict = await in_thread(lambda: _verdict(endpoint, settings, Path(pki), clock.wall_us()), "trust")
+    verdict = await in_thread(lambda: _verdict(endpoint, settings, folder, now_us), "trust")
     if not verdict.trusted:
         raise DeviceRefused(f"{settings.url}: {verdict.words}")
     policies = importlib.import_module("asyncua.crypto.security_policies")
