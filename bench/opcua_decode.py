@@ -1,7 +1,7 @@
 """CPU of decoding OPC UA answers: by columns over the bytes, beside the library's own decoder, in the same run.
 
 Run: python -m bench.opcua_decode [--values 10000] [--json]. Rounds are interleaved, figures are medians of this process'
-CPU. `library` is asyncua's decoder alone; `both` is it and the walk over its objects, which is what the columns replace.
+CPU. `first` is a read that was not asked before, `read` one that is polled again. `library` is asyncua's decoder alone; `both` is it and the walk over its objects, which is what the columns replace.
 """
 
 import argparse
@@ -145,10 +145,9 @@ def main() -> int:
     for each in figures:
         row = f"  {each.answer:8} {each.content:22} {each.values:7} {each.ours_us:9.3f} {each.library_us:9.2f}"
         print(f"{row} {each.both_us:9.2f} {each.ratio:7.1f}{'' if each.by_columns else '  left to the library'}")
-    for answer, target in (("read", READ_TARGET_US), ("publish", PUBLISH_TARGET_US)):
-        most = {
-            each.content: each.ours_us for each in figures if each.answer == answer and each.values == options.values
-        }
+    for answer, target in (("first", READ_TARGET_US), ("read", READ_TARGET_US), ("publish", PUBLISH_TARGET_US)):
+        alike = [each for each in figures if (each.answer, each.values) == (answer, options.values)]
+        most = {each.content: each.ours_us for each in alike if each.content != TEXTS}
         worst = max(most, key=lambda content: most[content])
         met = "met" if most[worst] <= target else "missed"
         print(f"  {answer}: at most {most[worst]:.3f} µs a value ({worst}); target {target:g} µs: {met}")

@@ -244,23 +244,24 @@ def _tail(mask: int) -> int:
     return sum(size for part, size in TAIL_PARTS.items() if mask & part)
 
 
-def _sizes() -> bytes:
-    table = bytearray(0x1_0000)
-    for mask in range(MASK_MAX + 1):
-        for kind in range(0x100):
-            if not mask & HAS_VALUE:
-                table[mask << 8 | kind] = 1 + _tail(mask)
-            elif kind == 0 or kind in WIDTHS:
-                table[mask << 8 | kind] = 2 + WIDTHS.get(kind, 0) + _tail(mask)
-    return bytes(table)
-
-
-SIZE_COLUMN: Codes = np.frombuffer(_sizes(), np.uint8)
-"""Bytes of a DataValue by its first two, mask and type, as a big-endian number; 0: these two do not say it."""
-SIZES = tuple(SIZE_COLUMN.reshape(0x100, 0x100)[mask].tobytes() for mask in range(0x100))
-"""The same by mask, then type: what plain Python reads fastest."""
 TAILS: Ints = np.array([_tail(mask) for mask in range(MASK_MAX + 1)])
 """Bytes after the value, by mask."""
+
+
+def _sizes() -> Codes:
+    table = np.zeros((0x100, 0x100), np.uint8)
+    for mask, tail in enumerate(TAILS.tolist()):
+        if mask & HAS_VALUE:
+            table[mask, [0, *WIDTHS]] = 2 + tail + np.array([0, *WIDTHS.values()])
+        else:
+            table[mask] = 1 + tail
+    return table
+
+
+SIZE_COLUMN: Codes = _sizes().ravel()
+"""Bytes of a DataValue by its first two, mask and type, as a big-endian number; 0: these two do not say it."""
+SIZES = tuple(row.tobytes() for row in SIZE_COLUMN.reshape(0x100, 0x100))
+"""The same by mask, then type: what plain Python reads fastest."""
 
 
 def _starts(raw: bytes, at: int, count: int, head: int, end: int) -> Ints | None:
@@ -305,7 +306,7 @@ def _starts_again(raw: bytes, at: int, count: int, end: int, layout: Layout) -> 
 
 def _walk(raw: bytes, at: int, many: int, head: int, end: int, sizes: bytearray) -> int:
     """Append the bytes of each of the next DataValues to `sizes`; where the last one ends, -1 when they make no sense."""
-    known, add = SIZES, sizes.append  # this loop is what mixed answers cost: local names are its third
+    known, add = SIZES, sizes.append  # this loop is what mixed answers cost; local names save a third of it
     at += head
     try:
         for _ in range(many):

@@ -534,10 +534,7 @@ FAULTS = [
     ('10: "<f4"', '10: "<i4"'),
     ('4: "<i2"', '4: "<u2"'),
     ("== -1, Quality.MISSING, Quality.OTHER", "== -1, Quality.OTHER, Quality.OTHER"),
-    (
-        "if not mask & HAS_VALUE:\n                table[mask << 8 | kind] = 1",
-        "if not mask & HAS_VALUE:\n                table[mask << 8 | kind] = 2",
-    ),
+    ("table[mask] = 1 + tail", "table[mask] = 2 + tail"),
     ("return done + first", "return done + first + 1"),
     ('_fields(raw, "<u4", starts) if head', '_fields(raw, "<u4", at) if head'),
     ("if np.array_equal(told, layout.sizes)", "if len(told)"),
