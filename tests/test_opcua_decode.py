@@ -422,7 +422,7 @@ def broken(whole: bytes, draw: st.DataObject) -> bytes:
     return bytes(raw[:cut]) + draw.draw(st.just(b"") | st.binary(max_size=3))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.sampled_from(READS), st.data())
 def test_a_broken_read_is_nothing_or_what_the_library_makes_of_it(
     answer: tuple[list[bytes], bytes], data: st.DataObject
@@ -432,7 +432,7 @@ def test_a_broken_read_is_nothing_or_what_the_library_makes_of_it(
     assert fast is None or bits(fast) == bits(by_library(raw))  # and where the library raises, this fails
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.sampled_from(PUBLISHES), st.data())
 def test_a_broken_publish_is_nothing_or_what_the_library_makes_of_it(whole: bytes, data: st.DataObject) -> None:
     raw = broken(whole, data)
