@@ -298,7 +298,28 @@ def _library(settings: Connection) -> "Library":
     )
     client.name = client.description = "edge-agent"
     client.application_uri = "urn:edge-agent"
+    made = client.uaclient._make_protocol
+
+    def make_protocol() -> Any:
+        protocol = made()
+        take = protocol._process_received_message
+        protocol._process_received_message = lambda message: take(_no_fault(protocol, message))
+        return protocol
+
+    client.uaclient._make_protocol = make_protocol
     return client
+
+
+def _no_fault(protocol: Any, message: Any) -> Any:
+    """The message again, unless it refuses a secure channel: the library would say no more than AssertionError then."""
+    if protocol._open_secure_channel_exchange is None or not hasattr(message, "body"):
+        return message
+    if not hasattr(message.SecurityHeader(), "SecurityPolicyURI"):  # an answer to something else, while it is renewed
+        return message
+    raw = bytes(message.body())
+    if raw[:2] == b"\x01\x00" and int.from_bytes(raw[2:4], "little") == SERVICE_FAULT:
+        raise importlib.import_module("asyncua.ua").UaStatusCodeError(int.from_bytes(raw[16:20], "little"))
+    return message
 
 
 async def _secure(library: "Library", settings: Connection, pki: str | None, clock: Clock, ua: Any) -> tuple[str, ...]:

@@ -173,7 +173,7 @@ def test_what_the_server_refuses_of_us_is_said_with_what_to_do(tmp_path: Path) -
 
     async def story() -> None:
         async with foreign.server(
-            policies=["Basic256Sha256"], modes=["Sign"], anonymous=False, users={"agent": "x"}
+            policies=["Basic256Sha256"], modes=["Sign"], anonymous=False, users={"agent": "x"}, accept_all=False
         ) as plant:
             words = await refusal(plant, tmp_path, security="Basic256Sha256/SignAndEncrypt")
             assert "does not offer security Basic256Sha256/SignAndEncrypt; it offers Basic256Sha256/Sign" in words
@@ -186,6 +186,7 @@ def test_what_the_server_refuses_of_us_is_said_with_what_to_do(tmp_path: Path) -
                 modes=["Sign"],
                 anonymous=False,
                 users={"agent": "x"},
+                accept_all=False,
                 trusted=[tmp_path / "pki" / "own" / "certificate.der"],
             )
             words = await refusal(plant, tmp_path, security="Basic256Sha256/Sign")
@@ -228,7 +229,7 @@ def test_a_channel_that_is_renewed_stays_secure_and_its_session_goes_on(tmp_path
             )
             points = [Point("double", Address(address=NODE), 1_000_000)]
             async with opcua.DRIVER.open("cell", connection, points, clock) as its:
-                for _ in range(6):
+                for _ in range(12):  # the server grants 2.5 s
                     clock.skip(450_000)
                     assert (await its.read(np.arange(1))).values.tolist() == [2.5]
                 assert its.counters()["renewals"] >= 2
