@@ -5,6 +5,7 @@ asked. Rule 2: namespace indexes are the server's own and move when it restarts:
 Rule 3: what the server tells is believed as long as it says that it lives, and looked after now and then.
 """
 
+import importlib
 import json
 import logging
 import zlib
@@ -29,6 +30,7 @@ from drivers.opcua_subscription import REQUESTS, Subscription, TellingCounters, 
 from edge_agent.contract import (
     SECOND_US,
     Bools,
+    CertificateStore,
     Clock,
     DeviceRefused,
     DeviceSilent,
@@ -62,8 +64,7 @@ LOOK_AFTER_US = 60 * SECOND_US
 """How often what is told is compared with what is there: an item may go deaf while its subscription lives."""
 SUSPECT_US = 10 * SECOND_US
 """A difference that is not told for so long is no change on its way."""
-TAILS_MAX = 64
-"""Requests that are kept encoded; the list of nodes is the bulk of one."""
+REQUESTS_KEPT = 64
 PUBLISHING_MIN_US = 50_000
 QUEUE_MIN, QUEUE_USUAL_MAX = 2, 100
 HISTORY_GAP_US = 3 * SECOND_US
@@ -101,6 +102,14 @@ class _Server:
     resolved_us: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A Read that is kept: encoded, since its list of nodes is the bulk of it, and how its last answer was laid out."""
+
+    encoded: tuple[bytes, bytes]
+    layout: decode.Layout
+
+
 @dataclass(slots=True)
 class _Memory:
     """What outlives a session. nodes: BrowseName and data type by address. uris: of namespaces named by number.
@@ -133,7 +142,7 @@ class OpcUaSession:
     """Of each point its NodeId in this session; None where the server has no such namespace."""
     _missing: tuple[str, ...] = ()
     """Namespaces that points want and the server has not."""
-    _tails: dict[bytes, tuple[bytes, bytes]] = field(default_factory=dict)
+    _requests: dict[bytes, "_Request"] = field(default_factory=dict)
     _point_of: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     """Of each client handle the point, -1 when it is not wanted any more."""
     _to_delete: list[int] = field(default_factory=list)
@@ -193,7 +202,7 @@ class OpcUaSession:
         places[list(moved)] = list(moved.values())
         known = self._point_of >= 0
         self._point_of[known] = places[self._point_of[known]]
-        self._tails.clear()
+        self._requests.clear()
         self._look_us = self._subscribe_us = 0
         if self.client is not None:
             self._name_nodes(self.client)
@@ -323,7 +332,7 @@ class OpcUaSession:
         ]
         wanted = {self._uri(name) for name in self.points.names}
         self._missing = tuple(sorted(uri for uri in wanted if uri is not None and uri not in self._server().uris))
-        self._tails.clear()
+        self._requests.clear()
         for place, node in enumerate(self._nodes):
             if node is None:
                 self._unknown(place, f"the server has no namespace {self._uri(self.points.names[place])}")
@@ -438,10 +447,14 @@ class OpcUaSession:
         client = self.client
         assert client is not None
         try:
+            request = self._request(client, piece)
             raw = await client.ask_raw(
-                *self._request(client, piece), client.ua.ReadResponse, f"no answer to a read of {len(piece)} variables"
+                *request.encoded, client.ua.ReadResponse, f"no answer to a read of {len(piece)} variables"
             )
-            await self._note(client, piece, raw, in_one_go)
+            if in_one_go:
+                self._take(piece, self._column(client, raw, len(piece), request.layout))
+            else:
+                await self._take_by_hand(client, piece, raw)
         except Refused as refused:
             if refused.name not in TOO_LONG or len(piece) == 1:
                 raise
@@ -449,16 +462,16 @@ class OpcUaSession:
             return False
         return True
 
-    def _request(self, client: Client, piece: Ints) -> tuple[bytes, bytes]:
+    def _request(self, client: Client, piece: Ints) -> _Request:
         key = piece.tobytes()
-        if key not in self._tails:
-            if len(self._tails) >= TAILS_MAX:
-                self._tails.clear()
+        if key not in self._requests:
+            if len(self._requests) >= REQUESTS_KEPT:
+                self._requests.clear()
             request = client.ua.ReadRequest()
             request.Parameters.TimestampsToReturn = client.ua.TimestampsToReturn.Source
             request.Parameters.NodesToRead = [self._asked(client, point) for point in piece.tolist()]
-            self._tails[key] = client.encoded(request)
-        return self._tails[key]
+            self._requests[key] = _Request(client.encoded(request), decode.Layout())
+        return self._requests[key]
 
     def _asked(self, client: Client, point: int) -> "ua.ReadValueId":
         item: ua.ReadValueId = client.ua.ReadValueId()
@@ -467,22 +480,29 @@ class OpcUaSession:
         item.IndexRange = self.points.address(point).index
         return item
 
-    async def _note(self, client: Client, piece: Ints, raw: bytes, in_one_go: bool) -> None:
-        wall, doing = self.clock.wall_us(), "an answer that cannot be read"
-        fast = decode.read_response(raw, len(piece), wall) if in_one_go else None
-        if fast is not None:
-            column = fast[1]
-        else:
-            with client.door(doing):
-                items = client.decoded(raw, client.ua.ReadResponse).Results
-                if len(items) != len(piece):
-                    raise DeviceSilent(
-                        f"{client.url}: {len(piece)} variables asked, {len(items)} answered", Quality.PROTOCOL
-                    )
-            if not in_one_go:
-                items = [await self._chosen(client, *each) for each in zip(piece.tolist(), items, strict=True)]
-            with client.door(doing):
-                column = decode.from_data_values(items, wall)
+    def _column(self, client: Client, raw: bytes, count: int, layout: decode.Layout) -> decode.Column:
+        """An answer as a whole; what is unusual in it the library reads."""
+        wall = self.clock.wall_us()
+        found = decode.read_response(raw, count, wall, layout)
+        if found is not None:
+            return found[1]
+        with client.door("an answer that cannot be read"):
+            column = decode.from_data_values(client.decoded(raw, client.ua.ReadResponse).Results or (), wall)
+        if len(column.values) != count:
+            raise DeviceSilent(
+                f"{client.url}: {count} variables asked, {len(column.values)} answered", Quality.PROTOCOL
+            )
+        return column
+
+    async def _take_by_hand(self, client: Client, piece: Ints, raw: bytes) -> None:
+        """An answer with arrays and structures, of each of which one number is wanted."""
+        with client.door("an answer that cannot be read"):
+            items = client.decoded(raw, client.ua.ReadResponse).Results or []
+        if len(items) != len(piece):
+            raise DeviceSilent(f"{client.url}: {len(piece)} variables asked, {len(items)} answered", Quality.PROTOCOL)
+        chosen = [await self._chosen(client, *each) for each in zip(piece.tolist(), items, strict=True)]
+        with client.door("an answer that cannot be read"):
+            column = decode.from_data_values(chosen, self.clock.wall_us())
         self._take(piece, column)
 
     async def _chosen(self, client: Client, point: int, item: Any) -> Any:
@@ -704,23 +724,15 @@ class OpcUaSession:
         if not len(piece):
             return
         held = points.values[piece].copy(), points.status[piece].copy(), points.news_us[piece].copy()
-        raw = await client.ask_raw(*self._request(client, piece), client.ua.ReadResponse, "no answer to a look")
-        wall = self.clock.wall_us()
-        fast = decode.read_response(raw, len(piece), wall)
-        if fast is None:
-            with client.door("an answer that cannot be read"):
-                items = client.decoded(raw, client.ua.ReadResponse).Results
-                column = decode.from_data_values(items, wall)
-        else:
-            column = fast[1]
+        request = self._request(client, piece)
+        raw = await client.ask_raw(*request.encoded, client.ua.ReadResponse, "no answer to a look")
+        column = self._column(client, raw, len(piece), request.layout)
         self._compare(piece, column, held)
 
     def _compare(self, piece: Ints, column: decode.Column, held: tuple[Floats, Any, Ints]) -> None:
         """held: values, status and time of the last news before the look. Raises DeviceSilent when most are deaf."""
         points, now = self.points, self.clock.monotonic_us()
         values, codes, news_us = held
-        if len(column.values) != len(piece):
-            return
         differs = (column.status != codes) | ~((column.values == values) | (np.isnan(column.values) & np.isnan(values)))
         differs &= ~self._within_deadband(piece, column, values)
         waits = self.subscription is not None and any(len(t.handle) for t in self.subscription._told)  # noqa: SLF001
@@ -889,6 +901,11 @@ class OpcUa:
             await session.close(0.0 if isinstance(error, DeviceSilent) else CLOSE_CANCELLED_S)
             raise
         await session.close(CLOSE_S)
+
+    def certificates(self, folder: str) -> CertificateStore:
+        """See contract.Trusts. Who asks for it pays for the cryptography, nobody else."""
+        store: CertificateStore = importlib.import_module("drivers.opcua_pki").Store(Path(folder))
+        return store
 
     def at_home(self, connection: Any, data_dir: str) -> Any:
         """See contract.Homes."""
