@@ -108,7 +108,7 @@ async function open(number, settings, port) {
   offerTokens(server, settings);
   setFloors(settings);
   const plant = settings.plant_later ? null : new Plant(server.engine.addressSpace, settings);
-  const faults = new Faults(server, plant, settings);
+  const faults = new Faults(server, settings);
   await server.start();
   faults.watchSockets();
   const one = { number, settings, server, plant, faults, ramps: new Map(), port: server.endpoints[0].port };
@@ -163,7 +163,7 @@ const COMMANDS = {
     return told(await open(one.number, { ...one.settings, ...settings }, one.port));
   },
   load_plant: (one) => {
-    one.plant = one.faults.plant = new Plant(one.server.engine.addressSpace, one.settings);
+    one.plant = new Plant(one.server.engine.addressSpace, one.settings);
     return told(one);
   },
   state: (one, { state }) => one.server.setServerState(ServerState[state]),
