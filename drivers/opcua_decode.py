@@ -60,6 +60,10 @@ SHORT = 200
 READ_RESPONSE, PUBLISH_RESPONSE = b"\x01\x00\x7a\x02", b"\x01\x00\x3d\x03"
 DATA_CHANGE, STATUS_CHANGE = b"\x01\x00\x2b\x03", b"\x01\x00\x34\x03"
 """NodeIds of the binary encodings 634, 829, 811 and 820 (Part 6, A.3), in the four bytes that they all take."""
+CREATE_ITEMS_RESPONSE = b"\x01\x00\xf2\x02"
+"""754 in the same way."""
+CREATED = np.dtype([("status", "<u4"), ("item", "<u4"), ("sampling", "<f8"), ("queue", "<u4"), ("filter", "V3")])
+"""A MonitoredItemCreateResult without a FilterResult (Part 4, 5.13.2)."""
 _HEADER = Struct("<4sqIIBi3s")
 _MESSAGE = Struct("<?Iqi")
 _EXTENSION = Struct("<4sBi")
@@ -167,6 +171,21 @@ def publish_response(raw: bytes, received_us: int, *, short: int = SHORT) -> Pub
         return _published(raw, header, received_us, short)
     except error:  # a message that ends within one of its numbers
         return None
+
+
+def created_items(raw: bytes, count: int) -> tuple[Words, Words] | None:
+    """A whole CreateMonitoredItemsResponse of `count` results: of each its status and its item's number; both (n,).
+
+    None when the library must look at it: a service that went badly, another count, a result with a FilterResult.
+    """
+    at = _HEADER.size + _INT32.size
+    end = at + count * CREATED.itemsize
+    if len(raw) != end + _INT32.size or _header(raw, CREATE_ITEMS_RESPONSE) is None or not _is_empty_list(raw, end):
+        return None
+    results = np.frombuffer(raw, CREATED, count, at)
+    if _INT32.unpack_from(raw, _HEADER.size)[0] != count or results["filter"].tobytes().strip(b"\0"):
+        return None
+    return results["status"], results["item"]
 
 
 def _header(raw: bytes, kind: bytes) -> Header | None:
@@ -429,6 +448,13 @@ def _times(ticks: Ints, stamped: Bools, received_us: int) -> tuple[Ints, Bools]:
 def from_read(response: Any, received_us: int) -> tuple[Header, Column]:
     """The same as `read_response`, of a decoded ua.ReadResponse; whether it went well is for the caller to see."""
     return _header_of(response), from_data_values(response.Results or (), received_us)
+
+
+def from_created(response: Any) -> tuple[Words, Words]:
+    """The same as `created_items`, of a decoded ua.CreateMonitoredItemsResponse."""
+    results = response.Results or ()
+    codes = np.array([result.StatusCode.value for result in results], np.uint32)
+    return codes, np.array([result.MonitoredItemId for result in results], np.uint32)
 
 
 def from_publish(response: Any, received_us: int) -> Published:
