@@ -740,7 +740,7 @@ class OpcUaSession:
         values, codes, news_us = held
         differs = (column.status != codes) | ~((column.values == values) | (np.isnan(column.values) & np.isnan(values)))
         differs &= ~self._within_deadband(piece, column, values)
-        waits = self.subscription is not None and any(len(t.handle) for t in self.subscription._told)  # noqa: SLF001
+        waits = self.subscription is not None and self.subscription.waiting > 0
         differs &= not waits
         suspect = points.suspect_us[piece]
         deaf = differs & (suspect != pts.NEVER_US) & (now - suspect >= SUSPECT_US) & (news_us < suspect)

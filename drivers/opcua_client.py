@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from drivers import opcua_encode as encode
 from drivers import opcua_status as status
 from drivers.opcua_settings import Connection, SecretRef, policy_and_mode, split_url
 from edge_agent.contract import SECOND_US, Clock, DeviceRefused, DeviceSilent, Quality
@@ -126,6 +127,8 @@ class Client:
     warnings: tuple[str, ...] = ()
     """About the server's certificate, for people."""
     _prefixes: dict[type, bytes] = field(default_factory=dict)
+    _token: tuple[Any, bytes] = (None, b"")
+    """The session's authentication token, and encoded."""
     _awaited: dict[Any, int] = field(default_factory=dict)
     """Of each response its type's number: Part 6, A.3."""
 
@@ -200,11 +203,10 @@ class Client:
         protocol = self.library.uaclient.protocol
         if protocol is None or protocol.transport is None:
             raise ConnectionError("the connection is closed")
-        header = self.ua.RequestHeader()
-        protocol._setup_request_header(header, timeout_s)
+        header = self._header(protocol, timeout_s)
         protocol.revolve_security_token()
         number = protocol._request_id + 1
-        body = prefix + _binary().struct_to_binary(header) + tail
+        body = prefix + header + tail
         message = protocol._connection.message_to_binary(
             body, message_type=self.ua.MessageType.SecureMessage, request_id=number
         )
@@ -213,6 +215,15 @@ class Client:
         protocol._callbackmap[number] = future
         protocol.transport.write(message)
         return future
+
+    def _header(self, protocol: Any, timeout_s: float) -> bytes:
+        """What UASocketProtocol._setup_request_header does, encoded."""
+        protocol._request_handle += 1
+        token = protocol.authentication_token
+        if token is not self._token[0]:
+            self._token = token, self.node(token)
+        handle = int(protocol._request_handle)
+        return encode.request_header(self._token[1], self.clock.wall_us(), handle, round(timeout_s * 1000))
 
     # --- its life -----------------------------------------------------------------------------------------------------
 
