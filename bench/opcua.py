@@ -317,7 +317,8 @@ def show(found: dict[str, Figures], options: argparse.Namespace) -> None:
         f"  {'':24} {'µs CPU each':>12} {'in the kernel':>14} {'% of a core':>12} {'each second':>12} {'RSS, MB':>9} {'subscribe, s':>13}"
     )
     for case, each in found.items():
-        row = f"  {case:24} {each['us']:12.3f} {each['system_us']:14.3f} {each['cpu_percent']:12.2f} {each['values_s']:12,.0f} {each['rss_mb']:9.0f}"
+        row = f"  {case:24} {each['us']:12.3f} {each['system_us']:14.3f} {each['cpu_percent']:12.2f}"
+        row += f" {each['values_s']:12,.0f} {each['rss_mb']:9.0f}"
         print(f"{row} {each['subscribe_s']:13.1f}" if "subscribe_s" in each else row)
     for kind, target in (("told", TOLD_TARGET_US), ("read", READ_TARGET_US)):
         own, others = found.get(f"{kind}: ours"), [case for case in found if case.startswith(f"{kind}: asyncua")]
