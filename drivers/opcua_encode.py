@@ -1,8 +1,8 @@
 """Requests about many nodes as bytes, put together from what is encoded once for each node. Pure.
 
 Rule: the bytes are those of the library's own encoder, which takes several times as long and holds the event loop meanwhile.
-Source: OPC UA Part 6, 5.2.2.4 (String), 5.2.2.13 (QualifiedName), 5.2.5 (arrays); Part 4, 7.32 (RequestHeader), 7.29 (ReadValueId), 5.11.2 (Read),
-5.13.2 (CreateMonitoredItems), 5.14.5 (Publish), 7.21 (MonitoringParameters).
+Source: OPC UA Part 6, 5.2.2.4 (String), 5.2.2.13 (QualifiedName), 5.2.5 (arrays); Part 4, 7.32 (RequestHeader), 7.29
+(ReadValueId), 5.11.2 (Read), 5.13.2 (CreateMonitoredItems), 7.21 (MonitoringParameters), 5.14.5 (Publish).
 """
 
 from collections.abc import Sequence
