@@ -375,17 +375,22 @@ def _column(raw: bytes, starts: Ints, head: int, end: int, received_us: int) -> 
     typed = octets[at + 1] * (mask & HAS_VALUE)
     after = np.append(starts[1:], end) - TAILS[mask]
     status = np.zeros(len(starts), np.uint32)
-    told = _rows(mask & HAS_STATUS != 0)
-    status[told] = _fields(raw, "<u4", after[told])
+    has_status = mask & HAS_STATUS != 0
+    if some_status := bool(has_status.any()):
+        told = _rows(has_status)
+        status[told] = _fields(raw, "<u4", after[told])
     ticks = np.zeros(len(starts), np.int64)
     stamped = mask & HAS_SOURCE != 0
     dated = _rows(stamped)
     ticks[dated] = _fields(raw, "<i8", (after + 2 * (mask & HAS_STATUS))[dated])
     values, found = _numbers(raw, typed, at + 2)
-    quality = np.where((found == Quality.GOOD) | (status >= BAD), QUALITIES[status >> 16], found)
-    values[status >= BAD] = np.nan
+    quality = found
+    if some_status:
+        quality = np.where((found == Quality.GOOD) | (status >= BAD), QUALITIES[status >> 16], found)
+        values[status >= BAD] = np.nan
     ts, sane = _times(ticks, stamped, received_us)
-    quality[~sane & (quality == Quality.GOOD)] = Quality.CLOCK
+    if not sane.all():
+        quality[~sane & (quality == Quality.GOOD)] = Quality.CLOCK
     return Column(_fields(raw, "<u4", starts) if head else None, values, quality, ts, status, typed)
 
 
@@ -405,8 +410,9 @@ def _numbers(raw: bytes, typed: Codes, at: Ints) -> tuple[Floats, Codes]:
     """
     values = np.full(len(at), np.nan)
     found = np.full(len(at), Quality.OTHER, np.uint8)
-    for kind in np.flatnonzero(np.bincount(typed)).tolist():
-        rows = _rows(typed == kind)
+    kinds = np.flatnonzero(np.bincount(typed)).tolist()
+    for kind in kinds:
+        rows = slice(None) if len(kinds) == 1 else np.flatnonzero(typed == kind)
         if kind in FORMS:
             values[rows], found[rows] = _floats(_fields(raw, FORMS[kind], at[rows]), kind)
         elif kind == 0:
@@ -428,6 +434,8 @@ def _floats(numbers: Any, kind: int) -> tuple[Floats, Codes | int]:
             known &= numbers >= -EXACT_MAX
     else:
         known, reason = np.isfinite(numbers), Quality.NOT_A_NUMBER
+    if known.all():
+        return numbers.astype(np.float64, copy=False), Quality.GOOD
     with np.errstate(invalid="ignore"):  # a signalling NaN
         values = numbers.astype(np.float64)
     values[~known] = np.nan
@@ -438,7 +446,10 @@ def _times(ticks: Ints, stamped: Bools, received_us: int) -> tuple[Ints, Bools]:
     """Source times in UTC µs, and whether they may be believed; where there is none: the receipt, and nothing to doubt."""
     ts = ticks // 10 - TICKS_EPOCH_US
     sane = np.abs(ts - received_us) <= CLOCK_SANE_US
-    ts[~(sane & stamped)] = received_us
+    known = sane & stamped
+    if known.all():
+        return ts, known
+    ts[~known] = received_us
     return ts, sane | ~stamped
 
 
