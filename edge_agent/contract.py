@@ -501,6 +501,22 @@ class Scan(Protocol):
         ...
 
 
+@runtime_checkable
+class Watches(Protocol):
+    """What a scan may promise besides: to fit a terminal, and to keep the values that it found up to date."""
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        """After `run`: read the values again each second, and call `changed` after each time. Errors as of `run`.
+
+        It ends by cancellation only.
+        """
+        ...
+
+    def lines_within(self, columns: int) -> Sequence[tuple[str, str]]:
+        """As `Scan.lines`, no line longer than this."""
+        ...
+
+
 class Scanner(Protocol):
     """What `edge-agent scan KIND` asks; optional for a kind of driver. Registered as an entry point `edge_agent.scanners`.
 
