@@ -56,6 +56,7 @@ class BrowseOptions(BaseModel):
     security: str = Field("none", description="none, or POLICY/MODE such as Basic256Sha256/SignAndEncrypt")
     user: str | None = Field(None, description="user name; without one the session is anonymous")
     password_file: Path | None = Field(None, description="file with the user's password")
+    timeout: str = Field("4s", description="how long the server may take for an answer (4s)")
     data_dir: Path = Field(Path("data"), description="its pki folder keeps the certificates (./data)")
 
 
@@ -97,7 +98,7 @@ class OpcUaBrowse:
                 walk = await self._begun(client)
                 await self._start(walk)
                 await walk.go()
-            self.found.whole = True
+            self.found.whole, self.found.read_us = True, self.clock.wall_us()
         except Refused as refused:
             raise translated(refused, f"{self.settings.url}: a browse") from refused
         finally:
@@ -113,6 +114,7 @@ class OpcUaBrowse:
             next_s = asyncio.get_running_loop().time()
             while True:
                 await walk.values(places)
+                self.found.read_us = self.clock.wall_us()
                 changed()
                 now_s = asyncio.get_running_loop().time()
                 next_s = max(next_s + 1.0, now_s)
@@ -193,8 +195,10 @@ def _password(path: Path) -> str:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             text = file.read(PASSWORD_BYTES_MAX)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DeviceRefused(f"--password-file {path} cannot be read: {error}") from error
+    except OSError as error:
+        raise DeviceRefused(f"--password-file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DeviceRefused(f"--password-file {path} is no UTF-8 text") from error
     return text.removesuffix("\n").removesuffix("\r")
 
 
@@ -209,7 +213,13 @@ class OpcUaScanner:
         password = {"secret": CONFIG_SECRET} if options.password_file is not None else None
         try:
             settings = Connection.model_validate(
-                {"url": url, "security": options.security, "user": options.user, "password": password}
+                {
+                    "url": url,
+                    "security": options.security,
+                    "user": options.user,
+                    "password": password,
+                    "timeout": options.timeout,
+                }
             )
         except ValidationError as error:
             first = error.errors()[0]

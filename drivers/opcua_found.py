@@ -6,15 +6,17 @@ Rule 2: the server's texts are not trusted: they are made printable before they 
 
 import json
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
 from drivers import opcua_status as status
-from drivers.foreign_text import cells, padded, printable
-from drivers.opcua_types import Kind, Plain
+from drivers.foreign_text import cells, fitted, padded, printable
+from drivers.opcua_types import TEXTS, Kind, Plain, is_numeric
 from edge_agent.contract import Quality
 
 VAST = 100_000
@@ -23,9 +25,14 @@ ALIKE_MAX = 40
 """Variables of one node in the tree for people; JSON and the configuration have all."""
 NAME_MAX, VALUE_MAX, UNIT_MAX, TYPE_MAX = 48, 24, 10, 24
 """Columns of the tree, at most."""
-NAME_MIN, TYPE_MIN, ADDRESS_MIN = 24, 8, 14
-"""What is left of them on a narrow screen."""
+NARROW = (
+    ("value", 14), ("address", 24), ("type", 15), ("address", 18), ("type", 10), ("name", 30), ("value", 9),
+    ("name", 12), ("unit", 4), ("type", 4), ("address", 0), ("name", 4), ("value", 4),
+)  # fmt: skip
+"""What is taken from which column on a narrow screen, and what it is left, until all fits."""
 GAP = "  "
+WIDE = 100
+"""Columns from which on ranges are shown, too."""
 FLOAT, FLOAT_DIGITS, DOUBLE_DIGITS = 10, 7, 10
 DOTS = "…"
 
@@ -44,8 +51,9 @@ class NodeKind(StrEnum):
 class Variable:
     """What a variable is and holds. type: its data type. wire: the built-in type that its value came with, 0: none.
 
-    rank: 1 and up: an array of so many dimensions. range: EURange. instrument: InstrumentRange. names: of its values.
-    value: plain; of an array its first elements. members: numbers of a structure, by the path that `member` takes.
+    rank: 1 and up: an array of so many dimensions. is_read: the server was asked for its value. value: plain; of an array
+    its first elements. members: numbers of a structure, by the path that `member` takes. range: EURange. instrument:
+    InstrumentRange. names: of its values.
     """
 
     type: Kind = field(default_factory=Kind)
@@ -54,6 +62,7 @@ class Variable:
     readable: bool = True
     history: bool = False
     description: str = ""
+    is_read: bool = False
     value: Plain = None
     status: int = 0
     wire: int = 0
@@ -76,10 +85,6 @@ class Variable:
     @property
     def of_array(self) -> bool:
         return self.is_array or self.rank >= 1
-
-    @property
-    def is_good(self) -> bool:
-        return self.readable and not self.status & status.BAD
 
     @property
     def value_names(self) -> dict[int, str]:
@@ -120,7 +125,7 @@ class Node:
 class Found:
     """It grows while the walk goes on. nodes: the first one is the start. above: the path of the start, its own name last.
 
-    cut: there was more than --max. whole: the walk came to its end.
+    cut: there was more than --max. whole: the walk came to its end. read_us: UTC, when values were last read.
     """
 
     url: str
@@ -133,6 +138,7 @@ class Found:
     whole: bool = False
     requests: int = 0
     took_us: int = 0
+    read_us: int = 0
     warnings: tuple[str, ...] = ()
 
     def path(self, place: int) -> tuple[str, ...]:
@@ -171,7 +177,7 @@ class Found:
     def tree(self) -> Iterator[tuple[int, tuple[bool, ...]]]:
         """Each place with whether it and each one above it is the last of its siblings; parents before children."""
         shown = self.shown()
-        todo: list[tuple[int, tuple[bool, ...]]] = [(0, ())] if self.nodes else []
+        todo: list[tuple[int, tuple[bool, ...]]] = [(0, ())] if shown else []
         while todo:
             place, lasts = todo.pop()
             yield place, lasts
@@ -202,45 +208,84 @@ def lines(found: Found, columns: int = 0) -> Lines:
         told.append(
             ("warn", f"  There is more: it was cut after {len(found.nodes) - 1} nodes (--max, or --under a part).")
         )
-    rows = _rows(found)
+    rows = _rows(found, wide=not columns or columns >= WIDE)
+    told = _wrapped(told, columns)
     if rows:
         told += [("", ""), *_laid_out(rows, columns), ("", "")]
-    told += _summary(found)
-    return told
+    return told + _wrapped(_summary(found), columns)
+
+
+def _wrapped(told: Lines, columns: int) -> Lines:
+    if not columns:
+        return told
+    return [
+        (style, line)
+        for style, text in told
+        for line in textwrap.wrap(text, columns, subsequent_indent="  ", drop_whitespace=True) or [""]
+    ]
 
 
 def _head(found: Found) -> str:
     server = f"{printable(found.server, 100)}, " if found.server else ""
-    took = f"{found.requests} requests in {found.took_us / 1e6:.1f} s"
-    return f"{found.url}: {server}{took}"
+    when = datetime.fromtimestamp(found.read_us / 1e6, UTC).astimezone()
+    read = f", values of {when:%H:%M:%S}" if found.read_us else ""
+    return f"{found.url}: {server}{found.requests} requests in {found.took_us / 1e6:.1f} s{read}"
 
 
-def _rows(found: Found) -> list[_Row]:
+def _rows(found: Found, *, wide: bool) -> list[_Row]:
     rows: list[_Row] = []
-    told: dict[int, int] = {}
+    shown, told = found.shown(), dict[int, int]()
     for place, lasts in found.tree():
         node = found.nodes[place]
-        if node.variable is not None and node.parent > 0 and not node.below:
+        if _is_leaf(node) and node.parent > 0:
             told[node.parent] = told.get(node.parent, 0) + 1
             if told[node.parent] > ALIKE_MAX:
-                if lasts[-1]:
-                    rows.append(_Row("", _branches(lasts) + f"{DOTS} and {told[node.parent] - ALIKE_MAX} more"))
+                if told[node.parent] == ALIKE_MAX + 1:
+                    rows.append(_rest(found, [each for each in found.nodes[node.parent].below if each in shown], lasts))
                 continue
-        rows.append(_row(found, place, lasts))
+        rows.append(_row(found, place, lasts, wide=wide))
+        has_more = any(each in shown for each in node.below)
+        rows += _member_rows(node, lasts, has_more=has_more or bool(node.note) or node.more)
         if node.note or node.more:
-            words = f"{DOTS} not told: {node.note}" if node.note else f"{DOTS} goes on (--depth)"
-            rows.append(_Row("warn" if node.note else "weak", _branches((*lasts, True)) + words))
+            words = f"{DOTS} not told: {node.note}" if node.note else f"{DOTS} goes on (--depth, --max, --under)"
+            rows.append(_Row("warn" if node.note else "weak", _branches((*lasts, not has_more)) + words))
     return rows
 
 
-def _row(found: Found, place: int, lasts: Sequence[bool]) -> _Row:
+def _is_leaf(node: Node) -> bool:
+    return node.variable is not None and not node.below
+
+
+def _rest(found: Found, siblings: Sequence[int], lasts: Sequence[bool]) -> _Row:
+    """In place of the variables of one node that are too many to be told."""
+    count = sum(_is_leaf(found.nodes[each]) for each in siblings) - ALIKE_MAX
+    branches = _branches((*lasts[:-1], _is_leaf(found.nodes[siblings[-1]])))
+    return _Row(
+        "",
+        f"{branches}{DOTS} and {count} more: --under {printable('/'.join(found.path(found.nodes[siblings[0]].parent)))}",
+    )
+
+
+def _row(found: Found, place: int, lasts: Sequence[bool], *, wide: bool) -> _Row:
     node = found.nodes[place]
     name = _branches(lasts) + (printable(node.name) if place else printable("/".join(found.above) or "Objects"))
     if node.variable is None:
-        return _Row("head", name, address=printable(node.short) if place else "")
+        return _Row("head", name)
     about = node.variable
-    words = type_words(about) + (", history" if about.history else "")
+    extent = f", {number_words(about.valid[0])}…{number_words(about.valid[1])}" if about.valid and wide else ""
+    words = type_words(about) + extent + (", history" if about.history else "")
     return _Row(_style(node), name, value_words(about), about.unit, words, printable(node.short))
+
+
+def _member_rows(node: Node, lasts: tuple[bool, ...], *, has_more: bool) -> Iterator[_Row]:
+    """The numbers of a structure, with the key that a signal of it takes."""
+    members = node.variable.members if node.variable is not None else {}
+    for at, (path, value) in enumerate(members.items()):
+        is_last = at == len(members) - 1 and not has_more
+        words = str(value).lower() if isinstance(value, bool) else number_words(value)
+        yield _Row(
+            "weak", _branches((*lasts, is_last)) + printable(path), words, "", "member", f"member: {printable(path)}"
+        )
 
 
 def _style(node: Node) -> str:
@@ -274,31 +319,30 @@ def _laid_out(rows: Sequence[_Row], columns: int) -> Lines:
 
 
 def _narrowed(widths: dict[str, int], address: int, columns: int) -> int:
-    """Take from the columns what is too much, first from the address; returns its width."""
-    gaps = len(GAP) * 3 + 1
-    over = sum(widths.values()) + gaps + address - columns
-    taken = max(0, min(over, address - ADDRESS_MIN))
-    address, over = address - taken, over - taken
-    for key, least in (("type", TYPE_MIN), ("name", NAME_MIN), ("value", TYPE_MIN)):
-        taken = max(0, min(over, widths[key] - least))
-        widths[key], over = widths[key] - taken, over - taken
-    return max(0, address - max(0, over))
+    """Take from the columns what is too much, a step at a time; returns the address's width."""
+    all_widths = {**widths, "address": address}
+    over = sum(all_widths.values()) + len(GAP) * 2 + 2 - columns
+    for key, least in NARROW:
+        taken = max(0, min(over, all_widths[key] - least))
+        all_widths[key], over = all_widths[key] - taken, over - taken
+    widths.update({key: all_widths[key] for key in widths})
+    return all_widths["address"]
 
 
 def _line(row: _Row, widths: dict[str, int], address: int, columns: int) -> str:
     if not row.type:  # an object or a note: nothing stands in the columns beside it
-        line = row.name if not row.address else f"{row.name}{GAP}{row.address}"
-        return shortened(line, columns) if columns else line
+        return fitted(row.name, columns) if columns else row.name
     cell = {key: padded(getattr(row, key), width, right=key == "value") for key, width in widths.items()}
     text = shortened(row.address, address) if columns else row.address
-    return f"{cell['name']}{GAP}{cell['value']} {cell['unit']}{GAP}{cell['type']}{GAP}{text}".rstrip()
+    line = f"{cell['name']}{GAP}{cell['value']} {cell['unit']}{GAP}{cell['type']}{GAP}{text}".rstrip()
+    return fitted(line, columns) if columns else line
 
 
 def shortened(text: str, columns: int) -> str:
     """The begin and the end of it: a node is told apart by its end."""
     if cells(text) <= columns or columns < 3:
         return text if cells(text) <= columns else text[:columns]
-    head = min(8, (columns - 1) // 2)
+    head = min(7, (columns - 1) // 2)  # `ns=3;s=`
     tail = text[head:]
     while cells(text[:head]) + 1 + cells(tail) > columns:
         tail = tail[1:]
@@ -308,13 +352,15 @@ def shortened(text: str, columns: int) -> str:
 def _summary(found: Found) -> Lines:
     abouts = [about for place in found.variables() if (about := found.nodes[place].variable) is not None]
     if not abouts:
-        words = f"no variable has {printable(found.search)!r} in its path, name or description" if found.search else ""
+        words = f"No variable has {printable(found.search)!r} in its path, name or description." if found.search else ""
         return [("", words or "There is no variable here. Look elsewhere with --under, or at all of it with --all.")]
+    unread = sum(about.readable and not about.is_read for about in abouts)
     closed = sum(not about.readable for about in abouts)
     bad = sum(about.readable and bool(about.status & status.BAD) for about in abouts)
     numbers = sum(is_number(about) for about in abouts)
     parts = [f"{len(abouts)} variable{'s' * (len(abouts) != 1)}", f"{numbers} of them numbers"]
     parts += [f"{closed} not readable"] if closed else []
+    parts += [f"{unread} not read"] if unread else []
     parts += [f"{bad} bad now"] if bad else []
     told: Lines = [("", ", ".join(parts) + ".")]
     used = sorted({int(n) for node in found.nodes[1:] if (n := node.short.partition(";")[0][3:]).isdigit()})
@@ -325,7 +371,7 @@ def _summary(found: Found) -> Lines:
 
 def is_number(about: Variable) -> bool:
     """A single number that is readable, whether it is good now or not."""
-    return about.readable and not about.of_array and Kind(built_in=about.built_in).is_number
+    return about.readable and not about.of_array and is_numeric(about.built_in)
 
 
 def type_words(about: Variable) -> str:
@@ -341,6 +387,8 @@ def value_words(about: Variable) -> str:
     """The value as people read it, or why there is none."""
     if not about.readable:
         return "not readable"
+    if not about.is_read:
+        return "not read yet"
     if about.status & status.BAD:
         return status.name(about.status)
     words = _plain_words(about)
@@ -372,10 +420,10 @@ def _element(value: Plain, built_in: int) -> str:
             return number_words(value, FLOAT_DIGITS if built_in == FLOAT else DOUBLE_DIGITS)
         case list():
             return "[" + ", ".join(_element(each, built_in) for each in value) + "]"
-        case "{…}":
-            return value
-        case _:
+        case _ if built_in in TEXTS:  # in quotes, so that "12.5" is seen to be none
             return printable(json.dumps(value, ensure_ascii=False), 80)
+        case _:
+            return printable(value, 80)
 
 
 def number_words(value: float, digits: int = DOUBLE_DIGITS) -> str:
@@ -423,7 +471,7 @@ def _variable_facts(about: Variable) -> dict[str, Any]:
         "readable": about.readable,
         "history": about.history,
         "value": _for_json(about.value),
-        "status": status.name(about.status) if about.readable else None,
+        "status": status.name(about.status) if about.is_read else None,
         "unit": about.unit,
         "range": _pair(about.range),
         "instrument_range": _pair(about.instrument),

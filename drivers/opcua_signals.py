@@ -15,8 +15,8 @@ from drivers import opcua_status as status
 from drivers.foreign_text import printable, quoted
 from drivers.opcua_decode import EXACT_MAX
 from drivers.opcua_found import Found, Node, NodeKind, Variable, is_number, number_words, type_words, value_words
-from drivers.opcua_settings import Connection
-from drivers.opcua_types import Kind
+from drivers.opcua_settings import Connection, parse_node_id
+from drivers.opcua_types import TEXTS, is_numeric
 
 NAME_MAX = 64
 """Contract §6, names."""
@@ -43,7 +43,7 @@ def config(found: Found, settings: Connection, data_dir: Path, secret: str) -> s
     if not any(_refusal(found.nodes[place]) == "" and _is_signal(found.nodes[place]) for place in places):
         return ""
     out = [
-        f"# What {printable(found.url)} has: {len(places)} variables{' (there are more)' if found.cut else ''}.",
+        f"# What {printable(found.url)} has: {_count(len(places), 'variable')}{' (there are more)' if found.cut else ''}.",
         "# Names, units and ranges are the server's: check them, leave out what nobody needs, and give the rest norms.",
     ]
     if not found.whole:
@@ -63,6 +63,10 @@ def config(found: Found, settings: Connection, data_dir: Path, secret: str) -> s
     for machine in machines(found, places):
         out += _machine_lines(found, machine, taken)
     return "\n".join(out) + "\n"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _connection_lines(settings: Connection, data_dir: Path, secret: str) -> Iterator[str]:
@@ -157,10 +161,12 @@ def _refusal(node: Node) -> str:
     """Why it cannot be read as a signal or a text as it is; '' when it can."""
     about = node.variable
     assert about is not None
-    if len(node.address) > ADDRESS_MAX or "\0" in node.address:
+    if not _is_writable(node.address):
         return "its NodeId cannot be written in a configuration"
     if not about.readable:
         return "this user may not read it"
+    if not about.is_read:
+        return "its value was not read"
     if about.status & status.BAD:
         return f"bad now: {status.name(about.status)}"
     if about.of_array:
@@ -176,6 +182,14 @@ def _refusal(node: Node) -> str:
     return _unfit(about.value)
 
 
+def _is_writable(address: str) -> bool:
+    try:
+        parse_node_id(address)
+    except ValueError:
+        return False
+    return len(address) <= ADDRESS_MAX and "\0" not in address
+
+
 def _unfit(value: object) -> str:
     if not isinstance(value, int | float):
         return "no value now"
@@ -185,7 +199,7 @@ def _unfit(value: object) -> str:
 
 
 def _is_text(about: Variable) -> bool:
-    return Kind(built_in=about.built_in).is_text
+    return about.built_in in TEXTS
 
 
 def _is_signal(node: Node) -> bool:
@@ -212,7 +226,7 @@ def _signal_lines(node: Node, name: str, below: tuple[str, ...], reason: str) ->
 
 
 def _has_numbers(about: Variable) -> bool:
-    return Kind(built_in=about.built_in).is_number
+    return is_numeric(about.built_in)
 
 
 def _outside(about: Variable) -> str:

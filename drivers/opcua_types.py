@@ -29,6 +29,10 @@ TEXT_MAX = 1000
 NAMES_MAX = 1000
 """Of one enumeration."""
 
+TEXTS = (STRING, LOCALIZED_TEXT)
+NAME = 8
+"""Of a browse result: the BrowseName alone (Part 4, 5.9.2.2)."""
+
 Plain = None | bool | int | float | str | list[Any]
 
 
@@ -40,14 +44,6 @@ class Kind:
     built_in: int = 0
     names: dict[int, str] = field(default_factory=dict)
     shape: Shape | None = None
-
-    @property
-    def is_number(self) -> bool:
-        return BOOLEAN <= self.built_in <= DOUBLE
-
-    @property
-    def is_text(self) -> bool:
-        return self.built_in in (STRING, LOCALIZED_TEXT)
 
 
 @dataclass(slots=True)
@@ -105,6 +101,11 @@ class Types:
         """A DataValue's value, and the numbers in it by member when it is a structure."""
         raw = item.Value.Value if item.Value is not None else None
         return plain(raw), _members(raw, kind.shape)
+
+
+def is_numeric(built_in: int) -> bool:
+    """A truth value or any number."""
+    return BOOLEAN <= built_in <= DOUBLE
 
 
 def plain(raw: Any) -> Plain:
@@ -168,7 +169,7 @@ def _paths(members: Sequence[Member], above: tuple[str, ...]) -> list[tuple[str,
             continue
         if isinstance(member.kind, Shape):
             found += _paths(member.kind.members, (*above, member.name)) if len(above) < MEMBER_DEPTH else []
-        elif BOOLEAN <= member.kind <= DOUBLE:
+        elif is_numeric(member.kind):
             found.append((*above, member.name))
     return found[:MEMBERS_MAX]
 
@@ -225,7 +226,7 @@ async def _related(client: Client, node: Any, reference: str, *, inverse: bool =
     what.NodeId = node
     what.BrowseDirection = ua.BrowseDirection.Inverse if inverse else ua.BrowseDirection.Forward
     what.ReferenceTypeId, what.IncludeSubtypes = ua.NodeId(getattr(ua.ObjectIds, reference)), True
-    what.ResultMask = 8
+    what.ResultMask = NAME
     request.Parameters.NodesToBrowse = [what]
     try:
         (found,) = (await client.ask(request, "no answer to a browse")).Results

@@ -89,8 +89,8 @@ class Walk:
         self.uris = tuple(map(str, uris))
         self.browse_max, self.read_max = _smallest(self.browse_max, browse), _smallest(self.read_max, read)
         self.found.uris = self.uris
-        words = dict.fromkeys(str(text).strip() for text in make if isinstance(text, str) and text.strip())
-        self.found.server = " ".join(words)
+        maker, product, version = (text.strip() if isinstance(text, str) else "" for text in make)
+        self.found.server = f"{product or maker} {version}".strip()
 
     def start_at(self, node: Any, name: str, kind: NodeKind = NodeKind.OBJECT) -> None:
         """From this node on; it is the root of what is shown."""
@@ -114,8 +114,9 @@ class Walk:
     async def values(self, places: Sequence[int]) -> None:
         """Read these variables' values again. Raises DeviceSilent, DeviceRefused."""
         await self.client.keep()
-        for start in range(0, len(places), READ_AT_ONCE):
-            await self._read_values(places[start : start + READ_AT_ONCE])
+        there = [place for place in places if self.ids[place] is not None]
+        for start in range(0, len(there), READ_AT_ONCE):
+            await self._read_values(there[start : start + READ_AT_ONCE])
 
     # --- references ---------------------------------------------------------------------------------------------------
 
@@ -229,7 +230,8 @@ class Walk:
         request = self.client.ua.BrowseNextRequest()
         request.Parameters.ReleaseContinuationPoints = False
         request.Parameters.ContinuationPoints = list(points)
-        return self._all((await self.client.ask(request, "no answer to a browse")).Results, len(points))
+        answer = await self.client.ask(request, "no answer to a browse")
+        return self._all(answer.Parameters.Results, len(points))
 
     async def _give_back(self, points: Sequence[Any]) -> None:
         held = [point for point in points if point]
@@ -275,7 +277,8 @@ class Walk:
             above.more = True
             return False
         if len(self.found.nodes) > self.nodes_max:
-            self.found.cut = True
+            self._cut()
+            above.more = True
             return False
         variable = int(reference.NodeClass) == VARIABLE
         kind = NodeKind.PROPERTY if is_property else NodeKind.VARIABLE if variable else NodeKind.OBJECT
@@ -284,6 +287,14 @@ class Walk:
         about.folder = self._is(reference.TypeDefinition, FOLDER_TYPE)
         self._add(parent, node, about)
         return True
+
+    def _cut(self) -> None:
+        """There is no room for more nodes: of those that are known already only the variables are still asked about."""
+        self.found.cut = True
+        objects = [place for place in self._queue if self.found.nodes[place].kind is NodeKind.OBJECT]
+        for place in objects:
+            self.found.nodes[place].more = True
+        self._queue = deque(place for place in self._queue if self.found.nodes[place].kind is not NodeKind.OBJECT)
 
     def _add(self, parent: int, node: Any, about: Node) -> None:
         place = len(self.found.nodes)
@@ -348,6 +359,7 @@ class Walk:
             items[at] = item
         for place, item in zip(asked, items, strict=True):
             about = self._variable(place)
+            about.is_read = True
             about.status = item.StatusCode.value if item.StatusCode is not None else 0
             about.wire = item.Value.VariantType.value if item.Value is not None else 0
             about.is_array = bool(item.Value is not None and item.Value.is_array)
@@ -405,7 +417,7 @@ class Walk:
         return self._all((await self.client.ask(request, "no answer to a read")).Results, len(piece))
 
     def _bad(self, code: int) -> Any:
-        return self.client.ua.DataValue(StatusCode_=self.client.ua.StatusCode(code))
+        return self.client.ua.DataValue(StatusCode=self.client.ua.StatusCode(code))
 
     def _item(self, node: Any, attribute: str) -> Any:
         return self.client.ua.ReadValueId(node, getattr(self.client.ua.AttributeIds, attribute))

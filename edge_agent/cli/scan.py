@@ -116,7 +116,7 @@ def _scan(scanner: "Scanner", arguments: argparse.Namespace) -> int:
         asyncio.run(looking.run())
         if arguments.watch and isinstance(looking, Watches):
             progress.clear()
-            return _watch(looking)
+            _watch(looking)
     except KeyboardInterrupt:
         status = INTERRUPTED
     except (DeviceSilent, DeviceRefused) as error:
@@ -148,7 +148,9 @@ def _validated(scanner: "Scanner", given: "Mapping[str, Any]") -> Any:
 def _show(looking: "Scan", arguments: argparse.Namespace) -> bool:
     """Print it; False when there is no configuration to print."""
     if arguments.json:
-        print(json.dumps(looking.facts(), ensure_ascii=False))
+        text = json.dumps(looking.facts(), ensure_ascii=False)
+        # What a device says could turn a terminal round.
+        print("".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text))
         return True
     if arguments.yaml and (text := looking.config()):
         print(text, end="")
@@ -183,8 +185,8 @@ def _why_no_watch(looking: "Scan", kind: str) -> str:
     return "" if sys.stdout.isatty() else "--watch needs a terminal; --json is for scripts"
 
 
-def _watch(looking: "Watches") -> int:
-    """Redraw on a screen of its own until Ctrl-C; the last picture stays when that is left."""
+def _watch(looking: "Watches") -> None:
+    """Redraw on a screen of its own until Ctrl-C; what is found last is then told as ever. Raises as `Watches.watch`."""
     import asyncio
 
     paint = not os.environ.get("NO_COLOR")
@@ -197,19 +199,16 @@ def _watch(looking: "Watches") -> int:
     try:
         asyncio.run(looking.watch(draw))
     except KeyboardInterrupt:
-        pass
+        return
     finally:
         print(SCREEN_OFF, end="", flush=True)
-        for style, line in looking.lines_within(_size(sys.stdout.fileno()).columns):
-            print(painted(style, line, paint))
-    return DONE
 
 
 def picture(lines: "Sequence[tuple[str, str]]", rows: int, *, paint: bool) -> str:
     """One screen of these lines, drawn over the one before without wiping it first; what does not fit is counted."""
     room = max(1, rows - 1)
     shown = list(lines) if len(lines) <= room else [*lines[: room - 1], ("weak", _rest(len(lines) - room + 1))]
-    return HOME + "".join(f"{painted(*each, paint)}{REST_OF_LINE}\r\n" for each in shown) + REST_OF_SCREEN
+    return HOME + "".join(f"{painted(*each, paint)}{REST_OF_LINE}\n" for each in shown) + REST_OF_SCREEN
 
 
 def _rest(count: int) -> str:
