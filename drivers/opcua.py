@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from drivers import opcua_decode as decode
+from drivers import opcua_encode as encode
 from drivers import opcua_history as history
 from drivers import opcua_points as pts
 from drivers import opcua_status as status
@@ -50,10 +51,14 @@ log = logging.getLogger(__name__)
 
 NODES_MAX = 1000
 """Nodes in one Read when the server names no limit of its own (MaxNodesPerRead, OPC UA Part 5, 6.3.11)."""
+NODES_TOLD_MAX = 10_000
+"""Nodes in one Read of a server that says it takes as many: a value of 10,000 costs a quarter of one of 1,000."""
 ITEMS_AT_ONCE = 250
-"""Items in one CreateMonitoredItems: encoded in one piece on the loop's thread, 60 µs each."""
-NAMES_AT_ONCE = 250
+"""Items in one CreateMonitoredItems: encoded and their answers decoded in one piece on the loop's thread, 20 µs each."""
+NAMES_AT_ONCE = 100
 """Variables whose names are read at once, two attributes each; decoded one by one."""
+LOOK_AT_ONCE = 500
+"""Variables that are looked after at once."""
 RESOLVE_AGAIN_US = 60 * SECOND_US
 """How often the server is asked again for a namespace that it did not have: some load theirs after their start."""
 LOOK_AGAIN_US, LOOK_AGAIN_MAX_US = 2 * SECOND_US, 60 * SECOND_US
@@ -64,8 +69,7 @@ LOOK_AFTER_US = 60 * SECOND_US
 """How often what is told is compared with what is there: an item may go deaf while its subscription lives."""
 SUSPECT_US = 10 * SECOND_US
 """A difference that is not told for so long is no change on its way."""
-TAILS_MAX = 64
-"""Requests that are kept encoded; the list of nodes is the bulk of one."""
+REQUESTS_KEPT = 64
 PUBLISHING_MIN_US = 50_000
 QUEUE_MIN, QUEUE_USUAL_MAX = 2, 100
 HISTORY_GAP_US = 3 * SECOND_US
@@ -75,6 +79,7 @@ HEARD_EVERY_US = 60 * SECOND_US
 
 TOO_LONG = frozenset({"BadTooManyOperations", "BadResponseTooLarge", "BadEncodingLimitsExceeded", "BadRequestTooLarge"})
 """Answers to a request of too many nodes: half of them are asked next."""
+REQUEST_TOO_LARGE = 0x80B8_0000
 NO_NODE = frozenset({"BadNodeIdUnknown", "BadNodeIdInvalid", "BadNotFound", "BadParentNodeIdInvalid"})
 NO_MORE_ITEMS = frozenset({"BadTooManyMonitoredItems", "BadOutOfMemory", "BadResourceUnavailable"})
 
@@ -101,6 +106,14 @@ class _Server:
     items_max: int
     profile: Profile
     resolved_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A Read that is kept: encoded, since its list of nodes is the bulk of it, and how its last answer was laid out."""
+
+    encoded: tuple[bytes, bytes]
+    layout: decode.Layout
 
 
 @dataclass(slots=True)
@@ -133,7 +146,11 @@ class OpcUaSession:
     memory: _Memory = field(default_factory=_Memory)
     _nodes: list[Any] = field(default_factory=list)
     """Of each point its NodeId in this session; None where the server has no such namespace."""
-    _tails: dict[bytes, tuple[bytes, bytes]] = field(default_factory=dict)
+    _ids: dict[int, bytes] = field(default_factory=dict)
+    """Of points, as far as they were asked, the ReadValueId of the value, encoded; void with `_nodes`."""
+    _missing: tuple[str, ...] = ()
+    """Namespaces that points want and the server has not."""
+    _requests: dict[bytes, "_Request"] = field(default_factory=dict)
     _point_of: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     """Of each client handle the point, -1 when it is not wanted any more."""
     _to_delete: list[int] = field(default_factory=list)
@@ -164,9 +181,9 @@ class OpcUaSession:
         with _services(client, "no answer"):
             await self._look_for_nodes(due)
             before = await self._fill_gap(due)
-            asked = due[self._to_ask(due)]
-            if len(asked):
-                await self._ask(asked)
+            asked = self._to_ask(due)
+            if asked.any():
+                await self._ask(due[asked])
             return self._readings(due, asked, before)
 
     async def idle(self, until_us: int) -> int:
@@ -187,13 +204,14 @@ class OpcUaSession:
 
     def use(self, points: Sequence[Point]) -> None:
         """See contract.Session.use."""
+        self._ids.clear()
         self.points, moved, dropped = pts.carried_over(old := self.points, points)
         self._to_delete += [int(old.item[place]) for place in dropped]
         places = np.full(len(old), -1, np.int64)
         places[list(moved)] = list(moved.values())
         known = self._point_of >= 0
         self._point_of[known] = places[self._point_of[known]]
-        self._tails.clear()
+        self._requests.clear()
         self._look_us = self._subscribe_us = 0
         if self.client is not None:
             self._name_nodes(self.client)
@@ -251,10 +269,9 @@ class OpcUaSession:
         with _services(client, "no answer"):
             await self._resolve(client)
         client.used_us = self.clock.monotonic_us()
-        missing = self._missing()
-        if missing and not any(node is not None for node in self._nodes):
-            raise DeviceRefused(f"{client.url}: the server has no namespace {', '.join(missing)}")
-        for uri in missing:
+        if self._missing and not any(node is not None for node in self._nodes):
+            raise DeviceRefused(f"{client.url}: the server has no namespace {', '.join(self._missing)}")
+        for uri in self._missing:
             log.warning("%s: the server has no namespace %s; its signals are refused", self.name, uri)
 
     async def close(self, patience_s: float) -> None:
@@ -273,7 +290,7 @@ class OpcUaSession:
         if self.subscription is not None:
             self.subscription.check()
         await client.keep()
-        if self._missing() and self.clock.monotonic_us() - self._server().resolved_us > RESOLVE_AGAIN_US:
+        if self._missing and self.clock.monotonic_us() - self._server().resolved_us > RESOLVE_AGAIN_US:
             with _services(client, "no answer"):
                 await self._resolve(client)
         return client
@@ -306,7 +323,7 @@ class OpcUaSession:
         profile = profile_of(self.settings.profile, said)
         self.server = _Server(
             tuple(map(str, uris)),
-            _smallest(NODES_MAX, limits[0], profile.nodes_max),
+            _smallest(NODES_TOLD_MAX if limits[0] else NODES_MAX, limits[0], profile.nodes_max),
             _smallest(ITEMS_AT_ONCE, limits[1], profile.nodes_max),
             profile,
             self.clock.monotonic_us(),
@@ -322,7 +339,10 @@ class OpcUaSession:
         self._nodes = [
             self._node(client, name) for name, point in zip(self.points.names, self.points.points, strict=True)
         ]
-        self._tails.clear()
+        self._ids.clear()
+        wanted = {self._uri(name) for name in self.points.names}
+        self._missing = tuple(sorted(uri for uri in wanted if uri is not None and uri not in self._server().uris))
+        self._requests.clear()
         for place, node in enumerate(self._nodes):
             if node is None:
                 self._unknown(place, f"the server has no namespace {self._uri(self.points.names[place])}")
@@ -340,12 +360,6 @@ class OpcUaSession:
         """Of a namespace that the configuration names by number, the URI that it had when it was first seen."""
         return name.uri or (self.memory.uris.get(name.index) if name.index else None)
 
-    def _missing(self) -> list[str]:
-        if self.server is None:
-            return []
-        wanted = {self._uri(name) for name in self.points.names}
-        return sorted(uri for uri in wanted if uri is not None and uri not in self.server.uris)
-
     def _unknown(self, point: int, words: str) -> None:
         self.points.known[point] = self.points.told[point] = False
         self.points.words[point] = words
@@ -354,8 +368,9 @@ class OpcUaSession:
     async def _look_for_nodes(self, due: Ints) -> None:
         """Read the names of variables that are not known yet; of those that were not there, again after a while."""
         points, now = self.points, self.clock.monotonic_us()
-        there = np.array([node is not None for node in self._nodes], np.bool_)
-        wanted = due[~points.known[due] & there[due]]
+        wanted = due[~points.known[due]]
+        there = [self._nodes[point] is not None for point in wanted.tolist()]
+        wanted = wanted[np.array(there, np.bool_)]
         if not len(wanted) or (now < self._look_us and (points.quality[wanted] == Quality.REFUSED).all()):
             return
         client = await self._ready()
@@ -382,6 +397,7 @@ class OpcUaSession:
                 if words := self._other(point, is_called, is_of):
                     self._unknown(point, words)
                     continue
+            self._asked(client, point)  # now, while few are looked at: the first read is of all of them at once
             self.points.known[point] = True
             self.points.words.pop(point, None)
             if self.points.quality[point] == Quality.REFUSED:
@@ -442,10 +458,16 @@ class OpcUaSession:
         client = self.client
         assert client is not None
         try:
+            request = self._request(client, piece)
+            if len(piece) > 1 and len(request.encoded[1]) > client.parameters_max:
+                raise Refused(REQUEST_TOO_LARGE)
             raw = await client.ask_raw(
-                *self._request(client, piece), client.ua.ReadResponse, f"no answer to a read of {len(piece)} variables"
+                *request.encoded, client.ua.ReadResponse, f"no answer to a read of {len(piece)} variables"
             )
-            await self._note(client, piece, raw, in_one_go)
+            if in_one_go:
+                self._take(piece, self._column(client, raw, len(piece), request.layout))
+            else:
+                await self._take_by_hand(client, piece, raw)
         except Refused as refused:
             if refused.name not in TOO_LONG or len(piece) == 1:
                 raise
@@ -453,40 +475,45 @@ class OpcUaSession:
             return False
         return True
 
-    def _request(self, client: Client, piece: Ints) -> tuple[bytes, bytes]:
+    def _request(self, client: Client, piece: Ints) -> _Request:
         key = piece.tobytes()
-        if key not in self._tails:
-            if len(self._tails) >= TAILS_MAX:
-                self._tails.clear()
-            request = client.ua.ReadRequest()
-            request.Parameters.TimestampsToReturn = client.ua.TimestampsToReturn.Source
-            request.Parameters.NodesToRead = [self._asked(client, point) for point in piece.tolist()]
-            self._tails[key] = client.encoded(request)
-        return self._tails[key]
+        if key not in self._requests:
+            if len(self._requests) >= REQUESTS_KEPT:
+                self._requests.clear()
+            parameters = encode.read([self._asked(client, point) for point in piece.tolist()], encode.SOURCE)
+            self._requests[key] = _Request((client.prefix(client.ua.ReadRequest), parameters), decode.Layout())
+        return self._requests[key]
 
-    def _asked(self, client: Client, point: int) -> "ua.ReadValueId":
-        item: ua.ReadValueId = client.ua.ReadValueId()
-        item.NodeId = self._nodes[point]
-        item.AttributeId = client.ua.AttributeIds.Value
-        item.IndexRange = self.points.address(point).index
-        return item
+    def _asked(self, client: Client, point: int) -> bytes:
+        """The ReadValueId of a point's value, encoded."""
+        if point not in self._ids:
+            node = client.node(self._nodes[point])
+            self._ids[point] = encode.read_value_id(node, index_range=self.points.address(point).index)
+        return self._ids[point]
 
-    async def _note(self, client: Client, piece: Ints, raw: bytes, in_one_go: bool) -> None:
-        wall, doing = self.clock.wall_us(), "an answer that cannot be read"
-        fast = decode.read_response(raw, len(piece), wall) if in_one_go else None
-        if fast is not None:
-            column = fast[1]
-        else:
-            with client.door(doing):
-                items = client.decoded(raw, client.ua.ReadResponse).Results
-                if len(items) != len(piece):
-                    raise DeviceSilent(
-                        f"{client.url}: {len(piece)} variables asked, {len(items)} answered", Quality.PROTOCOL
-                    )
-            if not in_one_go:
-                items = [await self._chosen(client, *each) for each in zip(piece.tolist(), items, strict=True)]
-            with client.door(doing):
-                column = decode.from_data_values(items, wall)
+    def _column(self, client: Client, raw: bytes, count: int, layout: decode.Layout) -> decode.Column:
+        """An answer as a whole; what is unusual in it the library reads."""
+        wall = self.clock.wall_us()
+        found = decode.read_response(raw, count, wall, layout)
+        if found is not None:
+            return found[1]
+        with client.door("an answer that cannot be read"):
+            column = decode.from_data_values(client.decoded(raw, client.ua.ReadResponse).Results or (), wall)
+        if len(column.values) != count:
+            raise DeviceSilent(
+                f"{client.url}: {count} variables asked, {len(column.values)} answered", Quality.PROTOCOL
+            )
+        return column
+
+    async def _take_by_hand(self, client: Client, piece: Ints, raw: bytes) -> None:
+        """An answer with arrays and structures, of each of which one number is wanted."""
+        with client.door("an answer that cannot be read"):
+            items = client.decoded(raw, client.ua.ReadResponse).Results or []
+        if len(items) != len(piece):
+            raise DeviceSilent(f"{client.url}: {len(piece)} variables asked, {len(items)} answered", Quality.PROTOCOL)
+        chosen = [await self._chosen(client, *each) for each in zip(piece.tolist(), items, strict=True)]
+        with client.door("an answer that cannot be read"):
+            column = decode.from_data_values(chosen, self.clock.wall_us())
         self._take(piece, column)
 
     async def _chosen(self, client: Client, point: int, item: Any) -> Any:
@@ -517,7 +544,7 @@ class OpcUaSession:
 
     # --- what is handed on --------------------------------------------------------------------------------------------
 
-    def _readings(self, due: Ints, asked: Ints, before: Sequence[Readings]) -> Readings:
+    def _readings(self, due: Ints, asked: Bools, before: Sequence[Readings]) -> Readings:
         """What the server told since the last read, what it was asked, and of the rest that it stands."""
         now, wall = self.clock.monotonic_us(), self.clock.wall_us()
         blocks = [*before, *self._drained(due)]
@@ -565,16 +592,18 @@ class OpcUaSession:
         handle[self._point_of[known]] = known
         return handle[points]
 
-    def _now(self, due: Ints, asked: Ints, wall: int) -> Readings:
+    def _now(self, due: Ints, asked: Bools, wall: int) -> Readings:
         """How things stand: fresh what was asked, refused what is not there, confirmed what the server has nothing new of."""
         points = self.points
+        if asked.all():
+            return Readings(points.values[due], points.quality[due], points.ts[due])
         values, quality = np.full(len(due), np.nan), np.full(len(due), Quality.HOLD, np.uint8)
         ts = np.full(len(due), wall, np.int64)
         if self.subscription is not None and self.subscription.confirmed_us > self._read_us:
             sure = points.told[due] & (points.quality[due] != Quality.HOLD)
             quality[sure] = Quality.CONFIRMED
-        fresh = np.searchsorted(due, asked)
-        values[fresh], quality[fresh], ts[fresh] = points.values[asked], points.quality[asked], points.ts[asked]
+        fresh = due[asked]
+        values[asked], quality[asked], ts[asked] = points.values[fresh], points.quality[fresh], points.ts[fresh]
         quality[~points.known[due]] = Quality.REFUSED
         return Readings(values, quality, ts)
 
@@ -645,16 +674,14 @@ class OpcUaSession:
         wanted = wanted[:room]
         if not wanted:
             return refused
-        request = ua.CreateMonitoredItemsRequest()
-        request.Parameters.SubscriptionId = subscription.number
-        request.Parameters.TimestampsToReturn = ua.TimestampsToReturn.Source
         first = len(self._point_of)
-        request.Parameters.ItemsToCreate = [
-            self._item(client, point, first + place, subscription) for place, point in enumerate(wanted)
-        ]
+        items = [self._item(client, point, first + place, subscription) for place, point in enumerate(wanted)]
         # What is told while the answer is on its way must find its point.
         self._point_of = np.append(self._point_of, np.array(wanted, np.int64))
-        results = (await client.ask(request, "no answer to a request to monitor")).Results
+        request = client.prefix(ua.CreateMonitoredItemsRequest), encode.create_items(subscription.number, items)
+        results = (
+            await client.ask_encoded(*request, ua.CreateMonitoredItemsResponse, "no answer to a request to monitor")
+        ).Results
         for place, (point, result) in enumerate(zip(wanted, results, strict=False)):
             code = int(result.StatusCode.value)
             if code & status.BAD:
@@ -667,18 +694,17 @@ class OpcUaSession:
             self.counts.monitored_items += 1
         return refused
 
-    def _item(self, client: Client, point: int, handle: int, subscription: Subscription) -> Any:
-        ua, settings = client.ua, self.points.address(point)
-        every_us = self.points.every_us(point)
+    def _item(self, client: Client, point: int, handle: int, subscription: Subscription) -> bytes:
+        """The MonitoredItemCreateRequest of a point, encoded."""
+        settings, every_us = self.points.address(point), self.points.every_us(point)
         sampling = next((s for s in (settings.sampling, self.settings.sampling) if s is not None), every_us)
         sampling = max(sampling, self._server().profile.sampling_min_us)
         shown_us = max(every_us, subscription.publishing_us)
         usual = min(QUEUE_USUAL_MAX, max(QUEUE_MIN, 2 * -(-shown_us // max(sampling, PUBLISHING_MIN_US))))
-        wanted = ua.MonitoringParameters()
-        wanted.ClientHandle, wanted.SamplingInterval = handle, sampling / 1000
-        wanted.QueueSize, wanted.DiscardOldest = settings.queue or self.settings.queue or usual, True
-        wanted.Filter = _filter(ua, settings.report_deadband)
-        return ua.MonitoredItemCreateRequest(self._asked(client, point), ua.MonitoringMode.Reporting, wanted)
+        queue = settings.queue or self.settings.queue or usual
+        filtered = _filter(client.ua, settings.report_deadband)
+        shown = encode.NO_FILTER if filtered is None else client.extension(filtered)
+        return encode.item(self._asked(client, point), handle, sampling / 1000, queue, shown)
 
     async def _delete_items(self) -> None:
         """Let the server forget items whose signals are no longer wanted."""
@@ -698,7 +724,7 @@ class OpcUaSession:
         client, points = self.client, self.points
         assert client is not None
         told = np.flatnonzero(points.told)
-        piece = told[self._look_after_from : self._look_after_from + min(NAMES_AT_ONCE * 2, self._server().nodes_max)]
+        piece = told[self._look_after_from : self._look_after_from + min(LOOK_AT_ONCE, self._server().nodes_max)]
         now = self.clock.monotonic_us()
         self._look_after_from += len(piece)
         if not len(piece) or self._look_after_from >= len(told):
@@ -708,23 +734,15 @@ class OpcUaSession:
         if not len(piece):
             return
         held = points.values[piece].copy(), points.status[piece].copy(), points.news_us[piece].copy()
-        raw = await client.ask_raw(*self._request(client, piece), client.ua.ReadResponse, "no answer to a look")
-        wall = self.clock.wall_us()
-        fast = decode.read_response(raw, len(piece), wall)
-        if fast is None:
-            with client.door("an answer that cannot be read"):
-                items = client.decoded(raw, client.ua.ReadResponse).Results
-                column = decode.from_data_values(items, wall)
-        else:
-            column = fast[1]
+        request = self._request(client, piece)
+        raw = await client.ask_raw(*request.encoded, client.ua.ReadResponse, "no answer to a look")
+        column = self._column(client, raw, len(piece), request.layout)
         self._compare(piece, column, held)
 
     def _compare(self, piece: Ints, column: decode.Column, held: tuple[Floats, Any, Ints]) -> None:
         """held: values, status and time of the last news before the look. Raises DeviceSilent when most are deaf."""
         points, now = self.points, self.clock.monotonic_us()
         values, codes, news_us = held
-        if len(column.values) != len(piece):
-            return
         differs = (column.status != codes) | ~((column.values == values) | (np.isnan(column.values) & np.isnan(values)))
         differs &= ~self._within_deadband(piece, column, values)
         waits = self.subscription is not None and any(len(t.handle) for t in self.subscription._told)  # noqa: SLF001
@@ -842,12 +860,10 @@ async def _read_values(client: Client, nodes: Sequence[Any], attribute: Any) -> 
 
 async def _read_attributes(client: Client, nodes: Sequence[Any], attributes: Sequence[Any]) -> "list[ua.DataValue]":
     """Some attributes of some nodes, those of one node beside each other. Raises DeviceSilent, Refused."""
-    request = client.ua.ReadRequest()
-    request.Parameters.TimestampsToReturn = client.ua.TimestampsToReturn.Neither
-    request.Parameters.NodesToRead = [
-        client.ua.ReadValueId(node, attribute) for node in nodes for attribute in attributes
-    ]
-    found: list[ua.DataValue] = (await client.ask(request, "no answer")).Results
+    named = [client.node(node) for node in nodes]
+    ids = [encode.read_value_id(node, attribute) for node in named for attribute in attributes]
+    request = client.prefix(client.ua.ReadRequest), encode.read(ids, encode.NEITHER)
+    found: list[ua.DataValue] = (await client.ask_encoded(*request, client.ua.ReadResponse, "no answer")).Results
     if len(found) != len(nodes) * len(attributes):
         raise DeviceSilent(f"{client.url}: {len(nodes)} nodes asked, {len(found)} answers", Quality.PROTOCOL)
     return found

@@ -19,7 +19,7 @@ from drivers.opcua_client import Client, ClientCounters, Refused, open_client, t
 from drivers.opcua_found import Found, NodeKind
 from drivers.opcua_settings import NODE_ID, Connection, parse_node_id
 from drivers.opcua_walk import VARIABLE, Walk, value_of
-from edge_agent.contract import Clock, DeviceRefused, Scan, Scanner, ScanStep
+from edge_agent.contract import Clock, DeviceRefused, Duration, Scan, Scanner, ScanStep, duration_text, duration_us
 
 NODES_USUAL, NODES_MAX, DEPTH_MAX = 5000, 100_000, 1000
 PASSWORD_BYTES_MAX = 1000
@@ -56,7 +56,9 @@ class BrowseOptions(BaseModel):
     security: str = Field("none", description="none, or POLICY/MODE such as Basic256Sha256/SignAndEncrypt")
     user: str | None = Field(None, description="user name; without one the session is anonymous")
     password_file: Path | None = Field(None, description="file with the user's password")
-    timeout: str = Field("4s", description="how long the server may take for an answer (4s)")
+    timeout: Annotated[int, Duration("10ms", "1min")] = Field(
+        duration_us("4s"), description="how long the server may take for an answer (4s)"
+    )
     data_dir: Path = Field(Path("data"), description="its pki folder keeps the certificates (./data)")
 
 
@@ -218,7 +220,7 @@ class OpcUaScanner:
                     "security": options.security,
                     "user": options.user,
                     "password": password,
-                    "timeout": options.timeout,
+                    "timeout": duration_text(options.timeout),
                 }
             )
         except ValidationError as error:

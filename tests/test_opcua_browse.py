@@ -30,6 +30,7 @@ from drivers.opcua_units import UNECE, UNITS, code_of, unit_of
 from drivers.opcua_walk import Walk
 from edge_agent import config
 from edge_agent.__main__ import main
+from edge_agent.cli.browse import OPTIONS
 from edge_agent.cli.scan import picture
 from edge_agent.clock import SystemClock
 from edge_agent.contract import DeviceRefused, DeviceSilent, ScanStep, Watches
@@ -673,6 +674,14 @@ def test_wrong_words_are_refused_with_what_is_allowed(words: str, capsys: pytest
     told = capsys.readouterr()
     assert (code, told.out) == (2, "")
     assert WRONG_USE[words] in told.err
+
+
+def test_the_help_names_the_options_of_the_kind() -> None:
+    fields = SCANNER.Options.model_fields
+    assert [(name, words) for name, _, words in OPTIONS] == [(name, each.description) for name, each in fields.items()]
+    assert [name for name, metavar, _ in OPTIONS if metavar is None] == [
+        name for name, each in fields.items() if each.annotation is bool
+    ]
 
 
 def test_scan_and_browse_do_the_same() -> None:

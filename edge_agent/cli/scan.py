@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -63,18 +63,25 @@ def add_options(parser: argparse.ArgumentParser, *words: str) -> None:
 
     A plug-in that is broken has none; that is told when it is used.
     """
+    if not words:
+        return
     from edge_agent import plugins
 
-    kinds = plugins.scanner_kinds() if words else ()
+    kinds = plugins.scanner_kinds()
     kind = next((word for word in words if word in kinds), None)
     try:
         fields = plugins.scanner(kind).Options.model_fields if kind else {}
     except plugins.BrokenPluginError:
         return
     for name, about in fields.items():
-        how: dict[str, Any] = {"metavar": name.upper()} if about.annotation is not bool else {"action": "store_true"}
-        words_of = (about.description or "").replace("%", "%%")
-        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, help=words_of, **how)
+        add_option(parser, name, None if about.annotation is bool else name.upper(), about.description or "")
+
+
+def add_option(parser: argparse.ArgumentParser, name: str, metavar: str | None, about: str) -> None:
+    """One option of a kind. metavar: None of one that takes no text."""
+    how: dict[str, Any] = {"action": "store_true"} if metavar is None else {"metavar": metavar}
+    words = about.replace("%", "%%")
+    parser.add_argument(f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, help=words, **how)
 
 
 def scan(arguments: argparse.Namespace) -> int:
@@ -140,9 +147,9 @@ def _validated(scanner: "Scanner", given: "Mapping[str, Any]") -> Any:
         return scanner.Options.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(
-            f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg'].removeprefix('Value error, ')}"
-        ) from None
+        allowed = first.get("ctx", {}).get("allowed")
+        words = first["msg"].removeprefix("Value error, ") + (f"; allowed: {allowed}" if allowed else "")
+        raise ValueError(f"--{str(first['loc'][0]).replace('_', '-')}: {words}") from None
 
 
 def _show(looking: "Scan", arguments: argparse.Namespace) -> bool:
@@ -157,7 +164,7 @@ def _show(looking: "Scan", arguments: argparse.Namespace) -> bool:
         return True
     to = sys.stderr if arguments.yaml else sys.stdout
     paint = to.isatty() and not os.environ.get("NO_COLOR")
-    for style, line in _lines(looking, _size(to.fileno()).columns if to.isatty() else 0):
+    for style, line in _lines(looking, _size(to).columns if to.isatty() else 0):
         print(painted(style, line, paint), file=to)
     if arguments.yaml:
         print("edge-agent: no value was found: there is no configuration to print", file=sys.stderr)
@@ -192,7 +199,7 @@ def _watch(looking: "Watches") -> None:
     paint = not os.environ.get("NO_COLOR")
 
     def draw() -> None:
-        size = _size(sys.stdout.fileno())
+        size = _size(sys.stdout)
         print(picture(looking.lines_within(size.columns), size.lines, paint=paint), end="", flush=True)
 
     print(SCREEN_ON, end="")
@@ -238,7 +245,7 @@ class Progress:
             return
         if step.phase != self._phase:
             self._phase, self._began_us = step.phase, self.now_us()
-        line = bar(step, (self.now_us() - self._began_us) / 1e6, _size(sys.stderr.fileno()).columns)
+        line = bar(step, (self.now_us() - self._began_us) / 1e6, _size(sys.stderr).columns)
         if line != self._drawn:
             print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
             self._drawn = line
@@ -249,9 +256,9 @@ class Progress:
             self._drawn = ""
 
 
-def _size(file: int) -> os.terminal_size:
+def _size(file: TextIO) -> os.terminal_size:
     try:
-        size = os.get_terminal_size(file)
+        size = os.get_terminal_size(file.fileno())
     except OSError:
         size = os.terminal_size((0, 0))
     return os.terminal_size((size.columns or 80, size.lines or 24))
