@@ -321,7 +321,7 @@ def _laid_out(rows: Sequence[_Row], columns: int) -> Lines:
 def _narrowed(widths: dict[str, int], address: int, columns: int) -> int:
     """Take from the columns what is too much, a step at a time; returns the address's width."""
     all_widths = {**widths, "address": address}
-    over = sum(all_widths.values()) + len(GAP) * 2 + 2 - columns
+    over = sum(all_widths.values()) + len(GAP) * 3 + 1 - columns
     for key, least in NARROW:
         taken = max(0, min(over, all_widths[key] - least))
         all_widths[key], over = all_widths[key] - taken, over - taken

@@ -17,6 +17,7 @@ from drivers.opcua_decode import EXACT_MAX
 from drivers.opcua_found import Found, Node, NodeKind, Variable, is_number, number_words, type_words, value_words
 from drivers.opcua_settings import Connection, parse_node_id
 from drivers.opcua_types import TEXTS, is_numeric
+from edge_agent.contract import duration_text
 
 NAME_MAX = 64
 """Contract §6, names."""
@@ -70,6 +71,8 @@ def _count(number: int, noun: str) -> str:
 
 
 def _connection_lines(settings: Connection, data_dir: Path, secret: str) -> Iterator[str]:
+    if settings.timeout != Connection.model_fields["timeout"].default:
+        yield f"    timeout: {duration_text(settings.timeout)}"
     if settings.security != "none":
         yield f"    security: {settings.security}"
     if settings.user is not None:
@@ -222,6 +225,8 @@ def _signal_lines(node: Node, name: str, below: tuple[str, ...], reason: str) ->
     if reason == "a structure":
         return
     comment = f"{said}, {printable(type_words(about), 80)}" + (f"; {reason}" if reason else _outside(about))
+    if about.description.strip() and about.description not in (node.display, node.name):
+        comment += f"; {printable(about.description.strip(), COMMENT_MAX)}"
     yield f"{key}: {{{_keys(node, below)}}}  # {comment}"
 
 

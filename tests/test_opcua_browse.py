@@ -423,6 +423,7 @@ def test_the_tree_fits_every_terminal() -> None:
         assert "and 10 more: --under Plant/Mass" in text(browse)
         assert "71.5 °C" in text(browse, 80)
         assert "history" in text(browse, 80)
+        assert "g.Temperature\n" in text(browse, 80), "a NodeId is told apart by its end"
         assert "ns=3 is urn:foreign:plant" in text(browse)
         assert all(style in ("head", "good", "weak", "warn", "") for style, _ in browse.lines())
 
