@@ -138,9 +138,9 @@ class OpcUaBrowse:
         await walk.begin()
         return walk
 
-    def _news(self, done: int, planned: int) -> None:
+    def _news(self, count: int) -> None:
         self.found.requests = self.counts.requests
-        self.tell(ScanStep("browse", done, planned))
+        self.tell(ScanStep("nodes found", count, 0))
 
     # ---------------------------------------------------------------------------------------------------------- start
 

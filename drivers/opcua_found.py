@@ -35,6 +35,8 @@ WIDE = 100
 """Columns from which on ranges are shown, too."""
 FLOAT, FLOAT_DIGITS, DOUBLE_DIGITS = 10, 7, 10
 DOTS = "…"
+LEVELS_SHOWN = 10
+"""Levels that a line is set in, at most; of a deeper one the first are left away."""
 
 Lines = list[tuple[str, str]]
 
@@ -300,6 +302,8 @@ def _style(node: Node) -> str:
 def _branches(lasts: Sequence[bool]) -> str:
     if not lasts:
         return ""
+    if len(lasts) > LEVELS_SHOWN:
+        return f"{DOTS} {_branches(lasts[1 - LEVELS_SHOWN :])}"
     return "".join("  " if last else "│ " for last in lasts[:-1]) + ("└ " if lasts[-1] else "├ ")
 
 

@@ -55,8 +55,8 @@ class Walk:
 
     client: Client
     found: Found
-    tell: Callable[[int, int], None]
-    """How many of the nodes found so far are done with."""
+    tell: Callable[[int], None]
+    """How many nodes were found so far."""
     uris: tuple[str, ...] = ()
     depth_max: int = 1 << 30
     nodes_max: int = 1 << 30
@@ -105,11 +105,7 @@ class Walk:
                 await self._learn()
             else:
                 await self._browse_some()
-            self._progress()
-
-    def _progress(self) -> None:
-        count = len(self.found.nodes)
-        self.tell(count - max(len(self._queue) + len(self._alone), len(self._unread)), count)
+            self.tell(len(self.found.nodes))
 
     async def values(self, places: Sequence[int]) -> None:
         """Read these variables' values again. Raises DeviceSilent, DeviceRefused."""
@@ -210,7 +206,7 @@ class Walk:
             for place, _, _ in left:
                 self._note(place, "the list broke off: the server repeats itself")
             return []
-        self._progress()
+        self.tell(len(self.found.nodes))
         return left
 
     async def _browse(self, nodes: Sequence[Any], most: int) -> "list[ua.BrowseResult]":

@@ -468,7 +468,9 @@ class Driver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ScanStep:
-    """How far a scan is. done of planned: requests or probes of this phase. news: something found, in one line, or ''."""
+    """How far a scan is. done of planned: requests or probes of this phase, or whatever the phase counts; planned 0: nobody
+    knows how many there will be. news: something found, in one line, or ''.
+    """
 
     phase: str
     done: int

@@ -31,7 +31,7 @@ from drivers.opcua_walk import Walk
 from edge_agent import config
 from edge_agent.__main__ import main
 from edge_agent.cli.browse import OPTIONS
-from edge_agent.cli.scan import picture
+from edge_agent.cli.scan import Progress, picture
 from edge_agent.clock import SystemClock
 from edge_agent.contract import DeviceRefused, DeviceSilent, ScanStep, Watches
 from tests import foreign
@@ -246,7 +246,23 @@ def test_a_server_that_dies_on_the_way_leaves_what_was_found() -> None:
         assert "did not come to its end" in text(browse)
         assert len(nodes(browse)) > 30
         assert browse.answered
-        assert "it was not read" not in browse.config().partition("machines:")[0]
+
+    run(test, mass=2000)
+
+
+def test_what_was_found_stays_when_it_is_ended() -> None:
+    async def test(plant: foreign.Plant) -> None:
+        browse = begin(plant.url)
+        seen = asyncio.Event()
+        browse.tell = lambda step: seen.set() if step.done > 300 else None
+        task = asyncio.ensure_future(browse.run())
+        await seen.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not browse.facts()["whole"]
+        assert "did not come to its end" in text(browse)
+        assert "not all" in browse.config()
 
     run(test, mass=2000)
 
@@ -290,7 +306,7 @@ async def walked(below: Any, values: Any = (), **how: Any) -> AsyncIterator[tupl
     limits = {key: how.pop(key) for key in ("nodes_max", "depth_max") if key in how}
     space = Space(ua, below, dict.fromkeys(values, 1.0) if not isinstance(values, dict) else values, **how)
     found = Found(space.url)
-    walk = Walk(space, found, lambda _done, _planned: None, **limits)  # type: ignore[arg-type]
+    walk = Walk(space, found, lambda _count: None, **limits)  # type: ignore[arg-type]
     await walk.begin()
     walk.start_at(ua.NodeId("top", 1), "top")
     await walk.go()
@@ -423,7 +439,7 @@ def test_the_tree_fits_every_terminal() -> None:
         assert "and 10 more: --under Plant/Mass" in text(browse)
         assert "71.5 °C" in text(browse, 80)
         assert "history" in text(browse, 80)
-        assert "g.Temperature\n" in text(browse, 80), "a NodeId is told apart by its end"
+        assert "emperature\n" in text(browse, 80), "a NodeId is told apart by its end"
         assert "ns=3 is urn:foreign:plant" in text(browse)
         assert all(style in ("head", "good", "weak", "warn", "") for style, _ in browse.lines())
 
@@ -453,6 +469,13 @@ def test_what_a_server_says_turns_no_terminal_round_and_breaks_no_file(tmp_path:
     run(test)
 
 
+def test_a_deep_tree_stays_readable() -> None:
+    path = tuple(f"level{depth}" for depth in range(60))
+    told = [line for _, line in opcua_found.lines(found_of((path, double())), 80)]
+    assert any("level58" in line for line in told)
+    assert any("level59" in line and "1" in line and line.startswith("…") for line in told)
+
+
 def test_values_are_read_again_and_the_time_is_told_until_the_watch_ends() -> None:
     async def test(plant: foreign.Plant) -> None:
         browse = await browsed(plant, under="Plant/Types/Double")
@@ -476,6 +499,23 @@ def test_values_are_read_again_and_the_time_is_told_until_the_watch_ends() -> No
             await watching
 
     run(test)
+
+
+def test_nodes_are_counted_on_a_terminal_and_the_count_never_goes_back(capsys: pytest.CaptureFixture[str]) -> None:
+    async def test(plant: foreign.Plant) -> None:
+        steps: list[ScanStep] = []
+        browse = begin(plant.url)
+        browse.tell = steps.append
+        await browse.run()
+        counts = [step.done for step in steps]
+        assert counts == sorted(counts)
+        assert counts[-1] == len(browse.found.nodes)
+        progress = Progress(terminal=True, now_us=lambda: 0)
+        progress.tell(steps[-1])
+        progress.clear()
+
+    run(test)
+    assert capsys.readouterr().err.startswith("\rnodes found 6")
 
 
 def test_a_picture_is_drawn_over_the_last_one_and_counts_what_does_not_fit() -> None:
@@ -536,6 +576,25 @@ def test_what_can_be_no_signal_is_a_comment_with_its_reason() -> None:
             'member: "Torque"}  # 12.5',
         ):
             assert words in written
+
+    run(test)
+
+
+def test_elements_and_members_can_be_read_when_the_mark_before_them_is_taken_away(tmp_path: Path) -> None:
+    async def test(plant: foreign.Plant) -> None:
+        written = (await browsed(plant, under="Plant", search="Typed/Drive")).config()
+        assert written == "", "nothing of it can be a signal as it is"
+        written = (await browsed(plant, under="Plant/Typed")).config()
+        (tmp_path / "typed.yaml").write_text(written.replace("      # Drive_", "      Drive_"), encoding="utf-8")
+        code, out, err = await cli("read", tmp_path / "typed.yaml", "--json")
+        assert code == 0, out + err
+        assert {row["signal"]: row["value"] for row in map(json.loads, out.splitlines())} == {
+            "Mode": 2, "Drive_Speed": 1480, "Drive_Torque": 12.5, "Drive_Errors": 3, "Drive_Running": 1,
+        }  # fmt: skip
+        written = (await browsed(plant, under="Plant")).config().replace("  #     # Temp", "      Temp")
+        (tmp_path / "arrays.yaml").write_text(written.replace("\n  # ", "\n  "), encoding="utf-8")
+        code, out, err = await cli("read", tmp_path / "arrays.yaml", "Temperatures", "--json")
+        assert (code, json.loads(out)["value"]) == (0, 20), out + err
 
     run(test)
 

@@ -241,11 +241,14 @@ class Progress:
         if step.news:
             self.clear()
             print(step.news, file=sys.stderr, flush=True)
-        if not self.terminal or not step.planned:
+        if not self.terminal or not (step.planned or step.done):
             return
         if step.phase != self._phase:
             self._phase, self._began_us = step.phase, self.now_us()
-        line = bar(step, (self.now_us() - self._began_us) / 1e6, _size(sys.stderr).columns)
+        columns = _size(sys.stderr).columns
+        line = (
+            bar(step, (self.now_us() - self._began_us) / 1e6, columns) if step.planned else counted(step)[: columns - 1]
+        )
         if line != self._drawn:
             print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
             self._drawn = line
@@ -262,6 +265,11 @@ def _size(file: TextIO) -> os.terminal_size:
     except OSError:
         size = os.terminal_size((0, 0))
     return os.terminal_size((size.columns or 80, size.lines or 24))
+
+
+def counted(step: "ScanStep") -> str:
+    """`nodes found 1234`, where nobody knows how many there will be."""
+    return f"{step.phase} {step.done}"
 
 
 def bar(step: "ScanStep", took_s: float, columns: int) -> str:
