@@ -5,6 +5,7 @@ asked. Rule 2: namespace indexes are the server's own and move when it restarts:
 Rule 3: what the server tells is believed as long as it says that it lives, and looked after now and then.
 """
 
+import importlib
 import json
 import logging
 import zlib
@@ -29,6 +30,7 @@ from drivers.opcua_subscription import REQUESTS, Subscription, TellingCounters, 
 from edge_agent.contract import (
     SECOND_US,
     Bools,
+    CertificateStore,
     Clock,
     DeviceRefused,
     DeviceSilent,
@@ -891,6 +893,11 @@ class OpcUa:
             await session.close(0.0 if isinstance(error, DeviceSilent) else CLOSE_CANCELLED_S)
             raise
         await session.close(CLOSE_S)
+
+    def certificates(self, folder: str) -> CertificateStore:
+        """See contract.Trusts. Who asks for it pays for the cryptography, nobody else."""
+        store: CertificateStore = importlib.import_module("drivers.opcua_pki").Store(Path(folder))
+        return store
 
     def at_home(self, connection: Any, data_dir: str) -> Any:
         """See contract.Homes."""

@@ -97,16 +97,6 @@ class ClientCounters:
     renewals: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Identity:
-    """Who we are to a server with security. certificate, issuers: DER; key: PEM."""
-
-    certificate: bytes
-    issuers: bytes
-    key: bytes
-    application_uri: str
-
-
 class Refused(Exception):
     """A service answered with a bad status. name: of the status code."""
 
@@ -316,42 +306,68 @@ async def _secure(library: "Library", settings: Connection, pki: str | None, clo
 
     Returns warnings about the server's certificate. Raises DeviceRefused in words for whoever can mend it.
     """
-    trust = importlib.import_module("drivers.opcua_trust")
-    if pki is None and settings.certificate is None:
+    if pki is None:
         raise DeviceRefused(f"{settings.url}: security {settings.security} needs a data_dir to keep certificates in")
-    folder = Path(pki or "")
-    own = await in_thread(lambda: _own(settings, folder, clock.wall_us()), "certificate")
+    own = await in_thread(lambda: _own(settings, Path(pki), clock.wall_us()), "own certificate")
     library.application_uri = own.application_uri
     endpoint = _endpoint(await library.connect_and_get_server_endpoints(), settings, ua)
-    about = trust.Endpoint(endpoint.Server.ApplicationUri or "", split_url(settings.url).hostname or "")
-    chain = bytes(endpoint.ServerCertificate or b"")
-    verdict = await in_thread(lambda: trust.judge(chain, about, folder, clock.wall_us()), "trust")
+    verdict = await in_thread(lambda: _verdict(endpoint, settings, Path(pki), clock.wall_us()), "trust")
     if not verdict.trusted:
         raise DeviceRefused(f"{settings.url}: {verdict.words}")
-    x509 = importlib.import_module("cryptography.x509")
-    serialization = importlib.import_module("cryptography.hazmat.primitives.serialization")
     policies = importlib.import_module("asyncua.crypto.security_policies")
     policy, mode = policy_and_mode(settings.security)
-    key = serialization.load_pem_private_key(own.key, None)
-    certificates = [x509.load_der_x509_certificate(der) for der in (verdict.certificate, own.certificate)]
+    certificates = [_x509(der) for der in (verdict.certificate, own.certificate)]
     library.security_policy = getattr(policies, f"SecurityPolicy{policy}")(
-        *certificates, key, getattr(ua.MessageSecurityMode, mode), host_cert_chain=[own.issuers] if own.issuers else []
+        *certificates,
+        _key(own.key),
+        getattr(ua.MessageSecurityMode, mode),
+        host_cert_chain=[own.issuers] if own.issuers else [],
     )
     library.uaclient.set_security(library.security_policy)
+    # What GetEndpoints said went over an open line: the session must say the same, and the library sees that it is
+    # given with the same certificate.
+    library.certificate_validator = _same_application(settings.url, endpoint.Server.ApplicationUri)
     return tuple(verdict.warnings)
 
 
-def _own(settings: Connection, folder: Path, now_us: int) -> _Identity:
-    """Our certificate: the one of the configuration, or the one that is made once and kept. Runs in a thread."""
+def _same_application(url: str, uri: str | None) -> Any:
+    async def check(_certificate: Any, about: Any) -> None:
+        if about.ApplicationUri != uri:
+            raise DeviceRefused(
+                f"{url}: the server calls itself {about.ApplicationUri} in the session and {uri} before it: somebody may "
+                "stand between; check the line, then try again"
+            )
+
+    return check
+
+
+def _own(settings: Connection, folder: Path, now_us: int) -> Any:
+    """Our certificate (opcua_pki.Own): that of the configuration, or the one that is made once and kept. In a thread."""
     pki = importlib.import_module("drivers.opcua_pki")
     try:
         if settings.certificate is not None:
-            own = pki.own_from_pem(text_of(settings.certificate), now_us)
-        else:
-            own = pki.own_certificate(folder, socket.gethostname(), now_us)
-    except (ValueError, OSError) as error:
+            return pki.pair_in(text_of(settings.certificate), "certificate", now_us)
+        return pki.own_certificate(folder, socket.gethostname(), now_us)
+    except ValueError as error:
         raise DeviceRefused(f"{settings.url}: {error}") from error
-    return _Identity(own.certificate, own.issuers, own.key, own.application_uri)
+    except OSError as error:  # a disk that is full or read-only may be mended meanwhile
+        raise DeviceSilent(f"{settings.url}: our certificate: {error}") from error
+
+
+def _verdict(endpoint: "ua.EndpointDescription", settings: Connection, folder: Path, now_us: int) -> Any:
+    """Whether the server's certificate is trusted (opcua_trust.Verdict). In a thread: it reads files."""
+    trust = importlib.import_module("drivers.opcua_trust")
+    about = trust.Endpoint(endpoint.Server.ApplicationUri or "", split_url(settings.url).hostname or "")
+    strictness = trust.Strictness(settings.check_host, settings.need_revocations)
+    return trust.judge(bytes(endpoint.ServerCertificate or b""), about, folder, now_us, strictness)
+
+
+def _x509(der: bytes) -> Any:
+    return importlib.import_module("cryptography.x509").load_der_x509_certificate(der)
+
+
+def _key(der: bytes) -> Any:
+    return importlib.import_module("cryptography.hazmat.primitives.serialization").load_der_private_key(der, None)
 
 
 def _endpoint(offered: "Sequence[ua.EndpointDescription]", settings: Connection, ua: Any) -> "ua.EndpointDescription":
@@ -404,13 +420,11 @@ async def _activate(library: "Library", settings: Connection, clock: Clock) -> N
         return
     pki = importlib.import_module("drivers.opcua_pki")
     try:
-        user = pki.own_from_pem(text_of(settings.user_certificate), clock.wall_us(), "user_certificate")
+        user = pki.pair_in(text_of(settings.user_certificate), "user_certificate", clock.wall_us(), of_user=True)
     except ValueError as error:
         raise DeviceRefused(f"{settings.url}: {error}") from error
-    serialization = importlib.import_module("cryptography.hazmat.primitives.serialization")
-    library.user_private_key = serialization.load_pem_private_key(user.key, None)
-    certificate = importlib.import_module("cryptography.x509").load_der_x509_certificate(user.certificate)
-    await library.activate_session(certificate=certificate)
+    library.user_private_key = _key(user.key)
+    await library.activate_session(certificate=_x509(user.certificate))
 
 
 async def _dismissed(library: "Library", patience_s: float) -> None:

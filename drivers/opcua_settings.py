@@ -63,6 +63,14 @@ class Connection(BaseModel):
         description="{secret: NAME} of a PEM text with this client's certificate and private key; "
         "by default one is made and kept in data_dir/pki/own",
     )
+    check_host: bool | None = Field(
+        default=None,
+        description="whether the server's certificate must name the host of the url; by default only where trust comes by "
+        "an issuer, else it is a warning",
+    )
+    need_revocations: bool = Field(
+        default=True, description="whether trust by an issuer needs that issuer's list of revoked certificates"
+    )
     mode: Literal["subscribe", "poll"] = Field(
         default="subscribe", description="subscribe: the server tells what changes; poll: it is asked each time"
     )

@@ -25,13 +25,14 @@ COMMANDS = {
     "replay": ("replay", "run recorded data through the judge of the daemon and show the warnings"),
     "status": ("status", "what the running agent is doing"),
     "reload": ("status", "tell the running agent to take over its changed configuration"),
+    "trust": ("trust", "certificates: which are trusted, which were refused and why; accept or remove one"),
     "schema": ("check", "print the JSON Schema of the configuration"),
 }
 """By command: the module in edge_agent/cli/, and what it does in one line."""
 
 LATER = (
     "init", "browse", "watch", "learn", "notify", "tune", "test", "report", "export", "collect", "user",
-    "trust", "backup", "restore", "doctor",
+    "backup", "restore", "doctor",
 )  # fmt: skip
 """Commands that are planned: said in words, not as a misspelling."""
 

@@ -379,7 +379,9 @@ class _Agent:
         for name, line in wanted.items():
             stroke = self._worker(line)
             taken, missed = self.pipeline.take, self.pipeline.missed
-            each = Poller(line, self.clock, self.time, taken, missed, stroke, memory=self.learned)
+            each = Poller(
+                line, self.clock, self.time, taken, missed, stroke, memory=self.learned, belated=self.pipeline.belated
+            )
             running_now = self._after(ending.get(name), each)
             self.pollers[name] = _Running(each, self.tasks.create_task(running_now, name=f"poller {name}"))
 
@@ -660,7 +662,7 @@ def _replayed(plant: Plant, recovery: Any, epoch: str) -> judge.JudgeState:
 
 def _fits(plant: Plant, frame: Frame) -> bool:
     """What the parts of a line are is said by its driver, and another release of it may say otherwise."""
-    machine = plant.by_name.get(frame.machine)
+    machine = None if frame.late else plant.by_name.get(frame.machine)  # what was late is not judged now either
     return machine is not None and frame.values.shape[1] == machine.stop - machine.start
 
 

@@ -150,6 +150,7 @@ class Frame:
     at: (rows, signals) int64 UTC µs of each value, or None when no fresh value is more than 1 s from its row's ts.
     tick: True when no device spoke (rows that only let time pass).
     words: (rows, signals) why, beside the values of the agent's own machine; None elsewhere.
+    late: True when it came too late to be judged (a server's history): kept and published, and nothing more.
     """
 
     machine: str
@@ -160,6 +161,7 @@ class Frame:
     at: Ints | None = None
     tick: bool = False
     words: tuple[tuple[str, ...], ...] | None = None
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -510,4 +512,76 @@ class Scanner(Protocol):
 
     def scan(self, url: str, options: Any, clock: Clock, tell: Callable[[ScanStep], None]) -> Scan:
         """Raises ValueError, in words, for an address that is none. Connects only in `run`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A certificate, or a list of revoked ones, in a driver's folder. Its texts may be shown: they hold no control characters.
+
+    place: own, trusted, issuers or rejected; name: what finds it; kind: certificate, authority (one that issues others),
+    revocations, or unreadable; fault: why it cannot be used, or, of a rejected one, why it was refused; '' when nothing is.
+    thumbprint: SHA-1 in upper hex, as OPC UA servers show it; times: UTC µs, 0 where there is none.
+    """
+
+    place: str
+    name: str
+    kind: str
+    file: str
+    fault: str = ""
+    subject: str = ""
+    common_name: str = ""
+    issuer: str = ""
+    uri: str = ""
+    hosts: tuple[str, ...] = ()
+    thumbprint: str = ""
+    sha256: str = ""
+    serial: str = ""
+    key: str = ""
+    signature: str = ""
+    usage: tuple[str, ...] = ()
+    valid_from_us: int = 0
+    valid_until_us: int = 0
+    since_us: int = 0
+    """When it was rejected."""
+
+
+class CertificateStore(Protocol):
+    """A driver's folder of certificates, as `edge-agent trust` works on it.
+
+    A name is a file's name, the name in the subject, or the first six or more digits of the thumbprint. Where nothing has
+    it LookupError is raised, where several have it ValueError, both in words; OSError as it comes.
+    """
+
+    def all(self, now_us: int) -> Sequence[Certificate]:
+        """Our own, the trusted ones, issuers and rejected ones, in this order. now_us: UTC."""
+        ...
+
+    def find(self, name: str, place: str = "") -> Certificate:
+        """The one that is meant; place: only there."""
+        ...
+
+    def accept(self, name: str, issuer: bool) -> Certificate:
+        """Trust a rejected one; issuer: only let it complete the chains of others."""
+        ...
+
+    def remove(self, name: str, now_us: int) -> Certificate:
+        """Trust it no longer: it lies among the rejected ones then."""
+        ...
+
+    def add(self, data: bytes, issuer: bool) -> Sequence[Certificate]:
+        """Trust what stands in this file's bytes, DER or PEM. Raises ValueError in words when that is no certificate."""
+        ...
+
+    def own(self, hostname: str, now_us: int) -> tuple[Certificate, bytes]:
+        """Our own and its DER; made when there is none yet. Raises ValueError in words when it cannot be used."""
+        ...
+
+
+@runtime_checkable
+class Trusts(Protocol):
+    """What a driver may promise besides: to keep certificates, whose peers a person trusts or not."""
+
+    def certificates(self, folder: str) -> CertificateStore:
+        """The store in this folder, which need not exist yet."""
         ...

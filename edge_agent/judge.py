@@ -314,6 +314,20 @@ def _judge(plant: Plant, state: JudgeState, stack: _Stack, epoch: str) -> tuple[
     return _judged(stack, work, modes), [event for event in events if event is not None]
 
 
+def belated(plant: Plant, frame: Frame) -> JudgedFrame:
+    """What came too late to be judged: its values are held against `valid`, and that is all; no state, no warning."""
+    machine = plant.by_name[frame.machine]
+    columns = slice(machine.start, machine.stop)
+    usable = ((frame.quality & CODE_MASK) == GOOD) | ((frame.quality & CODE_MASK) == UNCERTAIN)
+    inside = (frame.values >= plant.valid_low[columns]) & (frame.values <= plant.valid_high[columns])
+    reason = np.where(np.isfinite(frame.values), np.uint8(OUT_OF_RANGE), np.uint8(NOT_A_NUMBER))
+    quality = np.where(usable & ~(inside & np.isfinite(frame.values)), reason, frame.quality)
+    values = np.where(usable & (quality == frame.quality), frame.values, np.nan)
+    fresh = ((quality & CODE_MASK) != HOLD).any(axis=1)
+    unknown = np.full(len(frame.t), -1, dtype=np.int16)
+    return JudgedFrame(replace(frame, values=values, quality=quality, late=True), unknown, fresh)
+
+
 def _silent(frame: Frame) -> JudgedFrame:
     return JudgedFrame(frame, np.empty(0, dtype=np.int16), np.empty(0, dtype=np.bool_))
 

@@ -78,6 +78,10 @@ class Pipeline:
         if self._flush is None:
             self._flush = asyncio.get_running_loop().call_later(COLLECT_S, self.flush)
 
+    def belated(self, frames: Sequence[Frame]) -> None:
+        """Frames of a past that is over: kept and published, marked late; the judge and the page do not see them."""
+        self._store.put([judge.belated(self.plant, frame) for frame in frames])
+
     def flush(self) -> None:
         """Judge what waits, now."""
         if self._flush is not None:

@@ -29,6 +29,7 @@ from edge_agent.contract import (
     LINE_BUSY,
     LINE_LOST,
     SECOND_US,
+    Belated,
     Clock,
     Codes,
     Describes,
@@ -251,12 +252,15 @@ class Poller:
         stroke: Callable[[], None] = lambda: None,
         rng: random.Random | None = None,
         memory: Memory | None = None,
+        belated: Intake = lambda _: None,
     ) -> None:
         self.line = line
         self.health = LineHealth(since_us=clock.wall_us())
         self._clock, self._time, self._intake, self._missed, self._stroke = clock, time, intake, missed, stroke
         self._rng = rng or random.Random(line.name)  # noqa: S311 - jitter, not a secret
         self._memory = {} if memory is None else memory
+        self._hand_on_belated = belated
+        self._belated: Belated | None = None
         self._periods = _periods(line)
         self._beats: dict[tuple[int, ...], _Beat] = {}
         self._places: dict[tuple[str, int], int] = {}
@@ -396,6 +400,7 @@ class Poller:
             self._describe_at_us = 0
             self._to_describe.clear()
             self._idles = session if isinstance(session, Idles) else None
+            self._belated = session if isinstance(session, Belated) else None
             self._remembers = session if isinstance(session, Remembers) else None
             if self._remembers is not None and (notes := self._memory.get(line.name)):
                 self._remembers.recall(notes)
@@ -406,7 +411,7 @@ class Poller:
                 yield
             finally:
                 self._keep_notes()
-                self._session = self._describes = self._idles = self._remembers = None
+                self._session = self._describes = self._idles = self._remembers = self._belated = None
                 # A line that hangs while it is closed must not keep it from being opened again.
                 limit.reschedule(asyncio.get_running_loop().time() + CLOSE_LIMIT_S)
 
@@ -506,10 +511,26 @@ class Poller:
         try:
             async with asyncio.timeout(READ_LIMIT_S + (until_us - self._clock.monotonic_us()) / SECOND_US):
                 await self._describe(until_us)
-                return until_us if self._idles is None else await self._idles.idle(until_us)
+                wake_us = until_us if self._idles is None else await self._idles.idle(until_us)
+            self._take_belated()
+            return wake_us
         except Exception as error:  # noqa: BLE001 - the bulkhead, see `_failed`
             self._failed(error)
             return until_us
+
+    def _take_belated(self) -> None:
+        """What a session found of the past: handed on beside the judge, in its own time."""
+        if self._belated is None or (found := self._belated.belated()) is None:
+            return
+        due, readings = found
+        checked(readings, len(due))
+        beat = _plan(self.line, due.tolist())
+        values, quality = engineering(beat, readings)
+        ago = np.zeros(1, dtype=np.int64) if readings.t is None else self._clock.monotonic_us() - readings.t
+        rows = (len(ago), len(due))
+        values, quality, stamps = values.reshape(rows), quality.reshape(rows), readings.ts.reshape(rows)
+        t, wall = self._time.now_us() - ago, self._clock.wall_us() - ago
+        self._hand_on_belated([_frame(target, values, quality, stamps, t, wall) for target in beat.targets])
 
     def _next(self, after_us: int) -> tuple[int, tuple[int, ...]]:
         """The next beat and the periods that are due at it."""

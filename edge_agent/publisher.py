@@ -401,7 +401,7 @@ class Publisher:
 
     def _is_late(self, message: Committed) -> bool:
         waited_us = self._clock.wall_us() - message.closed_us
-        return waited_us > LATE_US or self._newest.get(message.topic, 0) > message.seq
+        return message.late or waited_us > LATE_US or self._newest.get(message.topic, 0) > message.seq
 
     def _send_retained(self) -> bool:
         """Send the next retained topic. False: offline."""

@@ -166,6 +166,8 @@ class Settings(TypedDict, total=False):
     """0: one that is free."""
     before: Sequence[str]
     """Namespaces that come before ours."""
+    plant_later: bool
+    """The server starts without the plant and its namespace (`index` is -1), until `load_plant`."""
     mass: int
     """Variables under Mass."""
     history: int
@@ -187,6 +189,8 @@ class Settings(TypedDict, total=False):
     """True: every client certificate is taken. Else those of `trusted`, and what `issuers` signed for it."""
     trusted: Sequence[Path]
     issuers: Sequence[Path]
+    revocations: Sequence[Path]
+    """Revocation lists of the issuers; without one, what an issuer signed is refused."""
     token_lifetime_ms: int
     """Of a secure channel, at most."""
 
@@ -203,6 +207,8 @@ class Settings(TypedDict, total=False):
     """`maxNodesPerRead`, `maxNodesPerBrowse`, `maxNodesPerTranslateBrowsePathsToNodeIds`, `maxNodesPerRegisterNodes`,
     `maxMonitoredItemsPerCall`, `maxNodesPerHistoryReadData` …, `maxBrowseContinuationPoints`,
     `minSupportedSampleRate`: enforced, and told in Server/ServerCapabilities. 10,000 of most of them without."""
+    references_max: int
+    """For each node in one Browse answer, then a continuation point comes; 0: all."""
     sessions_max: int
     """50, then BadTooManySessions."""
     subscriptions_max: int
@@ -287,6 +293,14 @@ class Plant:
         """
         answer = await self._do("restart", away_s=away_s, grace=grace, settings=_settings(settings))
         self.index = answer["index"]
+
+    async def load_plant(self) -> None:
+        """The plant of a server that was started with `plant_later`."""
+        self.index = (await self._do("load_plant"))["index"]
+
+    async def state(self, state: str) -> None:
+        """What Server/ServerStatus/State shows: `Running`, `Failed`, `NoConfiguration`, `Suspended`, `Shutdown` …"""
+        await self._do("state", state=state)
 
     async def stop_listening(self) -> None:
         """Refuse new connections; those that are there stay."""

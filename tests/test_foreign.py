@@ -1,6 +1,8 @@
 """The foreign OPC UA server itself, read by asyncua's client: a later failure against it is then known to be ours."""
 
 import asyncio
+import json
+import re
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -50,6 +52,10 @@ def test_the_plant_shows_what_it_was_told() -> None:
                 assert (await read(client, plant, name)).Value.Value == value, name
             drive = (await read(client, plant, "Typed.Drive")).Value.Value.Body
             assert struct.unpack_from("<dfH?i5s", drive) == (1480, 12.5, 3, True, 5, b"drive")
+            unit = (await read(client, plant, "Analog.Temperature.EngineeringUnits")).Value.Value
+            assert (unit.UnitId.to_bytes(4, "big"), unit.DisplayName.Text) == (b"\0CEL", "°C")
+            span = (await read(client, plant, "Analog.Pressure.EURange")).Value.Value
+            assert (span.Low, span.High) == (0, 16)
             await plant.set("Types.Double", 7.25, status="UncertainLastUsableValue", age_s=60)
             told = await read(client, plant, "Types.Double")
             assert (told.Value.Value, told.StatusCode.name) == (7.25, "UncertainLastUsableValue")
@@ -77,6 +83,23 @@ def test_after_a_restart_with_other_namespaces_the_old_index_shows_another_varia
                 assert await client.get_namespace_index(foreign.URI) == plant.index == old + 1
                 assert (await client.get_node(f"ns={old};s=Types.Double").read_value()) == 777
                 assert (await read(client, plant, "Types.Double")).Value.Value == 2.5
+
+    asyncio.run(run())
+
+
+def test_a_plant_that_comes_later_is_browsed_in_pieces() -> None:
+    async def run() -> None:
+        async with foreign.server(plant_later=True, mass=30, references_max=8) as plant, connected(plant) as client:
+            assert foreign.URI not in await client.get_namespace_array()
+            await plant.load_plant()
+            assert await client.get_namespace_index(foreign.URI) == plant.index
+            found = await client.get_node(f"ns={plant.index};s=Mass").get_children()
+            assert len(found) == 30
+            assert (await plant.statistics())["requests"]["BrowseNext"] == 3
+            await plant.add_variable("Late.Level", "Int16", -3)
+            assert (await read(client, plant, "Late.Level")).Value.Value == -3
+            await plant.delete_variable("Late.Level")
+            assert (await read(client, plant, "Late.Level")).StatusCode.name == "BadNodeIdUnknown"
 
     asyncio.run(run())
 
@@ -282,9 +305,25 @@ def test_what_the_server_cannot_do_is_told_in_its_words_and_a_dead_server_with_i
                 await plant.set("Nowhere", 1)
             with pytest.raises(foreign.PeerRefused, match="no status is called Fine"):
                 await plant.set("Counter", 1, status="Fine")
-            with pytest.raises(foreign.PeerDied, match="told to crash"):
-                await asyncio.to_thread(foreign.peer().ask, "crash")
-        async with foreign.server() as plant:  # the next test has a new process
-            await plant.set("Counter", 1)
 
     asyncio.run(run())
+    other = foreign.Peer()
+    with pytest.raises(foreign.PeerDied, match="told to crash"):
+        other.ask("crash")
+    assert not other.alive
+    other.end()
+    assert not other.home.exists()
+
+
+def test_its_lock_names_no_host_and_hashes_every_package() -> None:
+    folder = foreign.SCRIPT.parent
+    text = (folder / "package-lock.json").read_text()
+    assert "://" not in text
+    packages = json.loads(text)["packages"]
+    own = packages.pop("")
+    stated = json.loads((folder / "package.json").read_text())
+    assert own["dependencies"] == stated["dependencies"]
+    assert all(re.fullmatch(r"[0-9.]+", version) for version in stated["dependencies"].values())
+    assert len(packages) > 100
+    for name, package in packages.items():
+        assert package["integrity"].startswith("sha512-"), name

@@ -328,6 +328,31 @@ def test_judging_the_journal_again_gives_the_same_state_commands_included() -> N
     assert snapshot.dump(plant, state) == snapshot.dump(plant, room.pipeline.state)
 
 
+def test_what_comes_too_late_to_be_judged_is_kept_and_told_and_judged_neither_now_nor_again() -> None:
+    dial = machine("dial", signal("hot", norm(band(high=60)), valid_low=-40.0, valid_high=150.0))
+
+    async def story(room: Room) -> None:
+        room.take("dial", 20.0)
+        room.pipeline.flush()
+        before = snapshot.dump(room.pipeline.plant, room.pipeline.state)
+        past = room.time.now_us() - np.array([30, 20, 10, 5]) * SECOND
+        wall = room.clock.wall_us() - np.array([30, 20, 10, 5]) * SECOND
+        values = np.array([[70.0], [400.0], [np.inf], [np.nan]])
+        quality = np.array([[Quality.GOOD], [Quality.CLOCK], [Quality.GOOD], [Quality.HOLD]], dtype=np.uint8)
+        room.pipeline.belated([Frame("dial", past, wall, values, quality)])
+        assert snapshot.dump(room.pipeline.plant, room.pipeline.state) == before
+        assert len(room.board.frames) == 1
+
+    room = told(story, dial)
+    late = room.store.of(JudgedFrame)[-1]
+    assert late.frame.late
+    assert late.frame.quality[:, 0].tolist() == [0, Quality.OUT_OF_RANGE, Quality.NOT_A_NUMBER, Quality.HOLD]
+    np.testing.assert_array_equal(late.frame.values[:, 0], [70, np.nan, np.nan, np.nan])
+    assert late.publish.tolist() == [True, True, True, False]
+    assert late.state.tolist() == [-1] * 4
+    assert room.store.of(Event) == []
+
+
 def test_what_cannot_be_acknowledged_leaves_no_trace() -> None:
     async def story(room: Room) -> None:
         with pytest.raises(KeyError):

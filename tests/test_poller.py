@@ -1066,3 +1066,97 @@ def test_a_line_that_takes_every_connection_and_answers_nothing_is_lost_all_the_
         await watched.end()
 
     virtual.run(story())
+
+
+# --- several rows, and the past ---
+
+
+def rows_of(device: Device, due: Ints, *back_s: float) -> Readings:
+    """For each point a value in each of these moments before now; the first point has none in the first row."""
+    back = np.array(back_s) * SECOND
+    values = np.arange(len(back) * len(due), dtype=np.float64).reshape(len(back), len(due))
+    quality = np.zeros(values.shape, dtype=np.uint8)
+    values[0, 0], quality[0, 0] = np.nan, HOLD
+    assert device.clock is not None
+    ts = np.repeat((device.clock.wall_us() - back).astype(np.int64)[:, None], len(due), axis=1)
+    return Readings(values, quality, ts, (device.now_us - back).astype(np.int64))
+
+
+def test_several_rows_of_one_read_become_rows_of_a_frame_at_their_own_times() -> None:
+    device = Device()
+    device.answer = lambda due: rows_of(device, due, 0.5, 0.25, 0)
+    watched = watch(device, 3.5, points(1, 1))
+    frame = watched.frames[-1]
+    np.testing.assert_array_equal(frame.values, [[np.nan, 1], [2, 3], [4, 5]])
+    np.testing.assert_array_equal(frame.quality, [[HOLD, GOOD], [GOOD, GOOD], [GOOD, GOOD]])
+    assert [(t - watched.start_us) / SECOND for t in frame.t.tolist()] == [2.5, 2.75, 3.0]
+    assert np.diff(frame.ts).tolist() == [250_000, 250_000]
+    assert watched.poller.health.state is ConnectionState.CONNECTED
+
+
+def test_no_row_lies_before_what_was_handed_on_already() -> None:
+    device = Device()
+    device.answer = lambda due: rows_of(device, due, 3.5, 0.5, 0)
+    watched = watch(device, 5.5)
+    t = np.concatenate([frame.t for frame in watched.frames])
+    assert (np.diff(t) >= 0).all()
+    frame = watched.frames[-1]
+    assert [(t - watched.start_us) / SECOND for t in frame.t.tolist()] == [4.0, 4.5, 5.0]
+    assert frame.ts[0] == frame.ts[2] - 3_500_000  # for people it was when it was
+
+
+def test_what_was_said_of_a_point_last_is_what_it_says() -> None:
+    quality = np.array([[3, GOOD, HOLD], [GOOD, HOLD, HOLD]], dtype=np.uint8)
+    readings = Readings(np.zeros((2, 3)), quality, np.zeros((2, 3), dtype=np.int64), np.zeros(2, dtype=np.int64))
+    assert poller.latest(readings).tolist() == [GOOD, GOOD, HOLD]
+
+
+@pytest.mark.parametrize(
+    "t", [np.zeros(3, dtype=np.int64), np.zeros((2, 1), dtype=np.int64), np.zeros(2), np.zeros(0, dtype=np.int64)]
+)
+def test_rows_without_their_times_are_a_bug_of_the_driver(t: Any) -> None:
+    values = np.zeros((2, 1))
+    wrong = Readings(values, np.zeros((2, 1), dtype=np.uint8), np.zeros((2, 1), dtype=np.int64), t)
+    with pytest.raises(ValueError, match="the driver gave"):
+        poller.checked(wrong, 1)
+
+
+def test_what_comes_too_late_to_be_judged_goes_beside_the_frames_in_its_own_time() -> None:
+    class Historian(Device):
+        brought = 0
+
+        async def idle(self, until_us: int) -> int:
+            return until_us
+
+        def belated(self) -> tuple[Ints, Readings] | None:
+            if self.brought:
+                return None
+            self.brought += 1
+            due = np.array([1], dtype=np.int64)
+            return due, rows_of(self, due, 60, 30)
+
+    async def story() -> tuple[list[Frame], list[Frame], int]:
+        clock, frames, past = VirtualClock(), list[Frame](), list[Frame]()
+        start = clock.monotonic_us()
+        device = Historian()
+        running = Poller(
+            line(device, points(1, 1)),
+            clock,
+            AgentTime(clock, start),
+            frames.extend,
+            lambda *_: None,
+            belated=past.extend,
+        )
+        task = asyncio.create_task(running.run())
+        await asyncio.sleep(3.5)
+        task.cancel()
+        await asyncio.wait([task])
+        return frames, past, start
+
+    frames, past, start = virtual.run(story())
+    (frame,) = past
+    np.testing.assert_array_equal(frame.quality, [[HOLD, HOLD], [HOLD, GOOD]])
+    assert frame.values[1, 1] == 1
+    assert np.diff(frame.t).tolist() == [30 * SECOND]
+    assert frame.t[0] < start
+    assert all(len(each.t) == 1 for each in frames)

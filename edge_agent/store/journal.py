@@ -68,6 +68,11 @@ class Committed:
         """Below the root."""
         return f"{self.machine}/{self.kind}" if self.machine is not None else self.kind
 
+    @property
+    def late(self) -> bool:
+        """Of a past that was not judged: late whenever it is sent."""
+        return self._kept is not None and self._kept.judged.frame.late
+
     def payload(self, late: bool) -> bytes:
         """The message, encoded when it is wanted; always the same bytes but for `late`."""
         if self._kept is None:

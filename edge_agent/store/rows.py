@@ -21,7 +21,7 @@ FRAME_HEAD = struct.Struct("<BIIIB")
 COMMAND_HEAD = struct.Struct("<BI")
 LENGTH = struct.Struct("<I")
 IS_FRAME, IS_COMMAND = 1, 2
-TICK, STAMPS, WORDS = 1, 2, 4
+TICK, STAMPS, WORDS, LATE = 1, 2, 4, 8
 UNREADABLE = (struct.error, KeyError, ValueError, TypeError, IndexError)
 """What `unpacked` raises where the bytes make no sense."""
 
@@ -54,7 +54,7 @@ def packed(item: Kept | Command) -> bytes:
         return COMMAND_HEAD.pack(IS_COMMAND, len(plain)) + plain
     frame = item.judged.frame
     flags = (TICK if frame.tick else 0) | (STAMPS if frame.at is not None else 0)
-    flags |= WORDS if frame.words is not None else 0
+    flags |= (WORDS if frame.words is not None else 0) | (LATE if frame.late else 0)
     parts = [
         FRAME_HEAD.pack(IS_FRAME, item.number, len(frame.t), frame.values.shape[1], flags),
         frame.t.tobytes(),
@@ -103,7 +103,7 @@ def unpacked(blob: bytes, layouts: dict[int, Layout]) -> list[Kept | Command]:
             place += LENGTH.size
             words = tuple(map(tuple, orjson.loads(blob[place : place + length])))
             place += length
-        frame = Frame(layout.machine, t, ts, values, quality, at, bool(flags & TICK), words)
+        frame = Frame(layout.machine, t, ts, values, quality, at, bool(flags & TICK), words, bool(flags & LATE))
         found.append(Kept(number, layout, JudgedFrame(frame, state, seqs != 0), seqs))
     return found
 

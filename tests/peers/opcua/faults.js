@@ -38,14 +38,15 @@ function setFloors(settings) {
 }
 
 class Faults {
-  constructor(server, plant) {
+  constructor(server, plant, settings) {
     this.server = server;
     this.plant = plant;
     this.refusals = new Map(); // service → {status, times}
     this.delays = new Map(); // service → milliseconds
     this.refusedItems = new Map(); // NodeId → status
     this.requests = {}; // service → how many came
-    this.publishLimit = 0;
+    this.publishLimit = settings.publish_requests_max || 0;
+    this.referencesMax = settings.references_max || 0;
     this.silent = false;
     this.muted = false;
     this.skips = 0;
@@ -64,6 +65,7 @@ class Faults {
     server.on_request = (message, channel) => {
       const service = message.request.schema.name.replace(/Request$/, "");
       this.requests[service] = (this.requests[service] || 0) + 1;
+      this.narrow(message.request);
       const refusal = this.refusals.get(service);
       if (refusal && refusal.times !== 0) {
         refusal.times -= 1;
@@ -73,6 +75,13 @@ class Faults {
       const delay = this.delays.get(service);
       return delay ? setTimeout(go, delay) : go();
     };
+  }
+
+  // A Browse that asks for all references gets so many, and a continuation point: the library has no such limit.
+  narrow(request) {
+    if (request.schema.name !== "BrowseRequest" || !this.referencesMax) return;
+    const wish = request.requestedMaxReferencesPerNode || this.referencesMax;
+    request.requestedMaxReferencesPerNode = Math.min(wish, this.referencesMax);
   }
 
   republish(pass, message, channel) {

@@ -11,10 +11,10 @@ const readline = require("node:readline");
 const { OPCUACertificateManager } = require("node-opcua-certificate-manager");
 const { nodesets } = require("node-opcua-nodesets");
 const { OPCUAServer } = require("node-opcua-server");
-const { MessageSecurityMode, UserTokenType } = require("node-opcua-types");
+const { MessageSecurityMode, ServerState, UserTokenType } = require("node-opcua-types");
 const { StatusCodes } = require("node-opcua-status-code");
 const { Faults, setFloors } = require("./faults");
-const { Plant, URI, toStatus } = require("./plant");
+const { Plant, toStatus } = require("./plant");
 
 const POLICIES = "http://opcfoundation.org/UA/SecurityPolicy#";
 const SERVER_URI = "urn:foreign:server";
@@ -23,7 +23,7 @@ const servers = new Map();
 let count = 0;
 
 // Certificates of others: accept all, or only those of the lists; the library then also checks dates, use and issuers.
-async function certificates(name, { accept_all: all = true, trusted = [], issuers = [], key_from: keyFrom }) {
+async function certificates(name, { accept_all: all = true, trusted = [], issuers = [], revocations = [], key_from: keyFrom }) {
   const rootFolder = path.join(home, name);
   if (keyFrom && !fs.existsSync(rootFolder)) {
     const own = path.join(rootFolder, "own", "private");
@@ -34,13 +34,15 @@ async function certificates(name, { accept_all: all = true, trusted = [], issuer
   await manager.initialize();
   for (const file of trusted) await manager.trustCertificate(der(file));
   for (const file of issuers) await manager.addIssuer(der(file), false, true);
+  for (const file of revocations) await manager.addRevocationList(der(file), "issuers");
   if (all) manager.checkCertificate = (_, done) => (done ? done(null, StatusCodes.Good) : Promise.resolve(StatusCodes.Good));
   return manager;
 }
 
+// The first certificate of a file, or its revocation list.
 function der(file) {
   const bytes = fs.readFileSync(file);
-  const pem = /-----BEGIN CERTIFICATE-----([^-]+)-----END/.exec(bytes.toString("latin1"));
+  const pem = /-----BEGIN (?:CERTIFICATE|X509 CRL)-----([^-]+)-----END/.exec(bytes.toString("latin1"));
   return pem ? Buffer.from(pem[1], "base64") : bytes;
 }
 
@@ -106,9 +108,8 @@ async function open(number, settings, port) {
   await server.initialize();
   offerTokens(server, settings);
   setFloors(settings);
-  const plant = new Plant(server.engine.addressSpace, settings);
-  const faults = new Faults(server, plant);
-  faults.publishLimit = settings.publish_requests_max || 0;
+  const plant = settings.plant_later ? null : new Plant(server.engine.addressSpace, settings);
+  const faults = new Faults(server, plant, settings);
   await server.start();
   faults.watchSockets();
   const one = { number, settings, server, plant, faults, ramps: new Map(), port: server.endpoints[0].port };
@@ -126,7 +127,7 @@ async function shut(one, grace) {
   servers.delete(one.number);
 }
 
-const told = (one) => ({ server: one.number, port: one.port, index: one.plant.ns.index, uri: URI });
+const told = (one) => ({ server: one.number, port: one.port, index: one.plant ? one.plant.ns.index : -1 });
 
 // A number that goes up by one: of all nodes at once, `start`, `start + 1` … one each period.
 function ramp(one, { nodes, period_ms: period, start = 0, count: last = null }) {
@@ -160,6 +161,11 @@ const COMMANDS = {
     await new Promise((resolve) => setTimeout(resolve, away * 1000));
     return told(await open(one.number, { ...one.settings, ...settings }, one.port));
   },
+  load_plant: (one) => {
+    one.plant = one.faults.plant = new Plant(one.server.engine.addressSpace, one.settings);
+    return told(one);
+  },
+  state: (one, { state }) => one.server.setServerState(ServerState[state]),
   end: (one, { grace = false }) => shut(one, grace),
   listen: (one, { on }) => one.faults.listen(on),
   drop: (one) => one.faults.drop(),
