@@ -120,6 +120,10 @@ class Subscription:
         self._values = 0
         return told
 
+    def waiting(self) -> Ints:
+        """The handles of what came and was not drained yet."""
+        return np.concatenate([np.zeros(0, np.int64), *(each.handle for each in self._told)])
+
     def put_back(self, told: Told) -> None:
         """What nobody wanted yet, for the next call."""
         self._told.append(told)
