@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from drivers import opcua
+from drivers.opcua_settings import Address, Connection
 from edge_agent.clock import AgentTime, SystemClock
 from edge_agent.contract import CODE_MASK, SECOND_US, Clock, Driver, Frame, Point, Quality, Readings, Session
 from edge_agent.poller import Line, PolledSignal, Poller
 from edge_agent.testing import SkippingClock
 from tests import foreign
+from tests.conftest import eventually
 
 FRESH = (Quality.GOOD, Quality.UNCERTAIN, Quality.CLOCK)
 EVERY_US = 100_000
@@ -34,7 +36,7 @@ def ours(*names: str) -> list[str]:
 def signals(addresses: Sequence[Any], every_us: int = EVERY_US) -> list[Point]:
     """Points; an address is a text, or its keys."""
     keys = [each if isinstance(each, dict) else {"address": each} for each in addresses]
-    return [Point(f"m.s{n}", opcua.Address.model_validate(each), every_us) for n, each in enumerate(keys)]
+    return [Point(f"m.s{n}", Address.model_validate(each), every_us) for n, each in enumerate(keys)]
 
 
 @dataclass(slots=True)
@@ -70,6 +72,9 @@ class Shown:
         """All values that were shown as fit to judge."""
         return [value for value, quality in zip(self.values, self.qualities, strict=True) if quality in FRESH]
 
+    def is_last(self, value: float, quality: Quality) -> bool:
+        return self.last == (value, quality)
+
     def is_good(self, value: float) -> bool:
         return self.last[0] == value and self.last[1] in FRESH
 
@@ -93,9 +98,7 @@ class Talk:
         times = readings.t if readings.t is not None else [self.clock.monotonic_us()] * len(values)
         for row, t in enumerate(times):
             for place, point in enumerate(due.tolist()):
-                self.shown[point].take(
-                    float(values[row, place]), int(quality[row, place]), int(t), int(ts[row, place])
-                )
+                self.shown[point].take(float(values[row, place]), int(quality[row, place]), int(t), int(ts[row, place]))
         return readings
 
     async def turn(self) -> Readings:
@@ -105,14 +108,21 @@ class Talk:
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Turn after turn until it holds."""
-        async with asyncio.timeout(WITHIN_S):
-            while not condition():
-                await self.turn()
-                await asyncio.sleep(0.01)
+        end = asyncio.get_running_loop().time() + WITHIN_S
+        while not condition():
+            assert asyncio.get_running_loop().time() < end, f"did not come true: {self.state()}"
+            await self.turn()
+            await asyncio.sleep(0.01)
+
+    def state(self) -> str:
+        """For who reads a failure."""
+        shown = [(each.last, self.session.explain(n)) for n, each in enumerate(self.shown)]
+        return f"{shown[:8]}, {self.session.counters()}"
 
     async def until_told(self) -> None:
         """Until the server tells of all of them by itself, and has begun to."""
         await self.until(lambda: self.session.points.told.all() and self.counted("notifications") >= len(self.shown))
+        await self.read()
 
     async def skip(self, seconds: float, plant: foreign.Plant) -> None:
         """Time passes in which the server was heard: a change of Counter, which must be among the signals, says so."""
@@ -122,9 +132,28 @@ class Talk:
             return
         before = subscription.heard_us
         await plant.ramp(["Counter"], 0.001, start=random.randrange(10**6), count=1)
-        async with asyncio.timeout(WITHIN_S):
-            while subscription.heard_us == before:
-                await asyncio.sleep(0.005)
+        await eventually(lambda: subscription.heard_us != before, WITHIN_S)
+
+    async def heard(self, values: int) -> None:
+        """Until that many values more were told, which nobody has read."""
+        telling = self.session.subscription
+        assert telling is not None
+        wanted = telling._values + values
+        await eventually(lambda: telling._values >= wanted, WITHIN_S)
+
+    async def lost(self, plant: foreign.Plant, skipped: int) -> None:
+        """Until the server has kept so many of its messages to itself."""
+        end = asyncio.get_running_loop().time() + WITHIN_S
+        while (await plant.statistics())["skipped"] < skipped:
+            assert asyncio.get_running_loop().time() < end
+            await asyncio.sleep(0.005)
+
+    async def looked_after(self, plant: foreign.Plant) -> None:
+        """The time passes in which what is told is compared with what is there, twice."""
+        await self.skip(61, plant)
+        await self.turn()
+        await self.skip(11, plant)
+        await self.turn()
 
     def counted(self, name: str) -> float:
         return self.session.counters()[name]
@@ -144,9 +173,9 @@ async def talk(
     every_us: int = EVERY_US,
     **keys: Any,
 ) -> AsyncIterator[Talk]:
-    settings = opcua.Connection.model_validate({"url": plant.url, "timeout": "2s", **keys})
+    connection = Connection.model_validate({"url": plant.url, "timeout": "2s", **keys})
     points, clock = signals(addresses, every_us), clock or SkippingClock()
-    async with opcua.DRIVER.open("ua", settings, points, clock) as session:
+    async with opcua.DRIVER.open("ua", connection, points, clock) as session:
         assert isinstance(session, opcua.OpcUaSession)
         if notes is not None:
             session.recall(notes)
@@ -181,9 +210,7 @@ class Watch:
     shown: list[Shown]
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(WITHIN_S):
-            while not condition():
-                await asyncio.sleep(0.01)
+        await eventually(condition, WITHIN_S)
 
     async def all_good_since(self, since_us: int) -> int:
         """Wait until each has a fresh value later than that; returns when the last of them had (µs)."""
@@ -211,10 +238,10 @@ async def watched(
     """A poller at this plant until the end of the block."""
     clock, tries = SystemClock(), Tries()
     points = signals(addresses, every_us)
-    settings = opcua.Connection.model_validate({"url": plant.url, "timeout": "2s", **keys})
+    connection = Connection.model_validate({"url": plant.url, "timeout": "2s", **keys})
     polled = tuple(PolledSignal("m", n, point, every_us) for n, point in enumerate(points))
     driver: Driver = tries
-    line = Line("ua", driver, settings, polled, {"m": len(points)})
+    line = Line("ua", driver, connection, polled, {"m": len(points)})
     shown = [Shown() for _ in points]
 
     def intake(frames: list[Frame]) -> None:
