@@ -26,6 +26,8 @@ EVERY_US = 100_000
 KEEP_ALIVES_S = 3.0
 """Three keep-alives of a second: as long as nothing may be heard of a signal."""
 WITHIN_S = 20.0
+OTHERS = 777.0
+"""What shows a variable that stands where ours was."""
 
 
 def ours(*names: str) -> list[str]:

@@ -19,8 +19,6 @@ from tests.opcua_line import FRESH, KEEP_ALIVES_S, ours, shared, talk, watched
 
 RESTARTS = int(os.environ.get("RESTARTS", "5"))
 SEED = int(os.environ.get("SEED", "1"))
-OTHERS = 777.0
-"""What shows a variable that stands where ours was."""
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +94,118 @@ def test_a_node_that_comes_late_after_a_restart_is_good_once_it_is_there_and_ver
             await plant.add_variable("Late.Level", "Double", 5.5)
             await watch.until(lambda: late.is_good(5.5))
             assert late.good == [4.5, 5.5]
+
+    asyncio.run(run())
+
+
+# ------------------------------------------------------------------------------------- the line and the session
+
+
+def test_after_a_cut_in_the_middle_of_updates_nothing_wrong_is_shown_and_every_later_value_comes(
+    plant: foreign.Plant,
+) -> None:
+    async def run() -> None:
+        await plant.set("Counter", 0)
+        before = (await plant.statistics())["requests"]
+        async with watched(plant, ours("Counter", "Types.Double"), sampling="0s", queue=100) as watch:
+            counter = watch.shown[0]
+            await watch.until(lambda: counter.is_good(0) and watch.counted("keep_alives") >= 1)
+            await plant.republish("empty")  # who asked for what was lost would never end
+            await plant.stop_listening()
+            await plant.drop()
+            for number in range(1, 6):
+                await plant.set("Counter", number)
+            await watch.until(lambda: counter.last[1] is Quality.DISCONNECTED)
+            await plant.start_listening()
+            await watch.until(lambda: counter.is_good(5) and watch.counted("monitored_items") == 2)
+            await plant.ramp(["Counter"], 0.02, start=6, count=20)
+            await watch.until(lambda: counter.is_good(25))
+            assert counter.good == [0, *range(5, 26)], (
+                "the cut is a gap that is seen; before and after it nothing is lost"
+            )
+            assert watch.shown[1].good == [2.5, 2.5]
+            assert (await plant.statistics())["requests"].get("Republish", 0) == before.get("Republish", 0)
+        await plant.republish("normal")
+
+    asyncio.run(run())
+
+
+def test_whatever_ends_a_session_it_is_good_again_within_seconds_and_nothing_wrong_was_shown(
+    plant: foreign.Plant,
+) -> None:
+    async def too_many_sessions() -> None:
+        await plant.refuse("CreateSession", "BadTooManySessions", 1)
+        await plant.drop()
+
+    async def too_many_publish_requests() -> None:
+        await plant.refuse("Publish", "BadTooManyPublishRequests", 2)
+
+    async def hole() -> None:
+        await plant.mute()
+        await asyncio.sleep(0.8)  # the fault itself
+        await plant.mute(False)
+
+    async def gone_without_a_word() -> None:
+        await plant.end_subscriptions()
+
+    async def gone_with_a_word() -> None:
+        await plant.end_subscriptions(told=True)
+
+    faults = (
+        plant.drop, plant.close_sessions, gone_with_a_word, gone_without_a_word, too_many_publish_requests,
+        too_many_sessions, hole,
+    )  # fmt: skip
+
+    async def run() -> None:
+        await plant.set("Counter", 0)
+        async with watched(plant, ours("Counter", "Types.Double"), timeout="400ms") as watch:
+            counter = watch.shown[0]
+            await watch.until(lambda: counter.is_good(0))
+            for number, fault in enumerate(faults, 1):
+                await watch.until(
+                    lambda: watch.poller.health.state == "connected" and watch.counted("monitored_items") == 2
+                )
+                begun = asyncio.get_running_loop().time()
+                await fault()
+                await plant.set("Counter", number)
+                await watch.until(lambda number=number: counter.is_good(number))  # type: ignore[misc]
+                print(f"{fault.__name__}: {asyncio.get_running_loop().time() - begun:.2f} s")
+            assert sorted(set(counter.good)) == list(range(len(faults) + 1))
+            assert counter.good == sorted(counter.good), "never back in time"
+            assert set(watch.shown[1].good) == {2.5}
+            await eventually_alone(plant)
+
+    asyncio.run(run())
+
+
+async def eventually_alone(plant: foreign.Plant) -> None:
+    """Until the server has one session and one subscription of ours; what we leave behind it counts against us."""
+    end = asyncio.get_running_loop().time() + 10
+    while True:
+        living = [
+            s for s in (await plant.statistics())["sessions"] if s["status"] != "closed" and s["publish_requests"]
+        ]
+        if len(living) == 1 and len(living[0]["subscriptions"]) == 1:
+            return
+        assert asyncio.get_running_loop().time() < end, living
+        await asyncio.sleep(0.05)
+
+
+def test_a_silent_server_is_left_and_read_by_a_new_session_before_four_keep_alives_are_over(
+    plant: foreign.Plant,
+) -> None:
+    async def run() -> None:
+        await plant.set("Counter", 0)
+        async with watched(plant, ours("Counter")) as watch:
+            counter = watch.shown[0]
+            await watch.until(lambda: counter.is_good(0) and watch.counted("monitored_items") == 1)
+            await plant.silent()
+            await plant.set("Counter", 4)
+            await watch.until(lambda: counter.last[1] is Quality.TIMEOUT)
+            assert "connected but silent" in watch.poller.health.reason
+            await watch.until(lambda: counter.is_good(4))
+            await plant.silent(False)
+            assert counter.good == [0, 4]
 
     asyncio.run(run())
 
