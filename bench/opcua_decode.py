@@ -1,7 +1,8 @@
 """CPU of decoding OPC UA answers: by columns over the bytes, beside the library's own decoder, in the same run.
 
 Run: python -m bench.opcua_decode [--values 10000] [--json]. Rounds are interleaved, figures are medians of this process'
-CPU. `library` is asyncua's decoder alone; `both` is it and the walk over its objects, which is what the columns replace.
+CPU. `first` is a read that was not asked before, `read` one that is polled again. `library` is asyncua's decoder alone;
+`both` is it and the walk over its objects, which is what the columns replace (and what they cost where they give up).
 """
 
 import argparse
@@ -22,6 +23,8 @@ from drivers import opcua_decode
 READ_TARGET_US, PUBLISH_TARGET_US = 0.2, 1.0
 """µs of CPU a value of a read, and a notification."""
 ROUNDS = 7
+TEXTS = "one text in ten"
+"""No target: texts are attributes, read once in an hour."""
 STAMP = datetime(2026, 3, 1, 12, tzinfo=UTC)
 RECEIVED_US = 1_772_366_400_500_000
 MIXED = (
@@ -69,7 +72,7 @@ CONTENTS: dict[str, Callable[[int], ua.DataValue]] = {
     "one bad in a hundred": lambda number: bad(number) if number % 100 == 57 else good(number),
     "every other one bad": lambda number: bad(number) if number % 2 else good(number),
     "one bad in six": lambda number: bad(number) if number % 6 == 0 else good(number),
-    "one text in ten": lambda number: text(number) if number % 10 == 0 else good(number),
+    TEXTS: lambda number: text(number) if number % 10 == 0 else good(number),
 }
 
 
@@ -98,11 +101,13 @@ def took(works: list[Callable[[], object]]) -> Iterator[float]:
     return map(statistics.median, times)
 
 
-def read_figure(content: str, count: int) -> Figure:
+def read_figure(content: str, count: int, *, again: bool = True) -> Figure:
+    """again: the same request was answered before, as in each poll but the first."""
     raw = read_answer([CONTENTS[content](number) for number in range(count)])
+    layout = opcua_decode.Layout() if again else None
     return figure(
-        ("read", content, count),
-        lambda: opcua_decode.read_response(raw, count, RECEIVED_US),
+        ("read" if again else "first", content, count),
+        lambda: opcua_decode.read_response(raw, count, RECEIVED_US, layout),
         lambda: struct_from_binary(ua.ReadResponse, Buffer(raw)),
         lambda: opcua_decode.from_read(struct_from_binary(ua.ReadResponse, Buffer(raw)), RECEIVED_US),
     )
@@ -123,7 +128,9 @@ def figure(
 ) -> Figure:
     answer, content, count = what
     ours_us, library_us, both_us = (seconds * 1e6 / count for seconds in took([ours, library, both]))
-    return Figure(answer, content, count, ours_us, library_us, both_us, both_us / ours_us, ours() is not None)
+    by_columns = ours() is not None
+    ours_us += 0 if by_columns else both_us
+    return Figure(answer, content, count, ours_us, library_us, both_us, both_us / ours_us, by_columns)
 
 
 def main() -> int:
@@ -131,8 +138,9 @@ def main() -> int:
     asked.add_argument("--values", type=int, default=10_000)
     asked.add_argument("--json", action="store_true")
     options = asked.parse_args()
-    figures = [make(content, options.values) for make in (read_figure, publish_figure) for content in CONTENTS]
-    figures += [make("Doubles", count) for make in (read_figure, publish_figure) for count in (1, 2, 4, 10, 100)]
+    figures = [read_figure(content, options.values, again=False) for content in CONTENTS]
+    figures += [make(content, options.values) for make in (read_figure, publish_figure) for content in CONTENTS]
+    figures += [make("Doubles", count) for make in (read_figure, publish_figure) for count in (1, 5, 10, 100)]
     if options.json:
         print(json.dumps([asdict(each) for each in figures]))
         return 0
@@ -140,9 +148,12 @@ def main() -> int:
     for each in figures:
         row = f"  {each.answer:8} {each.content:22} {each.values:7} {each.ours_us:9.3f} {each.library_us:9.2f}"
         print(f"{row} {each.both_us:9.2f} {each.ratio:7.1f}{'' if each.by_columns else '  left to the library'}")
-    for answer, target in (("read", READ_TARGET_US), ("publish", PUBLISH_TARGET_US)):
-        worst = max(each.ours_us for each in figures if each.answer == answer and each.values == options.values)
-        print(f"  {answer}: at most {worst:.3f} µs a value of {options.values}; target {target:g} µs")
+    for answer, target in (("first", READ_TARGET_US), ("read", READ_TARGET_US), ("publish", PUBLISH_TARGET_US)):
+        alike = [each for each in figures if (each.answer, each.values) == (answer, options.values)]
+        most = {each.content: each.ours_us for each in alike if each.content != TEXTS}
+        worst = max(most, key=lambda content: most[content])
+        met = "met" if most[worst] <= target else "missed"
+        print(f"  {answer}: at most {most[worst]:.3f} µs a value ({worst}); target {target:g} µs: {met}")
     return 0
 
 

@@ -22,10 +22,10 @@ from drivers.modbus_found import Found, Unit
 from drivers.modbus_frames import Ask, identification, identify, read
 from drivers.modbus_line import Counts
 from drivers.modbus_map import BUSY, SPACE, UNREACHED, Outcome, Table
-from drivers.modbus_settings import UNIT_MAX_SERIAL, Duration, ModbusConnection, TlsFiles, duration_us
+from drivers.modbus_settings import UNIT_MAX_SERIAL, ModbusConnection, Timeout, TlsFiles
 from drivers.modbus_survey import Reply, Span, Survey, areas
 from drivers.modbus_wire import Answer, Wire
-from edge_agent.contract import Clock, DeviceSilent, Scan, Scanner, ScanStep
+from edge_agent.contract import Clock, DeviceSilent, Duration, Scan, Scanner, ScanStep
 
 UNIT_MAX = 255
 RATE_NETWORK, RATE_SERIAL, RATE_MAX = 10.0, 20.0, 1000.0
@@ -128,16 +128,14 @@ class ScanOptions(BaseModel):
     registers: Annotated[tuple[tuple[int, int], ...], BeforeValidator(_registers)] = Field(
         (), description="addresses to look at, counted from 0, e.g. 0-65535; default: 0-9999 and where maps often begin"
     )
-    timeout: Duration = Field(1_000_000, description="how long a device may take to answer (1s)")
+    timeout: Timeout = Field(1_000_000, description="how long a device may take to answer (1s)")
     rate: Annotated[float | None, BeforeValidator(_rate)] = Field(
         None, description="requests a second (10 over a network, 20 on a serial line)"
     )
     samples: Annotated[int, BeforeValidator(_samples)] = Field(
         5, description="times that all values are read, to see how they move (5)"
     )
-    every: Annotated[int, BeforeValidator(duration_us)] = Field(
-        "1s", validate_default=True, description="time from sample to sample (1s)"
-    )
+    every: Annotated[int, Duration("1ms", "1d")] = Field(1_000_000, description="time from sample to sample (1s)")
     ca: Path | None = Field(None, description="tls://: file of the authorities to trust")
     cert: Path | None = Field(None, description="tls://: file of the own certificate")
     key: Path | None = Field(None, description="tls://: file of its key")

@@ -5,7 +5,6 @@ Rule: every refusal is a ValueError in words for whoever wrote the file: what wa
 
 import re
 from collections.abc import Collection
-from decimal import Decimal
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -18,16 +17,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
     WithJsonSchema,
     model_validator,
 )
 
 from drivers.modbus_map import KINDS, SPACE, TEXT, TEXT_MAX, WORDS_MAX, Item, Table, words_of
-from edge_agent.contract import WrongKey
+from edge_agent.contract import Duration, WrongKey
 
-TIMEOUT_MIN_US, TIMEOUT_MAX_US = 10_000, 15_000_000
-"""The poller waits for a read 30 s and its period; two timeouts must lie within."""
 PIPELINE_MAX = 16
 CONNECTIONS_MAX = 8
 SENTINELS_MAX = 16
@@ -35,39 +31,8 @@ UNIT_MAX_SERIAL = 247
 """Serial Line, 2.2; 0 is a broadcast, which nobody answers."""
 Order = Literal["big", "little"]
 
-_UNITS_US = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
-_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|min|h|d)")
-
-
-def duration_us(text: Any) -> int:
-    """`250ms`, `1s`, `1.5s` as whole microseconds; a bare number has no unit and is refused."""
-    match = _DURATION.fullmatch(text) if isinstance(text, str) else None
-    if match is None:
-        raise ValueError(f"{text!r} is no duration; write a number with ms, s, min, h or d, such as 500ms or 1s")
-    exact = Decimal(match[1]) * _UNITS_US[match[2]]
-    if exact != int(exact) or int(exact) % 1000:
-        raise ValueError(f"{text} is finer than a millisecond")
-    return int(exact)
-
-
-def _timeout_us(text: Any) -> int:
-    value = duration_us(text)
-    if not TIMEOUT_MIN_US <= value <= TIMEOUT_MAX_US:
-        raise ValueError(f"{text} is outside 10ms … 15s")
-    return value
-
-
-def _duration_text(value_us: int) -> str:
-    return f"{value_us // 1000}ms" if value_us % 1_000_000 else f"{value_us // 1_000_000}s"
-
-
-Duration = Annotated[
-    int,
-    BeforeValidator(_timeout_us),
-    PlainSerializer(_duration_text, return_type=str),
-    WithJsonSchema({"type": "string", "examples": ["500ms", "1s"]}),
-]
-"""Microseconds inside, a text outside."""
+Timeout = Annotated[int, Duration("10ms", "15s")]
+"""The poller waits for a read 30 s and its period; two timeouts must lie within."""
 
 
 class Port(NamedTuple):
@@ -201,7 +166,7 @@ class ModbusConnection(BaseModel):
         examples=["tcp://192.0.2.10:502", "rtu:///dev/serial/by-id/usb-FTDI?baudrate=19200&parity=E"],
     )
     unit: int = Field(1, ge=0, le=255, strict=True, description="Modbus unit of points that name none")
-    timeout: Duration = Field(
+    timeout: Timeout = Field(
         1_000_000,
         description="how long a device may take to answer; on serial lines the time of the bytes themselves comes on top",
     )

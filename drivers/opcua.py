@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from drivers import opcua_decode as decode
+from drivers import opcua_encode as encode
 from drivers import opcua_history as history
 from drivers import opcua_points as pts
 from drivers import opcua_status as status
@@ -50,10 +51,14 @@ log = logging.getLogger(__name__)
 
 NODES_MAX = 1000
 """Nodes in one Read when the server names no limit of its own (MaxNodesPerRead, OPC UA Part 5, 6.3.11)."""
+NODES_TOLD_MAX = 10_000
+"""Nodes in one Read of a server that says it takes as many: a value of 10,000 costs a quarter of one of 1,000."""
 ITEMS_AT_ONCE = 250
-"""Items in one CreateMonitoredItems: encoded in one piece on the loop's thread, 60 µs each."""
-NAMES_AT_ONCE = 250
+"""Items in one CreateMonitoredItems: encoded and their answers decoded in one piece on the loop's thread, 20 µs each."""
+NAMES_AT_ONCE = 100
 """Variables whose names are read at once, two attributes each; decoded one by one."""
+LOOK_AT_ONCE = 500
+"""Variables that are looked after at once."""
 RESOLVE_AGAIN_US = 60 * SECOND_US
 """How often the server is asked again for a namespace that it did not have: some load theirs after their start."""
 LOOK_AGAIN_US, LOOK_AGAIN_MAX_US = 2 * SECOND_US, 60 * SECOND_US
@@ -64,8 +69,7 @@ LOOK_AFTER_US = 60 * SECOND_US
 """How often what is told is compared with what is there: an item may go deaf while its subscription lives."""
 SUSPECT_US = 10 * SECOND_US
 """A difference that is not told for so long is no change on its way."""
-TAILS_MAX = 64
-"""Requests that are kept encoded; the list of nodes is the bulk of one."""
+REQUESTS_KEPT = 64
 PUBLISHING_MIN_US = 50_000
 QUEUE_MIN, QUEUE_USUAL_MAX = 2, 100
 HISTORY_GAP_US = 3 * SECOND_US
@@ -77,6 +81,7 @@ HEARD_EVERY_US = 60 * SECOND_US
 
 TOO_LONG = frozenset({"BadTooManyOperations", "BadResponseTooLarge", "BadEncodingLimitsExceeded", "BadRequestTooLarge"})
 """Answers to a request of too many nodes: half of them are asked next."""
+REQUEST_TOO_LARGE = 0x80B8_0000
 NO_NODE = frozenset({"BadNodeIdUnknown", "BadNodeIdInvalid", "BadNotFound", "BadParentNodeIdInvalid"})
 NO_NODE_CODES = np.array([code for code, each in status.STATUSES.items() if each.name in NO_NODE], np.uint32)
 NO_MORE_ITEMS = frozenset({"BadTooManyMonitoredItems", "BadOutOfMemory", "BadResourceUnavailable"})
@@ -104,6 +109,14 @@ class _Server:
     items_max: int
     profile: Profile
     resolved_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A Read that is kept: encoded, since its list of nodes is the bulk of it, and how its last answer was laid out."""
+
+    encoded: tuple[bytes, bytes]
+    layout: decode.Layout
 
 
 @dataclass(slots=True)
@@ -137,7 +150,11 @@ class OpcUaSession:
     memory: _Memory = field(default_factory=_Memory)
     _nodes: list[Any] = field(default_factory=list)
     """Of each point its NodeId in this session; None where the server has no such namespace."""
-    _tails: dict[bytes, tuple[bytes, bytes]] = field(default_factory=dict)
+    _ids: dict[int, bytes] = field(default_factory=dict)
+    """Of points, as far as they were asked, the ReadValueId of the value, encoded; void with `_nodes`."""
+    _missing: tuple[str, ...] = ()
+    """Namespaces that points want and the server has not."""
+    _requests: dict[bytes, "_Request"] = field(default_factory=dict)
     _point_of: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     """Of each client handle the point, -1 when it is not wanted any more."""
     _to_delete: list[int] = field(default_factory=list)
@@ -170,9 +187,9 @@ class OpcUaSession:
             await self._ready()
             await self._look_for_nodes(due)
             before = await self._fill_gap(due)
-            asked = due[self._to_ask(due)]
-            if len(asked):
-                await self._ask(asked)
+            asked = self._to_ask(due)
+            if asked.any():
+                await self._ask(due[asked])
             return self._readings(due, asked, before)
 
     async def idle(self, until_us: int) -> int:
@@ -194,13 +211,14 @@ class OpcUaSession:
 
     def use(self, points: Sequence[Point]) -> None:
         """See contract.Session.use."""
+        self._ids.clear()
         self.points, moved, dropped = pts.carried_over(old := self.points, points)
         self._to_delete += [int(old.item[place]) for place in dropped]
         places = np.full(len(old), -1, np.int64)
         places[list(moved)] = list(moved.values())
         known = self._point_of >= 0
         self._point_of[known] = places[self._point_of[known]]
-        self._tails.clear()
+        self._requests.clear()
         self._gap = None  # its points are no longer these
         self._look_us = self._subscribe_us = 0
         if self.client is not None:
@@ -260,10 +278,9 @@ class OpcUaSession:
         with self._services():
             await self._resolve(client)
         client.used_us = self.clock.monotonic_us()
-        missing = self._missing()
-        if missing and not any(node is not None for node in self._nodes):
-            raise DeviceRefused(f"{client.url}: the server has no namespace {', '.join(missing)}")
-        for uri in missing:
+        if self._missing and not any(node is not None for node in self._nodes):
+            raise DeviceRefused(f"{client.url}: the server has no namespace {', '.join(self._missing)}")
+        for uri in self._missing:
             log.warning("%s: the server has no namespace %s; its signals are refused", self.name, uri)
 
     async def close(self, patience_s: float) -> None:
@@ -297,7 +314,7 @@ class OpcUaSession:
         if self.subscription is not None:
             self.subscription.check()
         await client.keep()
-        if self._missing() and self.clock.monotonic_us() - self._server().resolved_us > RESOLVE_AGAIN_US:
+        if self._missing and self.clock.monotonic_us() - self._server().resolved_us > RESOLVE_AGAIN_US:
             with self._services():
                 await self._resolve(client)
         return client
@@ -330,7 +347,7 @@ class OpcUaSession:
         profile = profile_of(self.settings.profile, said)
         self.server = _Server(
             tuple(map(str, uris)),
-            _smallest(NODES_MAX, limits[0], profile.nodes_max),
+            _smallest(NODES_TOLD_MAX if limits[0] else NODES_MAX, limits[0], profile.nodes_max),
             _smallest(ITEMS_AT_ONCE, limits[1], profile.nodes_max),
             profile,
             self.clock.monotonic_us(),
@@ -346,7 +363,10 @@ class OpcUaSession:
         self._nodes = [
             self._node(client, name) for name, point in zip(self.points.names, self.points.points, strict=True)
         ]
-        self._tails.clear()
+        self._ids.clear()
+        wanted = {self._uri(name) for name in self.points.names}
+        self._missing = tuple(sorted(uri for uri in wanted if uri is not None and uri not in self._server().uris))
+        self._requests.clear()
         for place, node in enumerate(self._nodes):
             if node is None:
                 self._unknown(place, f"the server has no namespace {self._uri(self.points.names[place])}")
@@ -364,12 +384,6 @@ class OpcUaSession:
         """Of a namespace that the configuration names by number, the URI that it had when it was first seen."""
         return name.uri or (self.memory.uris.get(name.index) if name.index else None)
 
-    def _missing(self) -> list[str]:
-        if self.server is None:
-            return []
-        wanted = {self._uri(name) for name in self.points.names}
-        return sorted(uri for uri in wanted if uri is not None and uri not in self.server.uris)
-
     def _unknown(self, point: int, words: str) -> None:
         self.points.known[point] = self.points.told[point] = False
         self.points.words[point] = words
@@ -378,8 +392,9 @@ class OpcUaSession:
     async def _look_for_nodes(self, due: Ints) -> None:
         """Read the names of variables that are not known yet; of those that were not there, again after a while."""
         points, now = self.points, self.clock.monotonic_us()
-        there = np.array([node is not None for node in self._nodes], np.bool_)
-        wanted = due[~points.known[due] & there[due]]
+        wanted = due[~points.known[due]]
+        there = [self._nodes[point] is not None for point in wanted.tolist()]
+        wanted = wanted[np.array(there, np.bool_)]
         if not len(wanted) or (now < self._look_us and (points.quality[wanted] == Quality.REFUSED).all()):
             return
         client = await self._ready()
@@ -407,6 +422,7 @@ class OpcUaSession:
                 if words := self._other(point, is_called, is_of):
                     self._unknown(point, words)
                     continue
+            self._asked(client, point)  # now, while few are looked at: the first read is of all of them at once
             self.points.known[point] = True
             self.points.words.pop(point, None)
             if self.points.quality[point] == Quality.REFUSED:
@@ -467,10 +483,16 @@ class OpcUaSession:
         client = self.client
         assert client is not None
         try:
+            request = self._request(client, piece)
+            if len(piece) > 1 and len(request.encoded[1]) > client.parameters_max:
+                raise Refused(REQUEST_TOO_LARGE)
             raw = await client.ask_raw(
-                *self._request(client, piece), client.ua.ReadResponse, f"no answer to a read of {len(piece)} variables"
+                *request.encoded, client.ua.ReadResponse, f"no answer to a read of {len(piece)} variables"
             )
-            await self._note(client, piece, raw, in_one_go)
+            if in_one_go:
+                self._take(piece, self._column(client, raw, len(piece), request.layout))
+            else:
+                await self._take_by_hand(client, piece, raw)
         except Refused as refused:
             if refused.name not in TOO_LONG or len(piece) == 1:
                 raise
@@ -478,40 +500,45 @@ class OpcUaSession:
             return False
         return True
 
-    def _request(self, client: Client, piece: Ints) -> tuple[bytes, bytes]:
+    def _request(self, client: Client, piece: Ints) -> _Request:
         key = piece.tobytes()
-        if key not in self._tails:
-            if len(self._tails) >= TAILS_MAX:
-                self._tails.clear()
-            request = client.ua.ReadRequest()
-            request.Parameters.TimestampsToReturn = client.ua.TimestampsToReturn.Source
-            request.Parameters.NodesToRead = [self._asked(client, point) for point in piece.tolist()]
-            self._tails[key] = client.encoded(request)
-        return self._tails[key]
+        if key not in self._requests:
+            if len(self._requests) >= REQUESTS_KEPT:
+                self._requests.clear()
+            parameters = encode.read([self._asked(client, point) for point in piece.tolist()], encode.SOURCE)
+            self._requests[key] = _Request((client.prefix(client.ua.ReadRequest), parameters), decode.Layout())
+        return self._requests[key]
 
-    def _asked(self, client: Client, point: int) -> "ua.ReadValueId":
-        item: ua.ReadValueId = client.ua.ReadValueId()
-        item.NodeId = self._nodes[point]
-        item.AttributeId = client.ua.AttributeIds.Value
-        item.IndexRange = self.points.address(point).index
-        return item
+    def _asked(self, client: Client, point: int) -> bytes:
+        """The ReadValueId of a point's value, encoded."""
+        if point not in self._ids:
+            node = client.node(self._nodes[point])
+            self._ids[point] = encode.read_value_id(node, index_range=self.points.address(point).index)
+        return self._ids[point]
 
-    async def _note(self, client: Client, piece: Ints, raw: bytes, in_one_go: bool) -> None:
-        wall, doing = self.clock.wall_us(), "an answer that cannot be read"
-        fast = decode.read_response(raw, len(piece), wall) if in_one_go else None
-        if fast is not None:
-            column = fast[1]
-        else:
-            with client.door(doing):
-                items = client.decoded(raw, client.ua.ReadResponse).Results
-                if len(items) != len(piece):
-                    raise DeviceSilent(
-                        f"{client.url}: {len(piece)} variables asked, {len(items)} answered", Quality.PROTOCOL
-                    )
-            if not in_one_go:
-                items = [await self._chosen(client, *each) for each in zip(piece.tolist(), items, strict=True)]
-            with client.door(doing):
-                column = decode.from_data_values(items, wall)
+    def _column(self, client: Client, raw: bytes, count: int, layout: decode.Layout) -> decode.Column:
+        """An answer as a whole; what is unusual in it the library reads."""
+        wall = self.clock.wall_us()
+        found = decode.read_response(raw, count, wall, layout)
+        if found is not None:
+            return found[1]
+        with client.door("an answer that cannot be read"):
+            column = decode.from_data_values(client.decoded(raw, client.ua.ReadResponse).Results or (), wall)
+        if len(column.values) != count:
+            raise DeviceSilent(
+                f"{client.url}: {count} variables asked, {len(column.values)} answered", Quality.PROTOCOL
+            )
+        return column
+
+    async def _take_by_hand(self, client: Client, piece: Ints, raw: bytes) -> None:
+        """An answer with arrays and structures, of each of which one number is wanted."""
+        with client.door("an answer that cannot be read"):
+            items = client.decoded(raw, client.ua.ReadResponse).Results or []
+        if len(items) != len(piece):
+            raise DeviceSilent(f"{client.url}: {len(piece)} variables asked, {len(items)} answered", Quality.PROTOCOL)
+        chosen = [await self._chosen(client, *each) for each in zip(piece.tolist(), items, strict=True)]
+        with client.door("an answer that cannot be read"):
+            column = decode.from_data_values(chosen, self.clock.wall_us())
         self._take(piece, column)
 
     async def _chosen(self, client: Client, point: int, item: Any) -> Any:
@@ -561,22 +588,22 @@ class OpcUaSession:
 
     # --- what is handed on --------------------------------------------------------------------------------------------
 
-    def _readings(self, due: Ints, asked: Ints, before: Sequence[Readings]) -> Readings:
+    def _readings(self, due: Ints, asked: Bools, before: Sequence[Readings]) -> Readings:
         """What the server told since the last read, what it was asked, and of the rest that it stands."""
         now, wall = self.clock.monotonic_us(), self.clock.wall_us()
         if not self._read_us:
             self._first_ts = np.where(self.points.known, self.points.ts, pts.EVER_US)
         for each in before:
             self._leave_out(each, due)
-        read = self.points.last(asked)
+        read = self.points.last(due[asked])
         blocks = [*before, *self._drained(due)]
         # What was told had come before the answer: it must not stand after it.
-        self.points.note(asked, read, now)
+        self.points.note(due[asked], read, now)
         last = self._now(due, asked, wall)
         if not blocks:
             readings = last
         else:
-            _merge(blocks, last, now, np.isin(due, asked))
+            _merge(blocks, last, now, asked)
             readings = blocks[0] if len(blocks) == 1 and len(blocks[0].values) == 1 else pts.stacked(blocks, now)
             if readings.values.shape[0] == 1:
                 readings = Readings(readings.values[0], readings.quality[0], readings.ts[0])
@@ -623,17 +650,19 @@ class OpcUaSession:
         handle[self._point_of[known]] = known
         return handle[points]
 
-    def _now(self, due: Ints, asked: Ints, wall: int) -> Readings:
+    def _now(self, due: Ints, asked: Bools, wall: int) -> Readings:
         """How things stand: fresh what was asked, refused what is not there, confirmed what the server has nothing new of."""
         points = self.points
+        if asked.all():
+            return Readings(points.values[due], points.quality[due], points.ts[due])
         values, quality = np.full(len(due), np.nan), np.full(len(due), Quality.HOLD, np.uint8)
         ts = np.full(len(due), wall, np.int64)
         telling = self.subscription
         if telling is not None and telling.confirmed_us > self._read_us and not telling.resync:
             sure = points.told[due] & (points.quality[due] != Quality.HOLD)
             quality[sure] = Quality.CONFIRMED
-        fresh = np.searchsorted(due, asked)
-        values[fresh], quality[fresh], ts[fresh] = points.values[asked], points.quality[asked], points.ts[asked]
+        fresh = due[asked]
+        values[asked], quality[asked], ts[asked] = points.values[fresh], points.quality[fresh], points.ts[fresh]
         quality[~points.known[due]] = Quality.REFUSED
         return Readings(values, quality, ts)
 
@@ -704,16 +733,14 @@ class OpcUaSession:
         wanted = wanted[:room]
         if not wanted:
             return refused
-        request = ua.CreateMonitoredItemsRequest()
-        request.Parameters.SubscriptionId = subscription.number
-        request.Parameters.TimestampsToReturn = ua.TimestampsToReturn.Source
         first = len(self._point_of)
-        request.Parameters.ItemsToCreate = [
-            self._item(client, point, first + place, subscription) for place, point in enumerate(wanted)
-        ]
+        items = [self._item(client, point, first + place, subscription) for place, point in enumerate(wanted)]
         # What is told while the answer is on its way must find its point.
         self._point_of = np.append(self._point_of, np.array(wanted, np.int64))
-        results = (await client.ask(request, "no answer to a request to monitor")).Results
+        request = client.prefix(ua.CreateMonitoredItemsRequest), encode.create_items(subscription.number, items)
+        results = (
+            await client.ask_encoded(*request, ua.CreateMonitoredItemsResponse, "no answer to a request to monitor")
+        ).Results
         for place, (point, result) in enumerate(zip(wanted, results, strict=False)):
             code = int(result.StatusCode.value)
             if code & status.BAD:
@@ -726,18 +753,17 @@ class OpcUaSession:
             self.counts.monitored_items += 1
         return refused
 
-    def _item(self, client: Client, point: int, handle: int, subscription: Subscription) -> Any:
-        ua, settings = client.ua, self.points.address(point)
-        every_us = self.points.every_us(point)
+    def _item(self, client: Client, point: int, handle: int, subscription: Subscription) -> bytes:
+        """The MonitoredItemCreateRequest of a point, encoded."""
+        settings, every_us = self.points.address(point), self.points.every_us(point)
         sampling = next((s for s in (settings.sampling, self.settings.sampling) if s is not None), every_us)
         sampling = max(sampling, self._server().profile.sampling_min_us)
         shown_us = max(every_us, subscription.publishing_us)
         usual = min(QUEUE_USUAL_MAX, max(QUEUE_MIN, 2 * -(-shown_us // max(sampling, PUBLISHING_MIN_US))))
-        wanted = ua.MonitoringParameters()
-        wanted.ClientHandle, wanted.SamplingInterval = handle, sampling / 1000
-        wanted.QueueSize, wanted.DiscardOldest = settings.queue or self.settings.queue or usual, True
-        wanted.Filter = _filter(ua, settings.report_deadband)
-        return ua.MonitoredItemCreateRequest(self._asked(client, point), ua.MonitoringMode.Reporting, wanted)
+        queue = settings.queue or self.settings.queue or usual
+        filtered = _filter(client.ua, settings.report_deadband)
+        shown = encode.NO_FILTER if filtered is None else client.extension(filtered)
+        return encode.item(self._asked(client, point), handle, sampling / 1000, queue, shown)
 
     async def _delete_items(self) -> None:
         """Let the server forget items whose signals are no longer wanted."""
@@ -758,23 +784,17 @@ class OpcUaSession:
         assert client is not None
         told = np.flatnonzero(points.told)
         first = self._look_after_from if self._look_after_from < len(told) else 0
-        piece = told[first : first + min(NAMES_AT_ONCE * 2, self._server().nodes_max)]
+        piece = told[first : first + min(LOOK_AT_ONCE, self._server().nodes_max)]
         held = points.values[piece].copy(), points.status[piece].copy(), points.news_us[piece].copy()
+        request = self._request(client, piece)
         try:
-            raw = await client.ask_raw(*self._request(client, piece), client.ua.ReadResponse, "no answer to a look")
+            raw = await client.ask_raw(*request.encoded, client.ua.ReadResponse, "no answer to a look")
         except Refused as refused:
             if refused.name not in TOO_LONG or len(piece) == 1:
                 raise
             self._server().nodes_max = max(1, len(piece) // 2)
             return
-        wall = self.clock.wall_us()
-        fast = decode.read_response(raw, len(piece), wall)
-        if fast is None:
-            with client.door("an answer that cannot be read"):
-                items = client.decoded(raw, client.ua.ReadResponse).Results
-                column = decode.from_data_values(items, wall)
-        else:
-            column = fast[1]
+        column = self._column(client, raw, len(piece), request.layout)
         self._compare(piece, column, held)
         self._look_after_from = first + len(piece)
         if self._look_after_from >= len(told):
@@ -786,8 +806,6 @@ class OpcUaSession:
         """held: values, status and time of the last news before the look. Raises DeviceSilent when most are deaf."""
         points, now = self.points, self.clock.monotonic_us()
         values, codes, news_us = held
-        if len(column.values) != len(piece):
-            return
         differs = (column.status != codes) | ~((column.values == values) | (np.isnan(column.values) & np.isnan(values)))
         differs &= ~self._within_deadband(piece, column, values)
         if self.subscription is not None:  # what was told of it and not yet read may be the very difference
@@ -923,16 +941,15 @@ async def _read_values(client: Client, nodes: Sequence[Any], attribute: Any) -> 
 
 async def _read_attributes(client: Client, nodes: Sequence[Any], attributes: Sequence[Any]) -> "list[ua.DataValue]":
     """Some attributes of some nodes, those of one node beside each other. Raises DeviceSilent, Refused."""
-    return await _read_items(client, [(node, attribute) for node in nodes for attribute in attributes])
+    named = [client.node(node) for node in nodes]
+    return await _read_items(client, [encode.read_value_id(node, each) for node in named for each in attributes])
 
 
-async def _read_items(client: Client, items: Sequence[tuple[Any, Any]]) -> "list[ua.DataValue]":
-    """The same; where the server takes less than it told, in halves."""
-    request = client.ua.ReadRequest()
-    request.Parameters.TimestampsToReturn = client.ua.TimestampsToReturn.Neither
-    request.Parameters.NodesToRead = [client.ua.ReadValueId(*item) for item in items]
+async def _read_items(client: Client, items: Sequence[bytes]) -> "list[ua.DataValue]":
+    """Of ReadValueIds that are encoded; where the server takes less than it told, in halves."""
+    request = client.prefix(client.ua.ReadRequest), encode.read(items, encode.NEITHER)
     try:
-        found: list[ua.DataValue] = (await client.ask(request, "no answer")).Results
+        found: list[ua.DataValue] = (await client.ask_encoded(*request, client.ua.ReadResponse, "no answer")).Results
     except Refused as refused:
         if refused.name not in TOO_LONG or len(items) == 1:
             raise

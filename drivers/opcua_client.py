@@ -8,6 +8,7 @@ Rule 3: whatever the library raises becomes one of the two errors of the contrac
 """
 
 import asyncio
+import gc
 import importlib
 import logging
 import socket
@@ -35,6 +36,8 @@ CLOSE_CANCELLED_S = 0.05
 """A cancelled session still says goodbye (servers count sessions), but must be gone within 100 ms."""
 RENEW_SHARE = 0.75
 """Of the lifetime of a secure channel or session, after which it is renewed: OPC UA Part 4, 5.5.2.1."""
+HEADERS_MAX = 512
+"""Bytes of a message beside its parameters: its type, and a RequestHeader with an authentication token."""
 SERVICE_FAULT = 397
 """ServiceFault_Encoding_DefaultBinary: OPC UA Part 6, A.3."""
 
@@ -135,7 +138,11 @@ class Client:
         bad status that no person needs to act on.
         """
         response = getattr(self.ua, type(request).__name__.removesuffix("Request") + "Response")
-        raw = await self.ask_raw(*self.encoded(request), response, doing)
+        return await self.ask_encoded(*self.encoded(request), response, doing)
+
+    async def ask_encoded(self, prefix: bytes, parameters: bytes, response: Any, doing: str) -> Any:
+        """The same for a request that was encoded before."""
+        raw = await self.ask_raw(prefix, parameters, response, doing)
         with self.door(doing):
             return self.decoded(raw, response)
 
@@ -149,10 +156,23 @@ class Client:
 
     def encoded(self, request: Any) -> tuple[bytes, bytes]:
         """A request as its type and its parameters, which may be sent any number of times."""
-        kind = type(request)
+        return self.prefix(type(request)), _binary().struct_to_binary(request.Parameters)
+
+    def prefix(self, kind: Any) -> bytes:
+        """A request's type, encoded."""
         if kind not in self._prefixes:
-            self._prefixes[kind] = _binary().nodeid_to_binary(request.TypeId)
-        return self._prefixes[kind], _binary().struct_to_binary(request.Parameters)
+            self._prefixes[kind] = self.node(kind().TypeId)
+        return self._prefixes[kind]
+
+    def node(self, node: Any) -> bytes:
+        """A NodeId, encoded."""
+        encoded: bytes = _binary().nodeid_to_binary(node)
+        return encoded
+
+    def extension(self, structure: Any) -> bytes:
+        """A structure as an ExtensionObject, encoded."""
+        encoded: bytes = _binary().extensionobject_to_binary(structure)
+        return encoded
 
     def decoded(self, raw: bytes, response: Any) -> Any:
         """By the library's own decoder, whose errors are those of a malformed answer. Raises Refused."""
@@ -209,6 +229,12 @@ class Client:
     def connected(self) -> bool:
         protocol = self.library.uaclient.protocol
         return bool(protocol is not None and protocol.transport is not None)
+
+    @property
+    def parameters_max(self) -> int:
+        """Bytes of a request's parameters that the server takes, as it said when the line was opened."""
+        most = int(self.library.uaclient.protocol._connection._limits.max_message_size)
+        return most - HEADERS_MAX if most > HEADERS_MAX else 2**62
 
     def outlived(self) -> bool:
         """Not used for so long that the server may have ended the session: a poll period may be longer than it lives."""
@@ -307,7 +333,28 @@ def _library(settings: Connection) -> "Library":
     )
     client.name = client.description = "edge-agent"
     client.application_uri = "urn:edge-agent"
+    made = client.uaclient._make_protocol
+
+    def make_protocol() -> Any:
+        protocol = made()
+        take = protocol._process_received_message
+        protocol._process_received_message = lambda message: take(_no_fault(protocol, message))
+        return protocol
+
+    client.uaclient._make_protocol = make_protocol
     return client
+
+
+def _no_fault(protocol: Any, message: Any) -> Any:
+    """The message again, unless it refuses a secure channel: the library would say no more than AssertionError then."""
+    if protocol._open_secure_channel_exchange is None or not hasattr(message, "body"):
+        return message
+    if not hasattr(message.SecurityHeader(), "SecurityPolicyURI"):  # an answer to something else, while it is renewed
+        return message
+    raw = bytes(message.body())
+    if raw[:2] == b"\x01\x00" and int.from_bytes(raw[2:4], "little") == SERVICE_FAULT:
+        raise importlib.import_module("asyncua.ua").UaStatusCodeError(int.from_bytes(raw[16:20], "little"))
+    return message
 
 
 async def _secure(library: "Library", settings: Connection, pki: str | None, clock: Clock, ua: Any) -> tuple[str, ...]:
@@ -317,10 +364,11 @@ async def _secure(library: "Library", settings: Connection, pki: str | None, clo
     """
     if pki is None:
         raise DeviceRefused(f"{settings.url}: security {settings.security} needs a data_dir to keep certificates in")
-    own = await in_thread(lambda: _own(settings, Path(pki), clock.wall_us()), "own certificate")
+    folder, now_us = Path(pki), clock.wall_us()
+    own = await in_thread(lambda: _own(settings, folder, now_us), "own certificate")
     library.application_uri = own.application_uri
     endpoint = _endpoint(await library.connect_and_get_server_endpoints(), settings, ua)
-    verdict = await in_thread(lambda: _verdict(endpoint, settings, Path(pki), clock.wall_us()), "trust")
+    verdict = await in_thread(lambda: _verdict(endpoint, settings, folder, now_us), "trust")
     if not verdict.trusted:
         raise DeviceRefused(f"{settings.url}: {verdict.words}")
     policies = importlib.import_module("asyncua.crypto.security_policies")
@@ -495,12 +543,22 @@ async def library_module() -> Any:
 
 
 def _load() -> None:
-    with suppress(ImportError):
-        importlib.import_module("asyncua")
-        importlib.import_module("asyncua.client.client")
-        # It speaks at INFO of every read and at WARNING of every refused try; both reach us as errors anyway.
-        logging.getLogger("asyncua").setLevel(logging.CRITICAL)
-        _loaded.set()
+    """The library's 50,000 objects stay for ever: the collector would hold the loop while it walks them, 100 ms each time."""
+    gc.disable()
+    try:
+        with suppress(ImportError):
+            _import()
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _import() -> None:
+    importlib.import_module("asyncua")
+    importlib.import_module("asyncua.client.client")
+    # It speaks at INFO of every read and at WARNING of every refused try; both reach us as errors anyway.
+    logging.getLogger("asyncua").setLevel(logging.CRITICAL)
+    _loaded.set()
 
 
 def _binary() -> Any:

@@ -6,9 +6,9 @@ Rule 3: every length comes from the wire, so none is believed before it is measu
 Source: OPC UA Part 6, 5.2.2 (Variant, DataValue, ExtensionObject), and Part 4, 7.33, 7.25 and 5.14.5.
 """
 
-from array import array
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from struct import Struct, error
 from typing import Any
@@ -52,6 +52,8 @@ FEW_MIN, FEW_MAX = 16, 1024
 RUN_WORTH = 256
 """A look takes as long as a walk of about a hundred: only such runs are worth a look after every few."""
 WINDOW = 64
+SIZE_MAX = 255
+"""Bytes of one DataValue, so that a byte holds each size; longer texts and arrays are left to the library."""
 SHORT = 200
 """Bytes of an answer for each column in it below which the library is faster (python -m bench.opcua_decode)."""
 
@@ -113,23 +115,42 @@ class Published:
     other: int
 
 
+@dataclass(slots=True)
+class Layout:
+    """Where the values of the last answer to one request began: kept by who asks it again, measured again each time.
+
+    It saves the walk through answers of mixed types, which are laid out alike until a value turns bad. end: where the last
+    value ended. sizes: (n,) uint8 bytes of each.
+    """
+
+    end: int = -1
+    starts: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    sizes: Codes = field(default_factory=lambda: np.zeros(0, np.uint8))
+
+
 # ------------------------------------------------------------------------------------------------------ from the bytes
 
 
-def read_response(raw: bytes, count: int, received_us: int, *, short: int = SHORT) -> tuple[Header, Column] | None:
+def read_response(
+    raw: bytes, count: int, received_us: int, layout: Layout | None = None, *, short: int = SHORT
+) -> tuple[Header, Column] | None:
     """A whole ReadResponse of `count` values; None when the library must look at it.
 
-    raw: the message's body, from its type id on. received_us: UTC. short: bytes below which it does not pay. Raises nothing.
+    raw: the message's body, from its type id on. received_us: UTC. layout: of the same request's last answer, brought up to
+    date. short: bytes below which it does not pay. Raises nothing.
     """
     if len(raw) < short:
         return None
     header = _header(raw, READ_RESPONSE)
-    end = len(raw) - _INT32.size
-    if header is None or end < _HEADER.size + _INT32.size or not _is_empty_list(raw, end):
+    at, end = _HEADER.size + _INT32.size, len(raw) - _INT32.size
+    if (
+        header is None
+        or end < at
+        or not _is_empty_list(raw, end)
+        or _INT32.unpack_from(raw, at - _INT32.size)[0] != count
+    ):
         return None
-    if _INT32.unpack_from(raw, _HEADER.size)[0] != count:
-        return None
-    starts = _starts(raw, _HEADER.size + _INT32.size, count, 0, end)
+    starts = _starts(raw, at, count, 0, end) if layout is None else _starts_again(raw, at, count, end, layout)
     return None if starts is None else (header, _column(raw, starts, 0, end, received_us))
 
 
@@ -223,23 +244,24 @@ def _tail(mask: int) -> int:
     return sum(size for part, size in TAIL_PARTS.items() if mask & part)
 
 
-def _sizes() -> bytes:
-    table = bytearray(0x1_0000)
-    for mask in range(MASK_MAX + 1):
-        for kind in range(0x100):
-            if not mask & HAS_VALUE:
-                table[mask << 8 | kind] = 1 + _tail(mask)
-            elif kind == 0 or kind in WIDTHS:
-                table[mask << 8 | kind] = 2 + WIDTHS.get(kind, 0) + _tail(mask)
-    return bytes(table)
-
-
-SIZE_COLUMN: Codes = np.frombuffer(_sizes(), np.uint8)
-"""Bytes of a DataValue by its first two, mask and type, as a big-endian number; 0: these two do not say it."""
-SIZES = tuple(SIZE_COLUMN.reshape(0x100, 0x100)[mask].tobytes() for mask in range(0x100))
-"""The same by mask, then type: what plain Python reads fastest."""
 TAILS: Ints = np.array([_tail(mask) for mask in range(MASK_MAX + 1)])
 """Bytes after the value, by mask."""
+
+
+def _sizes() -> Codes:
+    table = np.zeros((0x100, 0x100), np.uint8)
+    for mask, tail in enumerate(TAILS.tolist()):
+        if mask & HAS_VALUE:
+            table[mask, [0, *WIDTHS]] = 2 + tail + np.array([0, *WIDTHS.values()])
+        else:
+            table[mask] = 1 + tail
+    return table
+
+
+SIZE_COLUMN: Codes = _sizes().ravel()
+"""Bytes of a DataValue by its first two, mask and type, as a big-endian number; 0: these two do not say it."""
+SIZES = tuple(row.tobytes() for row in SIZE_COLUMN.reshape(0x100, 0x100))
+"""The same by mask, then type: what plain Python reads fastest."""
 
 
 def _starts(raw: bytes, at: int, count: int, head: int, end: int) -> Ints | None:
@@ -252,34 +274,49 @@ def _starts(raw: bytes, at: int, count: int, head: int, end: int) -> Ints | None
     if count > (end - at) // (head + 1):
         return None
     first, few = at, FEW_MIN
-    steps = array("q")
+    sizes = bytearray()
     while count:
         many = min(count, few)
-        at = _walk(raw, at, many, head, end, steps)
+        at = _walk(raw, at, many, head, end, sizes)
         count -= many
         if not first <= at <= end:
             return None
         run = 0
-        if count and len(set(steps[-ALIKE:])) == 1:
-            step = steps[-1]
+        if count and len(set(sizes[-ALIKE:])) == 1:
+            step = sizes[-1] + head
             run = _run(raw, at + head, step, min(count, (end - at) // step), step - head)
-            steps.frombytes(np.full(run, step, np.int64).tobytes())
+            sizes += sizes[-1:] * run
             at, count = at + run * step, count - run
         few = FEW_MIN if run >= RUN_WORTH else min(2 * few, FEW_MAX)
-    return first + np.cumsum(np.frombuffer(steps, np.int64)) - np.frombuffer(steps, np.int64) if at == end else None
+    steps = np.frombuffer(sizes, np.uint8).astype(np.int64) + head
+    return first + np.cumsum(steps) - steps if at == end else None
 
 
-def _walk(raw: bytes, at: int, many: int, head: int, end: int, steps: "array[int]") -> int:
-    """Append the bytes of each of the next elements to `steps`; where the last one ends, -1 when they make no sense."""
+def _starts_again(raw: bytes, at: int, count: int, end: int, layout: Layout) -> Ints | None:
+    """`_starts` of a read: as the layout has it, when each value says the size that it has there; else looked for anew."""
+    if layout.end == end and len(layout.starts) == count:
+        told = SIZE_COLUMN[_fields(raw, ">u2", layout.starts)]
+        if np.array_equal(told, layout.sizes):
+            return layout.starts
+    starts = _starts(raw, at, count, 0, end)
+    if starts is not None:
+        layout.end, layout.starts, layout.sizes = end, starts, np.diff(starts, append=end).astype(np.uint8)
+    return starts
+
+
+def _walk(raw: bytes, at: int, many: int, head: int, end: int, sizes: bytearray) -> int:
+    """Append the bytes of each of the next DataValues to `sizes`; where the last one ends, -1 when they make no sense."""
+    known, add = SIZES, sizes.append  # this loop is what mixed answers cost; local names save a third of it
     at += head
     try:
         for _ in range(many):
-            size = SIZES[raw[at]][raw[at + 1]] or _open_size(raw, at, end)
+            size = known[raw[at]][raw[at + 1]]
             if not size:
-                return -1
-            size += head
-            steps.append(size)
-            at += size
+                size = _open_size(raw, at, end)
+                if not 0 < size <= SIZE_MAX:
+                    return -1
+            add(size)
+            at += size + head
     except IndexError:  # beyond the message: what was walked was none
         return -1
     return at - head
@@ -465,7 +502,7 @@ def _type_of(variant: Any) -> int:
 def number(raw: object) -> tuple[float, Quality]:
     """A variant's value as float64: booleans are 0/1, integers exact or BAD, arrays and texts are no numbers."""
     if isinstance(raw, float):
-        return (raw, Quality.GOOD) if np.isfinite(raw) else (np.nan, Quality.NOT_A_NUMBER)
+        return (raw, Quality.GOOD) if math.isfinite(raw) else (np.nan, Quality.NOT_A_NUMBER)
     if isinstance(raw, int):
         return (float(raw), Quality.GOOD) if abs(raw) <= EXACT_MAX else (np.nan, Quality.PRECISION)
     return np.nan, Quality.MISSING if raw is None else Quality.OTHER

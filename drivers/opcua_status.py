@@ -186,7 +186,7 @@ def name(status: int) -> str:
 
 def quality(status: int) -> Quality:
     """What a status says of one value."""
-    return Quality(int(QUALITIES[status >> 16 & 0xFFFF]))
+    return STATUSES.get(status & NAME_MASK, _severity(status)).quality
 
 
 def advice(status: int) -> str:

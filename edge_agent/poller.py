@@ -447,7 +447,9 @@ class Poller:
                 self._why, reason = Quality.OTHER, f"the driver failed: {type(error).__name__}: {error}"
         # Until something is read again: a device that takes each connection and answers nothing is not well between.
         self._silence.fail(self._why)
-        self._away(ConnectionState.DISCONNECTED, reason)
+        # A line that stands and over which nothing comes is another thing than one that is down.
+        silent = self._session is not None and self._why is Quality.TIMEOUT
+        self._away(ConnectionState.SILENT if silent else ConnectionState.DISCONNECTED, reason)
         self._broken.set()
 
     def _away(self, state: ConnectionState, reason: str) -> None:

@@ -205,8 +205,9 @@ class Settings(TypedDict, total=False):
 
     limits: Mapping[str, int]
     """`maxNodesPerRead`, `maxNodesPerBrowse`, `maxNodesPerTranslateBrowsePathsToNodeIds`, `maxNodesPerRegisterNodes`,
-    `maxMonitoredItemsPerCall`, `maxNodesPerHistoryReadData` …, `maxBrowseContinuationPoints`,
-    `minSupportedSampleRate`: enforced, and told in Server/ServerCapabilities. 10,000 of most of them without."""
+    `maxMonitoredItemsPerCall`, `maxNodesPerHistoryReadData` …, `maxBrowseContinuationPoints`: enforced, and told in
+    Server/ServerCapabilities; 10,000 of most without. `minSupportedSampleRate` in ms, 0: what a sampling interval of 0
+    is revised to (told as 100 at least)."""
     references_max: int
     """For each node in one Browse answer, then a continuation point comes; 0: all."""
     sessions_max: int
@@ -220,7 +221,7 @@ class Settings(TypedDict, total=False):
     lifetime_min_ms: float
     """5000: publishing interval × lifetime count is at least that."""
     sampling_min_ms: float
-    """50: but 0 stays 0, every change, where the variable's MinimumSamplingInterval is 0."""
+    """50; but an interval of 0 stays 0: every change is queued (all but Access.Slow)."""
 
 
 @dataclass(slots=True)
@@ -257,7 +258,10 @@ class Plant:
         await self.set_many([{"node": node, "value": value, "status": status, "age_s": age_s, "kind": kind}])
 
     async def set_many(self, values: Sequence[Mapping[str, Any]]) -> None:
-        """As `set`, of several variables in one moment; the keys are its words. `keep_value`: only status and time."""
+        """As `set`, of several variables in one moment; the keys are its words. `keep_value`: only status and time.
+
+        More values of one variable than an item's queue holds: the server sets Overflow (0x480), as it shall.
+        """
         await self._do("set", values=[_plain(each) for each in values])
 
     async def set_status(self, node: str, status: str, *, age_s: float | None = 0.0) -> None:

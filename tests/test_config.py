@@ -604,7 +604,7 @@ def test_the_contracts_example_is_accepted_but_for_what_is_not_available_yet() -
     assert all("is not available yet" in error.text for error in found.value.errors)
     lines = EXAMPLE.read_text().splitlines()
     later = [
-        *("tls", "users", "routes", "security", "mode", "groups", "rate", "frozen", "drift", "forecast"),
+        *("tls", "users", "routes", "groups", "rate", "frozen", "drift", "forecast"),
         *("learned", "adaptive", "residual", "spike", "noise", "manual", "waveform"),
     ]
     for (line, column), path in told.items():

@@ -165,21 +165,26 @@ class Subscribed:
     async def _take(self, result: Any) -> None:
         self.messages.append(result.NotificationMessage)
 
-    async def watch(self, *names: str) -> list[str]:
+    async def watch(self, *names: str, queue: int = 100) -> list[str]:
         """Returns the status of each item."""
         items = []
         for handle, name in enumerate(names):
             item = ua.ReadValueId(ua.NodeId.from_string(f"ns={self.plant.index};s={name}"), ua.AttributeIds.Value)
-            wish = ua.MonitoringParameters(handle, 0, None, 100, True)
+            wish = ua.MonitoringParameters(handle, 0, None, queue, True)
             items.append(ua.MonitoredItemCreateRequest(item, ua.MonitoringMode.Reporting, wish))
         order = ua.CreateMonitoredItemsParameters(self.id, ua.TimestampsToReturn.Both, items)
         return [each.StatusCode.name for each in await self.client.uaclient.create_monitored_items(order)]
 
     @property
-    def values(self) -> list[float]:
-        """Of all items, in the order of their coming."""
+    def told(self) -> list[tuple[float, int]]:
+        """Values and status codes of all items, in the order of their coming."""
         parts = [part for message in self.messages for part in message.NotificationData or []]
-        return [item.Value.Value.Value for part in parts for item in getattr(part, "MonitoredItems", [])]
+        items = [item.Value for part in parts for item in getattr(part, "MonitoredItems", [])]
+        return [(value.Value.Value, value.StatusCode.value) for value in items]
+
+    @property
+    def values(self) -> list[float]:
+        return [value for value, _ in self.told]
 
     async def until(self, value: float) -> None:
         await eventually(lambda: value in self.values)
@@ -220,6 +225,10 @@ def test_every_value_of_a_ramp_is_told_and_the_server_tells_what_it_revised() ->
             await one.until(119)
             assert [value for value in one.values if value >= 100] == list(range(100, 120))
             assert await plant.ramp_end(ramp) == 20
+            await one.watch("Access.Writable", queue=2)
+            await plant.set_many([{"node": "Access.Writable", "value": value} for value in range(200, 205)])
+            await one.until(204)
+            assert [told for told in one.told if told[0] >= 200] == [(203, 0x480), (204, 0)]
 
     asyncio.run(run())
 

@@ -405,7 +405,7 @@ WRONG_USE = {
     "modbus tcp://x --rate 0": "is no rate",
     "modbus tcp://x --samples 0": "is no number of samples",
     "modbus tcp://x --every 5": "is no duration",
-    "modbus tcp://x --timeout 5ms": "outside 10ms",
+    "modbus tcp://x --timeout 5ms": "out of range; allowed: 10ms to 15s",
     "modbus tcp://x --ca a.pem": "tls://",
 }
 

@@ -122,7 +122,9 @@ def _validated(scanner: "Scanner", given: "Mapping[str, Any]") -> Any:
         return scanner.Options.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"--{first['loc'][0]}: {first['msg'].removeprefix('Value error, ')}") from None
+        allowed = first.get("ctx", {}).get("allowed")
+        words = first["msg"].removeprefix("Value error, ") + (f"; allowed: {allowed}" if allowed else "")
+        raise ValueError(f"--{first['loc'][0]}: {words}") from None
 
 
 def _show(looking: "Scan", arguments: argparse.Namespace) -> bool:

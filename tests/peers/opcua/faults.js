@@ -38,9 +38,8 @@ function setFloors(settings) {
 }
 
 class Faults {
-  constructor(server, plant, settings) {
+  constructor(server, settings) {
     this.server = server;
-    this.plant = plant;
     this.refusals = new Map(); // service → {status, times}
     this.delays = new Map(); // service → milliseconds
     this.refusedItems = new Map(); // NodeId → status

@@ -50,7 +50,7 @@ let own; // the certificate and key of all servers that bring none, made once fo
 async function ownCertificate() {
   if (own) return own;
   const manager = await certificates("own", {});
-  own = { certificate: path.join(home, "own.pem"), key: manager.privateKey, made: false };
+  own = { certificate: path.join(home, "own.pem"), key: manager.privateKey };
   await manager.createSelfSignedCertificate({
     applicationUri: SERVER_URI, dns: ["localhost"], ip: ["127.0.0.1"], subject: "/CN=foreign", outputFile: own.certificate,
     startDate: new Date(Date.now() - 86400000), validity: 30,
@@ -91,7 +91,7 @@ async function open(number, settings, port) {
   const { anonymous = true, users = {}, user_certificates: byCertificate } = settings;
   const manager = (kind, lists) => certificates(`${kind}-${number}`, { key_from: mine.key, ...lists });
   const server = new OPCUAServer({
-    port, hostname: "127.0.0.1", resourcePath: settings.path || "", maxConnectionsPerEndpoint: 1000,
+    port, hostname: "127.0.0.1", maxConnectionsPerEndpoint: 1000,
     serverInfo: { applicationUri: settings.uri || SERVER_URI, applicationName: { text: "Foreign" } },
     securityPolicies: policies(settings).map((name) => POLICIES + name),
     securityModes: (settings.modes || ["None"]).map((name) => MessageSecurityMode[name]),
@@ -102,14 +102,13 @@ async function open(number, settings, port) {
     userCertificateManager: await manager("users", { accept_all: false, trusted: byCertificate || [] }),
     nodeset_filename: [nodesets.standard, path.join(__dirname, "types.xml")],
     serverCapabilities: capabilities(settings),
-    timeout: settings.transport_timeout_ms || 60000,
-    ...(settings.token_lifetime_ms ? { defaultSecureTokenLifetime: settings.token_lifetime_ms } : {}),
+    defaultSecureTokenLifetime: settings.token_lifetime_ms || 600000,
   });
   await server.initialize();
   offerTokens(server, settings);
   setFloors(settings);
   const plant = settings.plant_later ? null : new Plant(server.engine.addressSpace, settings);
-  const faults = new Faults(server, plant, settings);
+  const faults = new Faults(server, settings);
   await server.start();
   faults.watchSockets();
   const one = { number, settings, server, plant, faults, ramps: new Map(), port: server.endpoints[0].port };
@@ -134,9 +133,11 @@ function ramp(one, { nodes, period_ms: period, start = 0, count: last = null }) 
   const number = (count += 1);
   const timer = { value: start, made: 0 };
   const names = one.plant.expand(nodes);
+  for (const name of names) one.plant.node(name); // those that are not there are told now
   const beat = () => {
     if (last !== null && timer.made >= last) return clearInterval(timer.clock);
-    for (const node of names) one.plant.set({ node, value: timer.value });
+    const there = names.filter((node) => one.plant.kinds.has(node)); // some may have been deleted since
+    for (const node of there) one.plant.set({ node, value: timer.value });
     timer.value += 1;
     timer.made += 1;
     return undefined;
@@ -162,7 +163,7 @@ const COMMANDS = {
     return told(await open(one.number, { ...one.settings, ...settings }, one.port));
   },
   load_plant: (one) => {
-    one.plant = one.faults.plant = new Plant(one.server.engine.addressSpace, one.settings);
+    one.plant = new Plant(one.server.engine.addressSpace, one.settings);
     return told(one);
   },
   state: (one, { state }) => one.server.setServerState(ServerState[state]),
