@@ -198,6 +198,15 @@ class Client:
         """Leave a PublishRequest at the server; `told` is called with the future when it is answered or lost."""
         self._send(prefix, tail, 0.0).add_done_callback(told)
 
+    def leave(self, request: Any) -> "asyncio.Future[Any]":
+        """Send a request whose answer nobody waits for here; the future has its bytes some time, or fails."""
+        self.counts.requests += 1
+        future = self._send(*self.encoded(request), 0.0)
+        future.add_done_callback(
+            lambda done: None if done.cancelled() else done.exception()
+        )  # seen, if nobody else does
+        return future
+
     def _send(self, prefix: bytes, tail: bytes, timeout_s: float) -> "asyncio.Future[Any]":
         """What UASocketProtocol._send_request does, for parameters that are encoded already."""
         protocol = self.library.uaclient.protocol

@@ -122,15 +122,14 @@ class Subscription:
         self._values = 0
         return told
 
+    def waiting(self) -> Ints:
+        """The handles of what came and was not drained yet."""
+        return np.concatenate([np.zeros(0, np.int64), *(part.handle for parts in self._told for part in parts)])
+
     def put_back(self, told: Told) -> None:
         """What nobody wanted yet, for the next call."""
         self._told.append([told])
         self._values += len(told.handle)
-
-    @property
-    def waiting(self) -> int:
-        """Values that came and were not read yet."""
-        return self._values
 
     def ask(self) -> None:
         """Leave as many requests at the server as it should have."""
