@@ -10,6 +10,7 @@ beside it the CPU that the loop's thread had meanwhile: where that is much less,
 import argparse
 import asyncio
 import cProfile
+import importlib
 import json
 import logging
 import os
@@ -32,7 +33,7 @@ from drivers import opcua
 from drivers.opcua_settings import Address, Connection
 from edge_agent import broker
 from edge_agent.clock import SystemClock
-from edge_agent.contract import Point, Quality
+from edge_agent.contract import DeviceRefused, Point, Quality
 from tests import foreign
 
 Figures = dict[str, float]
@@ -51,6 +52,8 @@ class Asked:
     items: int
     seconds: float
     profile: str | None
+    certificate: str = ""
+    """The server's, a file."""
 
 
 # ------------------------------------------------------------------------------------------------- what a process measures
@@ -185,6 +188,26 @@ async def ours(asked: Asked, mode: str) -> Figures:
     return {**found, **ticker.figures(), "lost": lost} | ({"subscribe_s": subscribed_s} if told else {})
 
 
+async def secured(asked: Asked) -> Figures:
+    """Connect with sign and encrypt for the first time, with all that is loaded and made for it, and once more."""
+    with tempfile.TemporaryDirectory(prefix="edge-agent-bench-") as home:
+        folder = Path(home) / "pki"
+        words = {"url": asked.url, "security": "Basic256Sha256/SignAndEncrypt", "timeout": "30s"}
+        settings = Connection.model_validate(words).at_home(str(folder))
+        async with ticking() as ticker:
+            with suppress(DeviceRefused):  # the server's certificate is not trusted yet
+                async with opcua.DRIVER.open("bench", settings, points(1), CLOCK):
+                    pass
+            ticker.phase = "accept"
+            pki = importlib.import_module("drivers.opcua_pki")
+            pki.add(folder, Path(asked.certificate).read_bytes())
+            await asyncio.sleep(2 * TICK_S)
+            ticker.phase = "again"
+            async with opcua.DRIVER.open("bench", settings, points(1), CLOCK) as session:
+                await session.read(np.arange(1))
+        return {name: value for name, value in ticker.figures().items() if "accept" not in name}
+
+
 # ------------------------------------------------------------------------------------------------------------- asyncua's ways
 
 
@@ -278,6 +301,7 @@ CASES: dict[str, Callable[[Asked], Awaitable[Figures]]] = {
     "told: asyncua, bulk": asyncua_bulk,
     "read: ours": lambda asked: ours(asked, "poll"),
     "read: asyncua": asyncua_read,
+    "secured": secured,
 }
 
 
@@ -351,9 +375,12 @@ async def run(options: argparse.Namespace) -> dict[str, Figures]:
     """Every case so often, in turn → the medians of each."""
     cases = [case for case in (*CASES, *AGENTS) if not options.only or any(word in case for word in options.only)]
     found: dict[str, list[Figures]] = {case: [] for case in cases}
-    async with foreign.server(mass=options.items) as plant:
+    settings = foreign.Settings(
+        mass=options.items, policies=["None", "Basic256Sha256"], modes=["None", "SignAndEncrypt"], accept_all=True
+    )
+    async with foreign.server(**settings) as plant:
         await plant.ramp(["Mass.*"], 1.0)
-        asked = Asked(plant.url, options.items, options.seconds, options.profile)
+        asked = Asked(plant.url, options.items, options.seconds, options.profile, str(plant.certificate))
         for turn in range(options.rounds):
             for case in cases:
                 print(f"  round {turn + 1} of {options.rounds}: {case}", file=sys.stderr)
@@ -374,6 +401,8 @@ def show(found: dict[str, Figures], options: argparse.Namespace) -> None:
         f"  {'':24} {'µs CPU each':>12} {'in the kernel':>14} {'% of a core':>12} {'each second':>12} {'RSS, MB':>9} {'subscribe, s':>13}"
     )
     for case, each in found.items():
+        if "us" not in each:
+            continue
         kernel = f"{each['system_us']:14.3f}" if "system_us" in each else f"{'':14}"
         row = f"  {case:24} {each['us']:12.3f} {kernel} {each['cpu_percent']:12.2f} {each['values_s']:12,.0f}"
         print(f"{row} {each['rss_mb']:9.0f}" + (f" {each['subscribe_s']:13.1f}" if "subscribe_s" in each else ""))
@@ -383,12 +412,18 @@ def show(found: dict[str, Figures], options: argparse.Namespace) -> None:
             continue
         ratios = ", ".join(f"1/{found[case]['us'] / own['us']:.0f} of {case.partition(': ')[2]}" for case in others)
         print(f"  {kind}: {own['us']:.3f} µs, {verdict(own['us'], target)} µs; {ratios}")
-        for name, value in own.items():
-            if name.startswith("block_") and not name.endswith("cpu_ms"):
-                cpu = own[name.replace("_ms", "_cpu_ms")]
-                print(
-                    f"    longest block, {name[6:-3]:10} {value:7.0f} ms ({cpu:.0f} ms of CPU), {verdict(value, BLOCK_TARGET_MS)} ms"
-                )
+        show_blocks(own)
+    if "secured" in found:
+        print("  with sign and encrypt, first (imports, a new key) and again:")
+        show_blocks(found["secured"])
+
+
+def show_blocks(figures: Figures) -> None:
+    for name, value in figures.items():
+        if name.startswith("block_") and not name.endswith("cpu_ms"):
+            cpu = figures[name.replace("_ms", "_cpu_ms")]
+            kept = verdict(value, BLOCK_TARGET_MS)
+            print(f"    longest block, {name[6:-3]:10} {value:7.0f} ms ({cpu:.0f} ms of CPU), {kept} ms")
 
 
 def verdict(value: float, target: float) -> str:

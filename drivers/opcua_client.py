@@ -435,7 +435,9 @@ def _x509(der: bytes) -> Any:
 
 
 def _key(der: bytes) -> Any:
-    return importlib.import_module("cryptography.hazmat.primitives.serialization").load_der_private_key(der, None)
+    # opcua_pki has checked it in a thread; once more would hold the loop for 60 ms.
+    load = importlib.import_module("cryptography.hazmat.primitives.serialization").load_der_private_key
+    return load(der, None, unsafe_skip_rsa_key_validation=True)
 
 
 def _endpoint(offered: "Sequence[ua.EndpointDescription]", settings: Connection, ua: Any) -> "ua.EndpointDescription":
