@@ -186,26 +186,30 @@ class Pipeline:
         if self._missed and now >= self._missed_due:
             self._tell_missed()
 
-    def lines(self, lost: Mapping[str, Loss]) -> None:
-        """Which lines, and parts of lines, are lost now, by their names in the agent's own machine.
-
-        A line of which nobody tells, and a part of a line that is lost as a whole, are not known.
+    def lines(self, told: Mapping[str, Loss]) -> None:
+        """Which lines, and parts of lines, are lost now, and which certificates end soon, by their names in the agent's own
+        machine. What nobody tells of, and a part of a line that is lost as a whole, are not known.
         """
         own = self.plant.own
         if own is None:
             return
         now = self._time.now_us()
-        known = [lost.get(signal.name, UNKNOWN) for signal in own.signals]
+        known = [told.get(signal.name, UNKNOWN) for signal in own.signals]
         codes = [each.why for each in known]
-        pause_us = LOST_EVERY_US if any(codes) else OWN_EVERY_US
+        # What is said of a certificate has no delay, stands for weeks, and its words are needed only where it changes.
+        certificate = [signal.certificate for signal in own.signals]
+        lost = any(code for code, its in zip(codes, certificate, strict=True) if not its)
+        pause_us = LOST_EVERY_US if lost else OWN_EVERY_US
         if codes == self._lines and now < self._lines_due:
             return
+        quiet = [its and codes == self._lines for its in certificate]
         self._lines, self._lines_due = codes, now + pause_us
         unknown = np.array([[code == Quality.HOLD for code in codes]], dtype=np.bool_)
         frame = _row(own, now, self._clock.wall_us(), Quality.GOOD)
         frame.values[:] = np.where(unknown, np.nan, np.array([codes], dtype=np.float64))
         frame.quality[unknown] = Quality.DISCONNECTED | LINE_LOST
-        self.take([replace(frame, tick=False, words=(tuple(each.words for each in known),))])
+        words = tuple("" if no else each.words for no, each in zip(quiet, known, strict=True))
+        self.take([replace(frame, tick=False, words=(words,))])
 
     def _tick_due(self, machine: Machine) -> int:
         return self._last_us[machine.name] + machine.every_us + min(machine.every_us // 2, TICK_GRACE_MAX_US)
@@ -260,6 +264,7 @@ class Pipeline:
         self._store.use_layouts([machine.layout for machine in plant.machines])
         now = self._time.now_us()
         self._last_us = {name: self._last_us.get(name, now) for name in plant.by_name}
+        self._lines = []
         self.drop(orphans)
         self.snapshot()
 

@@ -588,23 +588,6 @@ def test_a_file_with_a_private_key_is_not_imported(tmp_path: Path) -> None:
         pki.add(tmp_path, b"something")
 
 
-def test_what_expires_is_counted_in_days(tmp_path: Path) -> None:
-    own = pki.own_certificate(tmp_path, "press", NOW_US)
-    near, far = make("Near", valid_days=(-300, 6.5)), make("Far")
-    gone = make("Gone", valid_days=(-300, -0.5))
-    lay(tmp_path, (near.der, far.der, gone.der, revocations(authority(), next_days=20)))
-    assert [(each.name, each.place, each.days) for each in pki.expiry(tmp_path, NOW_US)] == [
-        ("Gone", "trusted", -1),
-        ("Near", "trusted", 6),
-        ("revocations of O=Example,CN=Plant CA", "trusted", 20),
-        ("Far", "trusted", 355),
-        ("edge-agent", "own", 3652),
-    ]
-    used = pki.expiry(tmp_path, NOW_US, {near.thumbprint})
-    assert {each.name for each in used} == {"Near", "edge-agent", "revocations of O=Example,CN=Plant CA"}
-    assert pki.days_left(own.about, NOW_US) == 3652
-
-
 # ------------------------------------------------------------------------------------------------------------- our own
 
 
