@@ -196,19 +196,20 @@ class Pipeline:
         now = self._time.now_us()
         known = [told.get(signal.name, UNKNOWN) for signal in own.signals]
         codes = [each.why for each in known]
-        # What is said of a certificate has no delay, stands for weeks, and its words are needed only where it changes.
-        certificate = [signal.certificate for signal in own.signals]
-        lost = any(code for code, its in zip(codes, certificate, strict=True) if not its)
-        pause_us = LOST_EVERY_US if lost else OWN_EVERY_US
         if codes == self._lines and now < self._lines_due:
             return
-        quiet = [its and codes == self._lines for its in certificate]
-        self._lines, self._lines_due = codes, now + pause_us
+        # What is said of a certificate has no delay that must mature, and stands for weeks: its words go where it changes.
+        stands = [
+            signal.certificate and code == before
+            for signal, code, before in zip(own.signals, codes, self._lines or [-1] * len(codes), strict=True)
+        ]
+        lost = any(code for signal, code in zip(own.signals, codes, strict=True) if not signal.certificate)
+        self._lines, self._lines_due = codes, now + (LOST_EVERY_US if lost else OWN_EVERY_US)
         unknown = np.array([[code == Quality.HOLD for code in codes]], dtype=np.bool_)
         frame = _row(own, now, self._clock.wall_us(), Quality.GOOD)
         frame.values[:] = np.where(unknown, np.nan, np.array([codes], dtype=np.float64))
         frame.quality[unknown] = Quality.DISCONNECTED | LINE_LOST
-        words = tuple("" if no else each.words for no, each in zip(quiet, known, strict=True))
+        words = tuple("" if same else each.words for same, each in zip(stands, known, strict=True))
         self.take([replace(frame, tick=False, words=(words,))])
 
     def _tick_due(self, machine: Machine) -> int:

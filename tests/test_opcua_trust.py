@@ -22,7 +22,7 @@ from drivers import opcua_certificate as cert
 from drivers import opcua_pki as pki
 from drivers.opcua import DRIVER
 from drivers.opcua_trust import Endpoint, Strictness, Verdict, judge
-from edge_agent.contract import Trusts
+from edge_agent.contract import Expiry, Trusts
 from tests.certificates import (
     DAY_US,
     NOW_US,
@@ -261,7 +261,10 @@ def test_a_server_is_trusted_after_a_person_accepted_its_certificate(tmp_path: P
     assert not refused.trusted
     accepted = pki.accept(tmp_path, refused.name)
     assert accepted.thumbprint == plc.thumbprint
-    assert judge(plc.der, PLC, tmp_path, NOW_US) == Verdict(True, "Good", "", (), "", plc.der, (plc.thumbprint,))
+    ends = Expiry("PLC 7", "server", NOW_US + 355 * DAY_US)
+    assert judge(plc.der, PLC, tmp_path, NOW_US) == Verdict(
+        True, "Good", "", (), "", plc.der, (plc.thumbprint,), (ends,)
+    )
     assert not list((tmp_path / "rejected").iterdir())
     pki.refuse(tmp_path, accepted.name, NOW_US)
     assert judge(plc.der, PLC, tmp_path, NOW_US).code == "BadCertificateUntrusted"
@@ -625,7 +628,8 @@ def test_our_own_certificate_would_be_trusted_by_ourselves(tmp_path: Path) -> No
     verdict = judge(
         own.certificate, Endpoint(own.application_uri, "press-4"), lay(tmp_path, (own.certificate,)), NOW_US
     )
-    assert verdict == Verdict(True, "Good", "", (), "", own.certificate, (own.about.thumbprint,))
+    ends = Expiry("edge-agent", "server", own.about.valid_until_us)
+    assert verdict == Verdict(True, "Good", "", (), "", own.certificate, (own.about.thumbprint,), (ends,))
 
 
 @pytest.mark.parametrize("hostname", ["", "prüfstand", "a_b", "x" * 200, "-.-"])
