@@ -180,7 +180,7 @@ class _Agent:
         self.reloading = asyncio.Lock()
         self.certificates: dict[str, Loss] = {}
         self.certificates_soon = asyncio.Event()
-        """A line came or went, or is another one: its certificates may be others too."""
+        """A line came or went, or a person has reloaded: the certificates may be others."""
 
     # --- start and end ----------------------------------------------------------------------------------------------
 
@@ -459,7 +459,7 @@ class _Agent:
             await asyncio.sleep(HEALTH_EVERY_S)
 
     async def _keep_certificates(self) -> None:
-        """Look hourly, and when a line came or went, when the certificates end on which the lines rest."""
+        """When the certificates end on which the lines rest: hourly, when a line came or went, and when a person reloads."""
         while True:
             self.certificates_soon.clear()
             lines = [each.poller.line for each in self.pollers.values()]
@@ -554,6 +554,7 @@ class _Agent:
                 return await self._reload()
             finally:
                 self.watched.stamps, self.watched.pending = _stamps(self.files), None
+                self.certificates_soon.set()
                 self._tell_status()
                 self.notifier.ready(f"{len(self.pollers)} connections, {self.pipeline.plant.signals} signals")
 
@@ -600,7 +601,6 @@ class _Agent:
         self.pipeline.use(plant, text, loaded.sha)
         self.board.use(machines)
         self._poll(lines)
-        self.certificates_soon.set()
         self._leave_behind(old)
         gone = {name for name in old.machines if name not in loaded.config.machines}
         self.retained = {t: p for t, p in self.retained.items() if t.partition("/")[0] not in gone}

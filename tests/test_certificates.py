@@ -20,8 +20,9 @@ from edge_agent.pipeline import TICK_EVERY_S
 from edge_agent.plant import Plant, without_certificates
 from edge_agent.poller import Line
 from edge_agent.records import Event, EventKind, JudgedFrame, Loss
-from tests import plants, virtual
+from tests import foreign, plants, virtual
 from tests.certificates import DAY_US, NOW_US, make
+from tests.hall import Hall, command, played
 from tests.plants import machine, signal
 from tests.test_lost_lines import Plc, Room, judged_again, lines_of
 
@@ -389,3 +390,54 @@ def test_status_says_which_certificate_ends() -> None:
     connection = {"state": "connected", "ne107": "maintenance_required", "beats": 3, "certificate": words}
     shown = "\n".join(status.status_lines({"state": "online", "connections": {"plc": connection}}))
     assert words in shown
+
+
+def lay_own(folder: Path, days: float) -> None:
+    """Our own certificate in a data directory, which ends in so many days by the real clock."""
+    since_now = (SystemClock().wall_us() - NOW_US) / DAY_US
+    made = make(
+        "edge-agent", uri="urn:press-4:edge-agent", hosts=("press-4",), valid_days=(since_now - 300, since_now + days)
+    )
+    own = folder / "pki" / "own"
+    own.mkdir(parents=True, exist_ok=True)
+    for name, data in (("certificate.der", made.der), ("key.pem", made.key_pem)):
+        (own / name).write_bytes(data)
+        (own / name).chmod(0o600)
+
+
+@pytest.mark.timeout(120)
+@played
+async def test_the_running_agent_tells_of_it_until_it_is_renewed_and_reloaded(here: Hall) -> None:
+    made = make("Cell 3", uri=foreign.SERVER_URI, hosts=("127.0.0.1",), valid_days=(-3650, 10_000))
+    files = {"certificate": here.data_dir.parent / "server.pem", "key": here.data_dir.parent / "key.pem"}
+    files["certificate"].write_bytes(made.pem)
+    files["key"].write_bytes(made.key_pem)
+    settings: Any = {"policies": ["None", "Basic256Sha256"], "modes": ["None", "Sign"], "accept_all": True, **files}
+    async with foreign.server(**settings) as server:
+        cell = {"driver": "opcua", "url": server.url, "security": "Basic256Sha256/Sign", "timeout": "2s"}
+        signals = {"double": {"address": f"nsu={foreign.URI};s=Types.Double"}}
+        config = here.plain({}, {"press": {"connection": "cell", "every": "200ms", "signals": signals}})
+        here.write({**config, "connections": {"cell": cell}})
+        lay_own(here.data_dir, 20.5)
+        await here.start()
+        raised = await here.event("agent", "raised", signal="cell.certificate")
+        assert (raised["kind"], raised["severity"]) == ("health", "warning")
+        assert "suppressed" not in raised
+        assert raised["message"].startswith("Certificates of cell: our own certificate edge-agent expires on ")
+        assert raised["message"].endswith(", in 20 days")
+        await here.event("agent", "raised", signal="cell")
+        (rejected,) = [each.stem for each in (here.data_dir / "pki" / "rejected").glob("*.der")]
+        assert (await command("trust", str(here.agent.config), rejected))[0] == 0
+        needs = await here.hears(
+            "health", lambda body: body["connections"]["cell"].get("ne107") == "maintenance_required", within_s=60
+        )
+        assert needs["connections"]["cell"]["state"] == "connected"
+        assert needs["connections"]["cell"]["certificate"] in raised["message"]
+        _, out, _ = await command("status", str(here.agent.config))
+        assert out.count("our own certificate edge-agent expires on") == 2, "at the connection, and as a warning"
+        assert [each["signal"] for each in here.active("agent")] == ["cell.certificate"]
+        lay_own(here.data_dir, 3000)
+        assert (await command("reload", str(here.agent.config)))[0] == 0
+        cleared = await here.event("agent", "cleared", signal="cell.certificate")
+        assert cleared["id"] == raised["id"]
+        assert "in order again" in cleared["message"]
