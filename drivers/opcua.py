@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from drivers import opcua_decode as decode
+from drivers import opcua_encode as encode
 from drivers import opcua_history as history
 from drivers import opcua_points as pts
 from drivers import opcua_status as status
@@ -51,10 +52,14 @@ log = logging.getLogger(__name__)
 
 NODES_MAX = 1000
 """Nodes in one Read when the server names no limit of its own (MaxNodesPerRead, OPC UA Part 5, 6.3.11)."""
+NODES_TOLD_MAX = 10_000
+"""Nodes in one Read of a server that says it takes as many: a value of 10,000 costs a quarter of one of 1,000."""
 ITEMS_AT_ONCE = 250
-"""Items in one CreateMonitoredItems: encoded in one piece on the loop's thread, 60 µs each."""
-NAMES_AT_ONCE = 250
+"""Items in one CreateMonitoredItems: encoded and their answers decoded in one piece on the loop's thread, 20 µs each."""
+NAMES_AT_ONCE = 100
 """Variables whose names are read at once, two attributes each; decoded one by one."""
+LOOK_AT_ONCE = 500
+"""Variables that are looked after at once."""
 RESOLVE_AGAIN_US = 60 * SECOND_US
 """How often the server is asked again for a namespace that it did not have: some load theirs after their start."""
 LOOK_AGAIN_US, LOOK_AGAIN_MAX_US = 2 * SECOND_US, 60 * SECOND_US
@@ -75,6 +80,7 @@ HEARD_EVERY_US = 60 * SECOND_US
 
 TOO_LONG = frozenset({"BadTooManyOperations", "BadResponseTooLarge", "BadEncodingLimitsExceeded", "BadRequestTooLarge"})
 """Answers to a request of too many nodes: half of them are asked next."""
+REQUEST_TOO_LARGE = 0x80B8_0000
 NO_NODE = frozenset({"BadNodeIdUnknown", "BadNodeIdInvalid", "BadNotFound", "BadParentNodeIdInvalid"})
 NO_MORE_ITEMS = frozenset({"BadTooManyMonitoredItems", "BadOutOfMemory", "BadResourceUnavailable"})
 
@@ -143,6 +149,10 @@ class OpcUaSession:
     memory: _Memory = field(default_factory=_Memory)
     _nodes: list[Any] = field(default_factory=list)
     """Of each point its NodeId in this session; None where the server has no such namespace."""
+    _ids: dict[int, bytes] = field(default_factory=dict)
+    """Of points, as far as they were asked, the ReadValueId of the value, encoded; void with `_nodes`."""
+    _missing: tuple[str, ...] = ()
+    """Namespaces that points want and the server has not."""
     _requests: dict[bytes, "_Request"] = field(default_factory=dict)
     _point_of: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     """Of each client handle the point, -1 when it is not wanted any more."""
@@ -174,9 +184,9 @@ class OpcUaSession:
         with _services(client, "no answer"):
             await self._look_for_nodes(due)
             before = await self._fill_gap(due)
-            asked = due[self._to_ask(due)]
-            if len(asked):
-                await self._ask(asked)
+            asked = self._to_ask(due)
+            if asked.any():
+                await self._ask(due[asked])
             return self._readings(due, asked, before)
 
     async def idle(self, until_us: int) -> int:
@@ -197,6 +207,7 @@ class OpcUaSession:
 
     def use(self, points: Sequence[Point]) -> None:
         """See contract.Session.use."""
+        self._ids.clear()
         self.points, moved, dropped = pts.carried_over(old := self.points, points)
         self._to_delete += [int(old.item[place]) for place in dropped]
         places = np.full(len(old), -1, np.int64)
@@ -262,10 +273,9 @@ class OpcUaSession:
         with _services(client, "no answer"):
             await self._resolve(client)
         client.used_us = self.clock.monotonic_us()
-        missing = self._missing()
-        if missing and not any(node is not None for node in self._nodes):
-            raise DeviceRefused(f"{client.url}: the server has no namespace {', '.join(missing)}")
-        for uri in missing:
+        if self._missing and not any(node is not None for node in self._nodes):
+            raise DeviceRefused(f"{client.url}: the server has no namespace {', '.join(self._missing)}")
+        for uri in self._missing:
             log.warning("%s: the server has no namespace %s; its signals are refused", self.name, uri)
 
     async def close(self, patience_s: float) -> None:
@@ -284,7 +294,7 @@ class OpcUaSession:
         if self.subscription is not None:
             self.subscription.check()
         await client.keep()
-        if self._missing() and self.clock.monotonic_us() - self._server().resolved_us > RESOLVE_AGAIN_US:
+        if self._missing and self.clock.monotonic_us() - self._server().resolved_us > RESOLVE_AGAIN_US:
             with _services(client, "no answer"):
                 await self._resolve(client)
         return client
@@ -317,7 +327,7 @@ class OpcUaSession:
         profile = profile_of(self.settings.profile, said)
         self.server = _Server(
             tuple(map(str, uris)),
-            _smallest(NODES_MAX, limits[0], profile.nodes_max),
+            _smallest(NODES_TOLD_MAX if limits[0] else NODES_MAX, limits[0], profile.nodes_max),
             _smallest(ITEMS_AT_ONCE, limits[1], profile.nodes_max),
             profile,
             self.clock.monotonic_us(),
@@ -333,6 +343,9 @@ class OpcUaSession:
         self._nodes = [
             self._node(client, name) for name, point in zip(self.points.names, self.points.points, strict=True)
         ]
+        self._ids.clear()
+        wanted = {self._uri(name) for name in self.points.names}
+        self._missing = tuple(sorted(uri for uri in wanted if uri is not None and uri not in self._server().uris))
         self._requests.clear()
         for place, node in enumerate(self._nodes):
             if node is None:
@@ -351,12 +364,6 @@ class OpcUaSession:
         """Of a namespace that the configuration names by number, the URI that it had when it was first seen."""
         return name.uri or (self.memory.uris.get(name.index) if name.index else None)
 
-    def _missing(self) -> list[str]:
-        if self.server is None:
-            return []
-        wanted = {self._uri(name) for name in self.points.names}
-        return sorted(uri for uri in wanted if uri is not None and uri not in self.server.uris)
-
     def _unknown(self, point: int, words: str) -> None:
         self.points.known[point] = self.points.told[point] = False
         self.points.words[point] = words
@@ -365,8 +372,9 @@ class OpcUaSession:
     async def _look_for_nodes(self, due: Ints) -> None:
         """Read the names of variables that are not known yet; of those that were not there, again after a while."""
         points, now = self.points, self.clock.monotonic_us()
-        there = np.array([node is not None for node in self._nodes], np.bool_)
-        wanted = due[~points.known[due] & there[due]]
+        wanted = due[~points.known[due]]
+        there = [self._nodes[point] is not None for point in wanted.tolist()]
+        wanted = wanted[np.array(there, np.bool_)]
         if not len(wanted) or (now < self._look_us and (points.quality[wanted] == Quality.REFUSED).all()):
             return
         client = await self._ready()
@@ -393,6 +401,7 @@ class OpcUaSession:
                 if words := self._other(point, is_called, is_of):
                     self._unknown(point, words)
                     continue
+            self._asked(client, point)  # now, while few are looked at: the first read is of all of them at once
             self.points.known[point] = True
             self.points.words.pop(point, None)
             if self.points.quality[point] == Quality.REFUSED:
@@ -454,6 +463,8 @@ class OpcUaSession:
         assert client is not None
         try:
             request = self._request(client, piece)
+            if len(piece) > 1 and len(request.encoded[1]) > client.parameters_max:
+                raise Refused(REQUEST_TOO_LARGE)
             raw = await client.ask_raw(
                 *request.encoded, client.ua.ReadResponse, f"no answer to a read of {len(piece)} variables"
             )
@@ -473,18 +484,16 @@ class OpcUaSession:
         if key not in self._requests:
             if len(self._requests) >= REQUESTS_KEPT:
                 self._requests.clear()
-            request = client.ua.ReadRequest()
-            request.Parameters.TimestampsToReturn = client.ua.TimestampsToReturn.Source
-            request.Parameters.NodesToRead = [self._asked(client, point) for point in piece.tolist()]
-            self._requests[key] = _Request(client.encoded(request), decode.Layout())
+            parameters = encode.read([self._asked(client, point) for point in piece.tolist()], encode.SOURCE)
+            self._requests[key] = _Request((client.prefix(client.ua.ReadRequest), parameters), decode.Layout())
         return self._requests[key]
 
-    def _asked(self, client: Client, point: int) -> "ua.ReadValueId":
-        item: ua.ReadValueId = client.ua.ReadValueId()
-        item.NodeId = self._nodes[point]
-        item.AttributeId = client.ua.AttributeIds.Value
-        item.IndexRange = self.points.address(point).index
-        return item
+    def _asked(self, client: Client, point: int) -> bytes:
+        """The ReadValueId of a point's value, encoded."""
+        if point not in self._ids:
+            node = client.node(self._nodes[point])
+            self._ids[point] = encode.read_value_id(node, index_range=self.points.address(point).index)
+        return self._ids[point]
 
     def _column(self, client: Client, raw: bytes, count: int, layout: decode.Layout) -> decode.Column:
         """An answer as a whole; what is unusual in it the library reads."""
@@ -539,7 +548,7 @@ class OpcUaSession:
 
     # --- what is handed on --------------------------------------------------------------------------------------------
 
-    def _readings(self, due: Ints, asked: Ints, before: Sequence[Readings]) -> Readings:
+    def _readings(self, due: Ints, asked: Bools, before: Sequence[Readings]) -> Readings:
         """What the server told since the last read, what it was asked, and of the rest that it stands."""
         now, wall = self.clock.monotonic_us(), self.clock.wall_us()
         blocks = [*before, *self._drained(due)]
@@ -587,16 +596,18 @@ class OpcUaSession:
         handle[self._point_of[known]] = known
         return handle[points]
 
-    def _now(self, due: Ints, asked: Ints, wall: int) -> Readings:
+    def _now(self, due: Ints, asked: Bools, wall: int) -> Readings:
         """How things stand: fresh what was asked, refused what is not there, confirmed what the server has nothing new of."""
         points = self.points
+        if asked.all():
+            return Readings(points.values[due], points.quality[due], points.ts[due])
         values, quality = np.full(len(due), np.nan), np.full(len(due), Quality.HOLD, np.uint8)
         ts = np.full(len(due), wall, np.int64)
         if self.subscription is not None and self.subscription.confirmed_us > self._read_us:
             sure = points.told[due] & (points.quality[due] != Quality.HOLD)
             quality[sure] = Quality.CONFIRMED
-        fresh = np.searchsorted(due, asked)
-        values[fresh], quality[fresh], ts[fresh] = points.values[asked], points.quality[asked], points.ts[asked]
+        fresh = due[asked]
+        values[asked], quality[asked], ts[asked] = points.values[fresh], points.quality[fresh], points.ts[fresh]
         quality[~points.known[due]] = Quality.REFUSED
         return Readings(values, quality, ts)
 
@@ -667,16 +678,14 @@ class OpcUaSession:
         wanted = wanted[:room]
         if not wanted:
             return refused
-        request = ua.CreateMonitoredItemsRequest()
-        request.Parameters.SubscriptionId = subscription.number
-        request.Parameters.TimestampsToReturn = ua.TimestampsToReturn.Source
         first = len(self._point_of)
-        request.Parameters.ItemsToCreate = [
-            self._item(client, point, first + place, subscription) for place, point in enumerate(wanted)
-        ]
+        items = [self._item(client, point, first + place, subscription) for place, point in enumerate(wanted)]
         # What is told while the answer is on its way must find its point.
         self._point_of = np.append(self._point_of, np.array(wanted, np.int64))
-        results = (await client.ask(request, "no answer to a request to monitor")).Results
+        request = client.prefix(ua.CreateMonitoredItemsRequest), encode.create_items(subscription.number, items)
+        results = (
+            await client.ask_encoded(*request, ua.CreateMonitoredItemsResponse, "no answer to a request to monitor")
+        ).Results
         for place, (point, result) in enumerate(zip(wanted, results, strict=False)):
             code = int(result.StatusCode.value)
             if code & status.BAD:
@@ -689,18 +698,17 @@ class OpcUaSession:
             self.counts.monitored_items += 1
         return refused
 
-    def _item(self, client: Client, point: int, handle: int, subscription: Subscription) -> Any:
-        ua, settings = client.ua, self.points.address(point)
-        every_us = self.points.every_us(point)
+    def _item(self, client: Client, point: int, handle: int, subscription: Subscription) -> bytes:
+        """The MonitoredItemCreateRequest of a point, encoded."""
+        settings, every_us = self.points.address(point), self.points.every_us(point)
         sampling = next((s for s in (settings.sampling, self.settings.sampling) if s is not None), every_us)
         sampling = max(sampling, self._server().profile.sampling_min_us)
         shown_us = max(every_us, subscription.publishing_us)
         usual = min(QUEUE_USUAL_MAX, max(QUEUE_MIN, 2 * -(-shown_us // max(sampling, PUBLISHING_MIN_US))))
-        wanted = ua.MonitoringParameters()
-        wanted.ClientHandle, wanted.SamplingInterval = handle, sampling / 1000
-        wanted.QueueSize, wanted.DiscardOldest = settings.queue or self.settings.queue or usual, True
-        wanted.Filter = _filter(ua, settings.report_deadband)
-        return ua.MonitoredItemCreateRequest(self._asked(client, point), ua.MonitoringMode.Reporting, wanted)
+        queue = settings.queue or self.settings.queue or usual
+        filtered = _filter(client.ua, settings.report_deadband)
+        shown = encode.NO_FILTER if filtered is None else client.extension(filtered)
+        return encode.item(self._asked(client, point), handle, sampling / 1000, queue, shown)
 
     async def _delete_items(self) -> None:
         """Let the server forget items whose signals are no longer wanted."""
@@ -720,7 +728,7 @@ class OpcUaSession:
         client, points = self.client, self.points
         assert client is not None
         told = np.flatnonzero(points.told)
-        piece = told[self._look_after_from : self._look_after_from + min(NAMES_AT_ONCE * 2, self._server().nodes_max)]
+        piece = told[self._look_after_from : self._look_after_from + min(LOOK_AT_ONCE, self._server().nodes_max)]
         now = self.clock.monotonic_us()
         self._look_after_from += len(piece)
         if not len(piece) or self._look_after_from >= len(told):
@@ -856,12 +864,10 @@ async def _read_values(client: Client, nodes: Sequence[Any], attribute: Any) -> 
 
 async def _read_attributes(client: Client, nodes: Sequence[Any], attributes: Sequence[Any]) -> "list[ua.DataValue]":
     """Some attributes of some nodes, those of one node beside each other. Raises DeviceSilent, Refused."""
-    request = client.ua.ReadRequest()
-    request.Parameters.TimestampsToReturn = client.ua.TimestampsToReturn.Neither
-    request.Parameters.NodesToRead = [
-        client.ua.ReadValueId(node, attribute) for node in nodes for attribute in attributes
-    ]
-    found: list[ua.DataValue] = (await client.ask(request, "no answer")).Results
+    named = [client.node(node) for node in nodes]
+    ids = [encode.read_value_id(node, attribute) for node in named for attribute in attributes]
+    request = client.prefix(client.ua.ReadRequest), encode.read(ids, encode.NEITHER)
+    found: list[ua.DataValue] = (await client.ask_encoded(*request, client.ua.ReadResponse, "no answer")).Results
     if len(found) != len(nodes) * len(attributes):
         raise DeviceSilent(f"{client.url}: {len(nodes)} nodes asked, {len(found)} answers", Quality.PROTOCOL)
     return found

@@ -8,6 +8,7 @@ Rule 3: whatever the library raises becomes one of the two errors of the contrac
 """
 
 import asyncio
+import gc
 import importlib
 import logging
 import socket
@@ -35,6 +36,8 @@ CLOSE_CANCELLED_S = 0.05
 """A cancelled session still says goodbye (servers count sessions), but must be gone within 100 ms."""
 RENEW_SHARE = 0.75
 """Of the lifetime of a secure channel or session, after which it is renewed: OPC UA Part 4, 5.5.2.1."""
+HEADERS_MAX = 512
+"""Bytes of a message beside its parameters: its type, and a RequestHeader with an authentication token."""
 SERVICE_FAULT = 397
 """ServiceFault_Encoding_DefaultBinary: OPC UA Part 6, A.3."""
 
@@ -137,7 +140,11 @@ class Client:
         bad status that no person needs to act on.
         """
         response = getattr(self.ua, type(request).__name__.removesuffix("Request") + "Response")
-        raw = await self.ask_raw(*self.encoded(request), response, doing)
+        return await self.ask_encoded(*self.encoded(request), response, doing)
+
+    async def ask_encoded(self, prefix: bytes, parameters: bytes, response: Any, doing: str) -> Any:
+        """The same for a request that was encoded before."""
+        raw = await self.ask_raw(prefix, parameters, response, doing)
         with self.door(doing):
             return self.decoded(raw, response)
 
@@ -151,10 +158,23 @@ class Client:
 
     def encoded(self, request: Any) -> tuple[bytes, bytes]:
         """A request as its type and its parameters, which may be sent any number of times."""
-        kind = type(request)
+        return self.prefix(type(request)), _binary().struct_to_binary(request.Parameters)
+
+    def prefix(self, kind: Any) -> bytes:
+        """A request's type, encoded."""
         if kind not in self._prefixes:
-            self._prefixes[kind] = _binary().nodeid_to_binary(request.TypeId)
-        return self._prefixes[kind], _binary().struct_to_binary(request.Parameters)
+            self._prefixes[kind] = self.node(kind().TypeId)
+        return self._prefixes[kind]
+
+    def node(self, node: Any) -> bytes:
+        """A NodeId, encoded."""
+        encoded: bytes = _binary().nodeid_to_binary(node)
+        return encoded
+
+    def extension(self, structure: Any) -> bytes:
+        """A structure as an ExtensionObject, encoded."""
+        encoded: bytes = _binary().extensionobject_to_binary(structure)
+        return encoded
 
     def decoded(self, raw: bytes, response: Any) -> Any:
         """By the library's own decoder, whose errors are those of a malformed answer. Raises Refused."""
@@ -202,6 +222,12 @@ class Client:
     def connected(self) -> bool:
         protocol = self.library.uaclient.protocol
         return bool(protocol is not None and protocol.transport is not None)
+
+    @property
+    def parameters_max(self) -> int:
+        """Bytes of a request's parameters that the server takes, as it said when the line was opened."""
+        most = int(self.library.uaclient.protocol._connection._limits.max_message_size)
+        return most - HEADERS_MAX if most > HEADERS_MAX else 2**62
 
     def outlived(self) -> bool:
         """Not used for so long that the server may have ended the session: a poll period may be longer than it lives."""
@@ -511,12 +537,22 @@ async def library_module() -> Any:
 
 
 def _load() -> None:
-    with suppress(ImportError):
-        importlib.import_module("asyncua")
-        importlib.import_module("asyncua.client.client")
-        # It speaks at INFO of every read and at WARNING of every refused try; both reach us as errors anyway.
-        logging.getLogger("asyncua").setLevel(logging.CRITICAL)
-        _loaded.set()
+    """The library's 50,000 objects stay for ever: the collector would hold the loop while it walks them, 100 ms each time."""
+    gc.disable()
+    try:
+        with suppress(ImportError):
+            _import()
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _import() -> None:
+    importlib.import_module("asyncua")
+    importlib.import_module("asyncua.client.client")
+    # It speaks at INFO of every read and at WARNING of every refused try; both reach us as errors anyway.
+    logging.getLogger("asyncua").setLevel(logging.CRITICAL)
+    _loaded.set()
 
 
 def _binary() -> Any:

@@ -221,7 +221,7 @@ def show(rows: "Sequence[Row]", faults: dict[str, str], *, as_json: bool) -> Non
             _band(row.norm),
             "text" if row.text is not None else row.verdict if row.verdict != "none" else "no norm",
             row.verdict,
-            f": {row.reason}" if row.reason else "",
+            f": {_why(row, faults)}" if row.reason else "",
         )
         for row in rows
     ]
@@ -232,6 +232,12 @@ def show(rows: "Sequence[Row]", faults: dict[str, str], *, as_json: bool) -> Non
         line = "  ".join(text.ljust(width) for text, width in zip(cell[:4], widths[:4], strict=True))
         last = f"\x1b[{COLOURS[cell[5]]}m{cell[4]}\x1b[0m" if colour else cell[4]
         print(f"{line}  {last}{cell[6]}")
+
+
+def _why(row: Row, faults: dict[str, str]) -> str:
+    """Why it is bad; what is told of its connection already is not told again for each signal."""
+    line = next((connection for connection, fault in faults.items() if fault == row.reason), "")
+    return f"see {line} above" if line else row.reason
 
 
 def _shown(row: Row) -> str:
