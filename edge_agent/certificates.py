@@ -38,9 +38,10 @@ def _of(line: Line, now_us: int, language: str) -> Loss:
         return UNKNOWN
     try:
         return told(line.driver.expiries(line.settings), now_us, language)
-    except (OSError, ValueError) as error:
-        log.warning("certificates_unreadable", connection=line.name, fault=str(error))
-        return UNKNOWN
+    except Exception as error:  # noqa: BLE001 - a bulkhead: whatever a driver does here, the plant is watched
+        fault = str(error) or type(error).__name__
+        log.warning("certificates_unreadable", connection=line.name, fault=fault)
+        return Loss(Quality.HOLD, f"when the certificates end is not known: {fault}")
 
 
 def told(expiries: Sequence[Expiry], now_us: int, language: str) -> Loss:

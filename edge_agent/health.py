@@ -10,7 +10,7 @@ import numpy as np
 
 from edge_agent import judge
 from edge_agent.clock import SystemClock
-from edge_agent.contract import CODE_MASK, ENDING, SECOND_US, Quality
+from edge_agent.contract import CODE_MASK, SECOND_US, Quality
 from edge_agent.judge import JudgeState
 from edge_agent.messages import topics as messages
 from edge_agent.plant import Plant, certificate_of
@@ -152,8 +152,11 @@ def _ne107(name: str, lost: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _with_certificate(about: dict[str, Any], its: Loss | None) -> dict[str, Any]:
-    """The line works, and somebody must do something soon: NE 107 `maintenance_required`, unless it is worse already."""
-    if its is None or its.why < ENDING:
+    """The line works, and somebody must do something soon: NE 107 `maintenance_required`, unless it is worse already.
+
+    What is not known for want of a server met yet is nobody's fault, and has no words.
+    """
+    if its is None or its.why == Quality.GOOD or not its.words:
         return about
     needs = {"ne107": "maintenance_required"} if about.get("ne107", "ok") == "ok" else {}
     return {**about, **needs, "certificate": its.words}

@@ -243,9 +243,14 @@ def test_what_is_not_known_raises_nothing_and_clears_nothing() -> None:
         assert steps(room.events) == [("raised", "warning", "unacknowledged", 1)]
         keeper.fault = OSError("input/output error")
         await room.until(90)
+        assert room.health()["ne107"] == "maintenance_required", "it is said, in the health topic"
+        assert room.health()["certificate"] == "when the certificates end is not known: input/output error"
+        keeper.fault, keeper.its = KeyError("a bug"), []
+        await room.until(100)
         keeper.fault, keeper.its = None, [ends(3652), Expiry("", "server", 0)]
         await room.until(120)
         assert len(room.events) == 1
+        assert "certificate" not in room.health()
         keeper.its = [ends(3652), ends(300, "PLC 7", "server")]
         await room.until(150)
         assert steps(room.events[1:]) == [("cleared", "warning", "normal", 1)]
