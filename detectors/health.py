@@ -63,7 +63,7 @@ class Health:
             stands = raised & out & (now != before)
             state.raised[at], state.since[at] = (raised | rises) & ~ends, since
             state.run_us[at] = np.where(rises, NO_RUN, run)
-            state.told[at] = np.where(rises | stands, now, np.where(ends, 0, before))
+            state.told[at] = np.where(rises | stands, now, before)
             for i in np.flatnonzero(rises | stands | ends).tolist():
                 level = 0 if ends[i] else int(LEVELS[now[i] // ENDING] or norms.level[at[i]])
                 again = bool(stands[i]) and level == LEVELS[before[i] // ENDING]

@@ -241,6 +241,11 @@ def test_what_is_not_known_raises_nothing_and_clears_nothing() -> None:
         clock.step_wall(NOW_US - clock.wall_us())
         await room.until(60)
         assert steps(room.events) == [("raised", "warning", "unacknowledged", 1)]
+        clock.step_wall(-9_000 * DAY_US)
+        await room.until(75)
+        clock.step_wall(9_000 * DAY_US)
+        await room.until(80)
+        assert len(room.events) == 1, "a clock that lost its battery clears nothing"
         keeper.fault = OSError("input/output error")
         await room.until(90)
         assert room.health()["ne107"] == "maintenance_required", "it is said, in the health topic"
