@@ -354,7 +354,8 @@ def _no_fault(protocol: Any, message: Any) -> Any:
 async def _secure(library: "Library", settings: Connection, pki: str | None, clock: Clock, ua: Any) -> Any:
     """Find the endpoint, judge the server's certificate, and set policy, mode and our own certificate.
 
-    Returns what was found of the server's certificate (opcua_trust.Verdict). Raises DeviceRefused in words for whoever can mend it.
+    Returns what was found of the server's certificate (opcua_trust.Verdict). Raises DeviceRefused in words for whoever can
+    mend it.
     """
     if pki is None:
         raise DeviceRefused(f"{settings.url}: security {settings.security} needs a data_dir to keep certificates in")
