@@ -17,17 +17,20 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.__main__ import rss_mb
+from bench.__main__ import Consumer, cpu_s, free_ports, process, rss_mb
 from drivers import opcua
 from drivers.opcua_settings import Address, Connection
+from edge_agent import broker
 from edge_agent.clock import SystemClock
 from edge_agent.contract import Point, Quality
 from tests import foreign
@@ -35,7 +38,7 @@ from tests import foreign
 Figures = dict[str, float]
 TOLD_TARGET_US, READ_TARGET_US, BLOCK_TARGET_MS = 1.0, 0.2, 50.0
 """µs of CPU a notification and a value of a read; ms of one block of the event loop."""
-WARM_S = 3.0
+WARM_S, AGENT_WARM_S = 3.0, 20.0
 TICK_S = 0.001
 CLOCK = SystemClock()
 
@@ -278,6 +281,59 @@ CASES: dict[str, Callable[[Asked], Awaitable[Figures]]] = {
 }
 
 
+# ---------------------------------------------------------------------------------------------------------- the whole agent
+
+
+def configuration(asked: Asked, mode: str, port: int, data: Path) -> str:
+    """Machines of 100 signals, with limits, deadband and delays, as `make bench` has them for Modbus."""
+    norm = "{warning: {low: -1, high: 9990000}, alarm: {low: -2, high: 9999000}, deadband: 0.5, on_delay: 2s, off_delay: 5s}"
+    lines = [
+        f"agent: {{id: bench, site: bench, data_dir: {data}}}",
+        f'mqtt: {{url: "mqtt://127.0.0.1:{port}"}}',
+        "web: null",
+        f'connections: {{ua: {{driver: opcua, url: "{asked.url}", mode: {mode}, timeout: 30s}}}}',
+        "machines:",
+    ]
+    for first in range(0, asked.items, 100):
+        lines += [f"  m{first // 100}:", "    connection: ua", "    every: 1s", "    signals:"]
+        for number in range(first, min(first + 100, asked.items)):
+            address = f"nsu={foreign.URI};s=Mass.{number}"
+            lines.append(f'      s{number}: {{address: "{address}", unit: bar, norm: {norm}}}')
+    return "\n".join(lines) + "\n"
+
+
+async def agent(asked: Asked, mode: str) -> Figures:
+    """`edge-agent run` with a broker and a consumer beside it: CPU and memory of the agent's process alone."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-agent-bench-")))
+        info = await stack.enter_async_context(broker.open_broker(free_ports(1)))
+        path, port = folder / "bench.yaml", int(info.url.rpartition(":")[2])
+        path.write_text(configuration(asked, mode, port, folder / "data"))
+        consumer = Consumer(port)
+        stack.callback(consumer.close)
+        command = (sys.executable, "-m", "edge_agent", "run", str(path))
+        running = stack.enter_context(process(*command, log=folder / "agent.log"))
+        await asyncio.sleep(AGENT_WARM_S)
+        consumer.measuring = True
+        began, used = time.monotonic(), cpu_s(running.pid)
+        await asyncio.sleep(asked.seconds)
+        consumer.measuring = False
+        took, used = time.monotonic() - began, cpu_s(running.pid) - used
+        if running.poll() is not None:
+            raise SystemExit((folder / "agent.log").read_text())
+        return {
+            "us": used * 1e6 / max(1, consumer.values),
+            "cpu_percent": 100 * used / took,
+            "values_s": consumer.values / took,
+            "rss_mb": rss_mb(running.pid),
+            "missed_beats": sum(line["missed"] for line in consumer.health.get("connections", {}).values()),
+        }
+
+
+AGENTS = {"agent: subscribe": "subscribe", "agent: poll": "poll"}
+"""Cases that are processes already."""
+
+
 # --------------------------------------------------------------------------------------------------------------- the whole run
 
 
@@ -293,7 +349,7 @@ def child(case: str, asked: Asked) -> Figures:
 
 async def run(options: argparse.Namespace) -> dict[str, Figures]:
     """Every case so often, in turn → the medians of each."""
-    cases = [case for case in CASES if not options.only or any(word in case for word in options.only)]
+    cases = [case for case in (*CASES, *AGENTS) if not options.only or any(word in case for word in options.only)]
     found: dict[str, list[Figures]] = {case: [] for case in cases}
     async with foreign.server(mass=options.items) as plant:
         await plant.ramp(["Mass.*"], 1.0)
@@ -301,7 +357,8 @@ async def run(options: argparse.Namespace) -> dict[str, Figures]:
         for turn in range(options.rounds):
             for case in cases:
                 print(f"  round {turn + 1} of {options.rounds}: {case}", file=sys.stderr)
-                found[case].append(await asyncio.to_thread(child, case, asked))
+                once = agent(asked, AGENTS[case]) if case in AGENTS else asyncio.to_thread(child, case, asked)
+                found[case].append(await once)
     return {case: medians(each) for case, each in found.items()}
 
 
@@ -317,9 +374,9 @@ def show(found: dict[str, Figures], options: argparse.Namespace) -> None:
         f"  {'':24} {'µs CPU each':>12} {'in the kernel':>14} {'% of a core':>12} {'each second':>12} {'RSS, MB':>9} {'subscribe, s':>13}"
     )
     for case, each in found.items():
-        row = f"  {case:24} {each['us']:12.3f} {each['system_us']:14.3f} {each['cpu_percent']:12.2f}"
-        row += f" {each['values_s']:12,.0f} {each['rss_mb']:9.0f}"
-        print(f"{row} {each['subscribe_s']:13.1f}" if "subscribe_s" in each else row)
+        kernel = f"{each['system_us']:14.3f}" if "system_us" in each else f"{'':14}"
+        row = f"  {case:24} {each['us']:12.3f} {kernel} {each['cpu_percent']:12.2f} {each['values_s']:12,.0f}"
+        print(f"{row} {each['rss_mb']:9.0f}" + (f" {each['subscribe_s']:13.1f}" if "subscribe_s" in each else ""))
     for kind, target in (("told", TOLD_TARGET_US), ("read", READ_TARGET_US)):
         own, others = found.get(f"{kind}: ours"), [case for case in found if case.startswith(f"{kind}: asyncua")]
         if own is None:

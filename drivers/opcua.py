@@ -54,8 +54,8 @@ NODES_MAX = 1000
 """Nodes in one Read when the server names no limit of its own (MaxNodesPerRead, OPC UA Part 5, 6.3.11)."""
 NODES_TOLD_MAX = 10_000
 """Nodes in one Read of a server that says it takes as many: a value of 10,000 costs a quarter of one of 1,000."""
-ITEMS_AT_ONCE = 250
-"""Items in one CreateMonitoredItems: encoded and their answers decoded in one piece on the loop's thread, 20 µs each."""
+ITEMS_AT_ONCE = 1000
+"""Items in one CreateMonitoredItems: what is not subscribed to yet is polled meanwhile, so that there is little time."""
 NAMES_AT_ONCE = 100
 """Variables whose names are read at once, two attributes each; decoded one by one."""
 LOOK_AT_ONCE = 500
@@ -75,6 +75,8 @@ PUBLISHING_MIN_US = 50_000
 QUEUE_MIN, QUEUE_USUAL_MAX = 2, 100
 HISTORY_GAP_US = 3 * SECOND_US
 """Shorter gaps are bridged by what is told."""
+FILLS_MAX = 2
+"""Sessions that were lost while they looked into the history: then the live values come first, and the gap stays."""
 HEARD_EVERY_US = 60 * SECOND_US
 """How often it is noted until when everything was heard: a later session fills the gap from there."""
 
@@ -82,6 +84,7 @@ TOO_LONG = frozenset({"BadTooManyOperations", "BadResponseTooLarge", "BadEncodin
 """Answers to a request of too many nodes: half of them are asked next."""
 REQUEST_TOO_LARGE = 0x80B8_0000
 NO_NODE = frozenset({"BadNodeIdUnknown", "BadNodeIdInvalid", "BadNotFound", "BadParentNodeIdInvalid"})
+NO_NODE_CODES = np.array([code for code, each in status.STATUSES.items() if each.name in NO_NODE], np.uint32)
 NO_MORE_ITEMS = frozenset({"BadTooManyMonitoredItems", "BadOutOfMemory", "BadResourceUnavailable"})
 
 
@@ -121,12 +124,13 @@ class _Request:
 class _Memory:
     """What outlives a session. nodes: BrowseName and data type by address. uris: of namespaces named by number.
 
-    heard_us: UTC µs, until when everything was heard; 0: never.
+    heard_us: UTC µs, until when everything was heard; 0: never. fills: looks into the history that ended with no reading.
     """
 
     nodes: dict[str, tuple[str, str]] = field(default_factory=dict)
     uris: dict[int, str] = field(default_factory=dict)
     heard_us: int = 0
+    fills: int = 0
 
 
 @dataclass(slots=True)
@@ -169,6 +173,8 @@ class OpcUaSession:
     _dirty: bool = False
     _gap: history.Gap | None = None
     """Of the time before this session, while not all of it has come."""
+    _first_ts: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    """UTC µs of each point's first live value in this session."""
     _gap_points: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     _shapes: structure.Shapes = field(default_factory=structure.Shapes)
 
@@ -180,8 +186,8 @@ class OpcUaSession:
         ts: the source's stamp when it is within an hour of the receipt, else the receipt. Raises DeviceSilent when the
         server does not answer, says nothing, or the session is gone.
         """
-        client = await self._ready()
-        with _services(client, "no answer"):
+        with self._services():
+            await self._ready()
             await self._look_for_nodes(due)
             before = await self._fill_gap(due)
             asked = self._to_ask(due)
@@ -193,8 +199,9 @@ class OpcUaSession:
         """Subscribe, look after what is told, and fill gaps, a piece at a time. See contract.Idles."""
         if self.client is None:
             return until_us
-        client, took_us = await self._ready(), 0
-        with _services(client, "no answer"):
+        took_us = 0
+        with self._services():
+            await self._ready()
             while (now := self.clock.monotonic_us()) + took_us < until_us:
                 work = self._next_work(now)
                 if work is None:
@@ -215,6 +222,7 @@ class OpcUaSession:
         known = self._point_of >= 0
         self._point_of[known] = places[self._point_of[known]]
         self._requests.clear()
+        self._gap = None  # its points are no longer these
         self._look_us = self._subscribe_us = 0
         if self.client is not None:
             self._name_nodes(self.client)
@@ -234,7 +242,7 @@ class OpcUaSession:
         names = [parse_node_id(point.settings.address) for point in points]
         nodes = [self._node(client, name) for name, point in zip(names, points, strict=True)]
         there = [node for node in nodes if node is not None]
-        with _services(client, "no answer"):
+        with self._services():
             values = iter(await _read_values(client, there, client.ua.AttributeIds.Value) if there else [])
         return [None if node is None else _text(next(values)) for node in nodes]
 
@@ -248,6 +256,7 @@ class OpcUaSession:
                 {str(address): (str(browse), str(kind)) for address, (browse, kind) in plain["nodes"].items()},
                 {int(number): str(uri) for number, uri in plain["uris"].items()},
                 int(plain["heard_us"]),
+                int(plain["fills"]),
             )
             if self.client is not None:
                 self._name_nodes(self.client)
@@ -270,7 +279,7 @@ class OpcUaSession:
         self.expiries[self.settings.url] = client.expiries
         for words in client.warnings:
             log.warning("%s: %s", self.name, words)
-        with _services(client, "no answer"):
+        with self._services():
             await self._resolve(client)
         client.used_us = self.clock.monotonic_us()
         if self._missing and not any(node is not None for node in self._nodes):
@@ -284,6 +293,21 @@ class OpcUaSession:
         if client is not None:
             await client.close(patience_s)
 
+    @contextmanager
+    def _services(self) -> Iterator[None]:
+        """An answer with a bad status, of which nobody here could make anything, as an error of the contract.
+
+        It ends the session: until when everything was heard is noted, so that no value is filled in a second time.
+        """
+        try:
+            yield
+        except Refused as refused:
+            self._dirty = True
+            raise translated(refused, f"{self.settings.url}: no answer") from refused
+        except (DeviceSilent, DeviceRefused):
+            self._dirty = True
+            raise
+
     async def _ready(self) -> Client:
         """The client, its channel renewed when that is due; made anew when it rested too long."""
         if self.client is None:
@@ -295,7 +319,7 @@ class OpcUaSession:
             self.subscription.check()
         await client.keep()
         if self._missing and self.clock.monotonic_us() - self._server().resolved_us > RESOLVE_AGAIN_US:
-            with _services(client, "no answer"):
+            with self._services():
                 await self._resolve(client)
         return client
 
@@ -381,9 +405,10 @@ class OpcUaSession:
         most = max(1, min(NAMES_AT_ONCE, self._server().nodes_max // 2))
         for start in range(0, len(wanted), most):
             await self._look_for(client, wanted[start : start + most].tolist())
-        found = points.known[wanted].all()
-        self._look_pause_us = LOOK_AGAIN_US if found else min(2 * self._look_pause_us, LOOK_AGAIN_MAX_US)
+        if points.known[wanted].all():
+            self._look_pause_us = LOOK_AGAIN_US
         self._look_us = self.clock.monotonic_us() + self._look_pause_us
+        self._look_pause_us = min(2 * self._look_pause_us, LOOK_AGAIN_MAX_US)
 
     async def _look_for(self, client: Client, wanted: Sequence[int]) -> None:
         """Find out of each of these whether it is the variable that was meant."""
@@ -533,11 +558,30 @@ class OpcUaSession:
     def _take(self, at: Ints, column: decode.Column | Told) -> None:
         """Note readings, and tell once of values that are no numbers."""
         self.points.note(at, column, self.clock.monotonic_us())
+        gone = np.isin(column.status & status.NAME_MASK, NO_NODE_CODES)
+        if gone.any():
+            self._forget(at[gone])
         odd = (column.quality == Quality.OTHER) & (column.status < status.BAD)
         if odd.any():
             self.counts.not_numeric += int(np.count_nonzero(odd))
             for point in at[odd].tolist():
                 self._tell_odd(point)
+
+    def _forget(self, at: Ints) -> None:
+        """These variables are gone: what stands there later may be another one, and is looked at like a new one."""
+        now = self.clock.monotonic_us()
+        for point in np.unique(at).tolist():
+            words = f"{status.name(int(self.points.status[point]))}: the server has no such variable any more"
+            self._untell(point)
+            self._unknown(point, words)
+        self._look_us, self._look_pause_us = now + LOOK_AGAIN_US, 2 * LOOK_AGAIN_US
+
+    def _untell(self, point: int) -> None:
+        """The server need not tell of this point any more."""
+        if self.points.told[point]:
+            self._to_delete.append(int(self.points.item[point]))
+        self.points.told[point], self.points.item[point] = False, -1
+        self._point_of[self._point_of == point] = -1
 
     def _tell_odd(self, point: int) -> None:
         about = self.points.points[point]
@@ -551,12 +595,19 @@ class OpcUaSession:
     def _readings(self, due: Ints, asked: Bools, before: Sequence[Readings]) -> Readings:
         """What the server told since the last read, what it was asked, and of the rest that it stands."""
         now, wall = self.clock.monotonic_us(), self.clock.wall_us()
+        if not self._read_us:
+            self._first_ts = np.where(self.points.known, self.points.ts, pts.EVER_US)
+        for each in before:
+            self._leave_out(each, due)
+        read = self.points.last(due[asked])
         blocks = [*before, *self._drained(due)]
+        # What was told had come before the answer: it must not stand after it.
+        self.points.note(due[asked], read, now)
         last = self._now(due, asked, wall)
         if not blocks:
             readings = last
         else:
-            _merge(blocks, last, now)
+            _merge(blocks, last, now, asked)
             readings = blocks[0] if len(blocks) == 1 and len(blocks[0].values) == 1 else pts.stacked(blocks, now)
             if readings.values.shape[0] == 1:
                 readings = Readings(readings.values[0], readings.quality[0], readings.ts[0])
@@ -564,7 +615,7 @@ class OpcUaSession:
         self.counts.values += int(np.count_nonzero(fresh != Quality.HOLD))
         self.counts.bad_values += int(np.count_nonzero(fresh >= Quality.TIMEOUT))
         self._read_us = now
-        self.memory.heard_us = wall
+        self.memory.heard_us, self.memory.fills = wall, 0
         return readings
 
     def _drained(self, due: Ints) -> list[Readings]:
@@ -572,8 +623,8 @@ class OpcUaSession:
             return []
         told = []
         for each in self.subscription.drain():
-            points = self._point_of[np.minimum(each.handle, len(self._point_of) - 1)]
-            wanted = (points >= 0) & (each.handle < len(self._point_of))
+            points = self._points_of(each.handle)
+            wanted = points >= 0
             ours = each if wanted.all() else each.only(wanted)
             ours = self._without_repeats(ours._replace(handle=points[wanted]))
             self._take(ours.handle, ours)
@@ -590,6 +641,13 @@ class OpcUaSession:
         same &= (points.values[told.handle] == told.values) & (points.quality[told.handle] == told.quality)
         return told.only(~same) if same.any() else told
 
+    def _points_of(self, handles: Ints) -> Ints:
+        """Their points, -1 for those that nobody wants any more."""
+        known = handles < len(self._point_of)
+        points = np.full(len(handles), -1, np.int64)
+        points[known] = self._point_of[handles[known]]
+        return points
+
     def _handles(self, points: Ints) -> Ints:
         handle = np.full(len(self.points), 0, np.int64)
         known = np.flatnonzero(self._point_of >= 0)
@@ -603,7 +661,8 @@ class OpcUaSession:
             return Readings(points.values[due], points.quality[due], points.ts[due])
         values, quality = np.full(len(due), np.nan), np.full(len(due), Quality.HOLD, np.uint8)
         ts = np.full(len(due), wall, np.int64)
-        if self.subscription is not None and self.subscription.confirmed_us > self._read_us:
+        telling = self.subscription
+        if telling is not None and telling.confirmed_us > self._read_us and not telling.resync:
             sure = points.told[due] & (points.quality[due] != Quality.HOLD)
             quality[sure] = Quality.CONFIRMED
         fresh = due[asked]
@@ -615,7 +674,7 @@ class OpcUaSession:
 
     def _next_work(self, now: int) -> Any:
         """What is to be done next that no reading waits for; None: nothing yet."""
-        if self._gap is not None and self._gap.left:
+        if self._gap is not None and self._gap.open and not self._gap.waits:
             return self._go_on_filling
         if self.settings.mode != "subscribe" or not self.points.known.any():
             return None
@@ -683,20 +742,15 @@ class OpcUaSession:
         # What is told while the answer is on its way must find its point.
         self._point_of = np.append(self._point_of, np.array(wanted, np.int64))
         request = client.prefix(ua.CreateMonitoredItemsRequest), encode.create_items(subscription.number, items)
-        results = (
-            await client.ask_encoded(*request, ua.CreateMonitoredItemsResponse, "no answer to a request to monitor")
-        ).Results
-        for place, (point, result) in enumerate(zip(wanted, results, strict=False)):
-            code = int(result.StatusCode.value)
-            if code & status.BAD:
-                self._point_of[first + place] = -1
-                refused.add(status.name(code))
-                continue
-            self.points.told[point], self.points.item[point] = True, result.MonitoredItemId
-            # Between its reading and its item a value may have come and gone.
-            self.points.news_us[point] = self.clock.monotonic_us()
-            self.counts.monitored_items += 1
-        return refused
+        raw = await client.ask_raw(*request, ua.CreateMonitoredItemsResponse, "no answer to a request to monitor")
+        codes, items_made = _created(client, raw, len(wanted))
+        good, at = codes < status.BAD, np.array(wanted, np.int64)
+        self._point_of[first:][~good] = -1
+        self.points.told[at[good]], self.points.item[at[good]] = True, items_made[good]
+        # Between its reading and its item a value may have come and gone.
+        self.points.news_us[at[good]] = self.clock.monotonic_us()
+        self.counts.monitored_items += int(np.count_nonzero(good))
+        return refused | {status.name(code) for code in np.unique(codes[~good]).tolist()}
 
     def _item(self, client: Client, point: int, handle: int, subscription: Subscription) -> bytes:
         """The MonitoredItemCreateRequest of a point, encoded."""
@@ -728,20 +782,24 @@ class OpcUaSession:
         client, points = self.client, self.points
         assert client is not None
         told = np.flatnonzero(points.told)
-        piece = told[self._look_after_from : self._look_after_from + min(LOOK_AT_ONCE, self._server().nodes_max)]
-        now = self.clock.monotonic_us()
-        self._look_after_from += len(piece)
-        if not len(piece) or self._look_after_from >= len(told):
-            self._look_after_from = 0
-            suspects = bool((points.suspect_us[told] != pts.NEVER_US).any())
-            self._look_after_us = now + (SUSPECT_US if suspects else LOOK_AFTER_US)
-        if not len(piece):
-            return
+        first = self._look_after_from if self._look_after_from < len(told) else 0
+        piece = told[first : first + min(LOOK_AT_ONCE, self._server().nodes_max)]
         held = points.values[piece].copy(), points.status[piece].copy(), points.news_us[piece].copy()
         request = self._request(client, piece)
-        raw = await client.ask_raw(*request.encoded, client.ua.ReadResponse, "no answer to a look")
+        try:
+            raw = await client.ask_raw(*request.encoded, client.ua.ReadResponse, "no answer to a look")
+        except Refused as refused:
+            if refused.name not in TOO_LONG or len(piece) == 1:
+                raise
+            self._server().nodes_max = max(1, len(piece) // 2)
+            return
         column = self._column(client, raw, len(piece), request.layout)
         self._compare(piece, column, held)
+        self._look_after_from = first + len(piece)
+        if self._look_after_from >= len(told):
+            self._look_after_from = 0
+            suspects = bool((points.suspect_us[points.told] != pts.NEVER_US).any())
+            self._look_after_us = self.clock.monotonic_us() + (SUSPECT_US if suspects else LOOK_AFTER_US)
 
     def _compare(self, piece: Ints, column: decode.Column, held: tuple[Floats, Any, Ints]) -> None:
         """held: values, status and time of the last news before the look. Raises DeviceSilent when most are deaf."""
@@ -749,8 +807,8 @@ class OpcUaSession:
         values, codes, news_us = held
         differs = (column.status != codes) | ~((column.values == values) | (np.isnan(column.values) & np.isnan(values)))
         differs &= ~self._within_deadband(piece, column, values)
-        waits = self.subscription is not None and any(len(t.handle) for t in self.subscription._told)  # noqa: SLF001
-        differs &= not waits
+        if self.subscription is not None:  # what was told of it and not yet read may be the very difference
+            differs &= ~np.isin(piece, self._points_of(self.subscription.waiting()))
         suspect = points.suspect_us[piece]
         deaf = differs & (suspect != pts.NEVER_US) & (now - suspect >= SUSPECT_US) & (news_us < suspect)
         points.suspect_us[piece] = np.where(differs, np.where(suspect == pts.NEVER_US, now, suspect), pts.NEVER_US)
@@ -764,10 +822,9 @@ class OpcUaSession:
                 Quality.TIMEOUT,
             )
         log.warning("%s: %d items went deaf and are made anew", self.name, len(who))
-        self._to_delete += points.item[who].tolist()
-        points.told[who] = False
-        points.item[who] = -1
-        self._point_of[np.isin(self._point_of, who)] = -1
+        for point in who.tolist():
+            self._untell(point)
+            points.known[point] = False  # what stands there now may be another variable
 
     def _within_deadband(self, piece: Ints, column: decode.Column, values: Floats) -> Bools:
         """Where a change is too small to be told. A share of the EURange is not known here: all its changes are."""
@@ -782,17 +839,24 @@ class OpcUaSession:
 
     async def _fill_gap(self, due: Ints) -> list[Readings]:
         """Before the first live value of a session: what the server's history has of the time since the last one."""
-        if self._read_us or not self.settings.history or not self.memory.heard_us:
+        memory = self.memory
+        if self._read_us or not self.settings.history or not memory.heard_us or memory.fills >= FILLS_MAX:
             return []
         client = self.client
         assert client is not None
-        wall, from_us = self.clock.wall_us(), self.memory.heard_us
+        wall, from_us = self.clock.wall_us(), memory.heard_us
         if wall - from_us < HISTORY_GAP_US:
             return []
         wanted = due[self.points.known[due] & ~self.points.by_hand[due]]
-        gap = await history.begun(client, [self._nodes[point] for point in wanted.tolist()], from_us, wall)
+        nodes = [self._nodes[point] for point in wanted.tolist()]
+        memory.fills, self._dirty = memory.fills + 1, True
+        levels: list[ua.DataValue] = []
+        for start in range(0, len(nodes), most := self._server().nodes_max):
+            piece = nodes[start : start + most]
+            levels += await _read_attributes(client, piece, (client.ua.AttributeIds.UserAccessLevel,))
+        gap = history.begun(nodes, levels, from_us, wall)
         await history.filled(client, gap)
-        if gap.left:
+        if gap.open:
             self._gap, self._gap_points = gap, wanted
         readings = self._from_history(gap)
         return [] if readings is None else [_spread(readings, np.searchsorted(due, wanted), len(due))]
@@ -800,7 +864,7 @@ class OpcUaSession:
     async def _go_on_filling(self) -> None:
         assert self.client is not None
         assert self._gap is not None
-        await history.step(self.client, self._gap)
+        history.go_on(self.client, self._gap)
 
     def _from_history(self, gap: history.Gap) -> Readings | None:
         readings = history.taken(gap, self.clock.monotonic_us(), self.clock.wall_us())
@@ -808,21 +872,33 @@ class OpcUaSession:
             self.counts.back_filled += int(np.count_nonzero(readings.quality != Quality.HOLD))
         return readings
 
+    def _leave_out(self, readings: Readings, points: Ints) -> None:
+        """What a history has of the first live value and after it was, or will be, shown as that."""
+        again = (readings.quality != Quality.HOLD) & (readings.ts >= self._first_ts[points])
+        readings.values[again], readings.quality[again] = np.nan, Quality.HOLD
+        self.counts.back_filled -= int(np.count_nonzero(again))
+
     def belated(self) -> tuple[Ints, Readings] | None:
         """See contract.Belated."""
         gap = self._gap
-        if gap is None or gap.left:
+        if gap is None or gap.open:
             return None
         self._gap = None
         readings = self._from_history(gap)
-        return None if readings is None else (self._gap_points, readings)
+        if readings is None:
+            return None
+        self._leave_out(readings, self._gap_points)
+        return self._gap_points, readings
 
 
-def _merge(blocks: list[Readings], last: Readings, now: int) -> None:
-    """Put how things stand into the last row, where nothing was told; a row of the past gets one after it."""
+def _merge(blocks: list[Readings], last: Readings, now: int, read: Bools) -> None:
+    """Put how things stand into the last row, where nothing was told; a row of the past gets one after it.
+
+    read: (due,) which of them were asked; what was told of them is older, and keeps its row.
+    """
     tail = blocks[-1]
     free = tail.quality[-1] == Quality.HOLD
-    if tail.t is not None and now - int(tail.t[-1]) > SECOND_US:
+    if (tail.t is not None and now - int(tail.t[-1]) > SECOND_US) or (read & ~free).any():
         blocks.append(
             Readings(last.values[np.newaxis], last.quality[np.newaxis], last.ts[np.newaxis], np.array([now], np.int64))
         )
@@ -865,16 +941,37 @@ async def _read_values(client: Client, nodes: Sequence[Any], attribute: Any) -> 
 async def _read_attributes(client: Client, nodes: Sequence[Any], attributes: Sequence[Any]) -> "list[ua.DataValue]":
     """Some attributes of some nodes, those of one node beside each other. Raises DeviceSilent, Refused."""
     named = [client.node(node) for node in nodes]
-    ids = [encode.read_value_id(node, attribute) for node in named for attribute in attributes]
-    request = client.prefix(client.ua.ReadRequest), encode.read(ids, encode.NEITHER)
-    found: list[ua.DataValue] = (await client.ask_encoded(*request, client.ua.ReadResponse, "no answer")).Results
-    if len(found) != len(nodes) * len(attributes):
-        raise DeviceSilent(f"{client.url}: {len(nodes)} nodes asked, {len(found)} answers", Quality.PROTOCOL)
+    return await _read_items(client, [encode.read_value_id(node, each) for node in named for each in attributes])
+
+
+async def _read_items(client: Client, items: Sequence[bytes]) -> "list[ua.DataValue]":
+    """Of ReadValueIds that are encoded; where the server takes less than it told, in halves."""
+    request = client.prefix(client.ua.ReadRequest), encode.read(items, encode.NEITHER)
+    try:
+        found: list[ua.DataValue] = (await client.ask_encoded(*request, client.ua.ReadResponse, "no answer")).Results
+    except Refused as refused:
+        if refused.name not in TOO_LONG or len(items) == 1:
+            raise
+        half = len(items) // 2
+        return [*await _read_items(client, items[:half]), *await _read_items(client, items[half:])]
+    if len(found) != len(items):
+        raise DeviceSilent(f"{client.url}: {len(items)} attributes asked, {len(found)} answers", Quality.PROTOCOL)
     return found
 
 
 def _value(item: "ua.DataValue") -> Any:
     return item.Value.Value if item.Value is not None else None
+
+
+def _created(client: Client, raw: bytes, count: int) -> tuple[decode.Words, decode.Words]:
+    """Status and number of each item that was asked for. Raises DeviceSilent, Refused."""
+    found = decode.created_items(raw, count)
+    if found is None:
+        with client.door("an answer that cannot be read"):
+            found = decode.from_created(client.decoded(raw, client.ua.CreateMonitoredItemsResponse))
+    if len(found[0]) != count:
+        raise DeviceSilent(f"{client.url}: {count} items asked, {len(found[0])} answered", Quality.PROTOCOL)
+    return found
 
 
 def _text(item: "ua.DataValue") -> str | None:
@@ -884,15 +981,6 @@ def _text(item: "ua.DataValue") -> str | None:
         return None
     raw = getattr(raw, "Text", raw)
     return raw if isinstance(raw, str) else str(raw)
-
-
-@contextmanager
-def _services(client: Client, doing: str) -> Iterator[None]:
-    """An answer with a bad status, of which nobody here could make anything, as an error of the contract."""
-    try:
-        yield
-    except Refused as refused:
-        raise translated(refused, f"{client.url}: {doing}") from refused
 
 
 class OpcUa:

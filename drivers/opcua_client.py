@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from drivers import opcua_encode as encode
 from drivers import opcua_status as status
 from drivers.opcua_settings import Connection, SecretRef, policy_and_mode, split_url
 from edge_agent.contract import SECOND_US, Clock, DeviceRefused, DeviceSilent, Expiry, Quality
@@ -128,6 +129,8 @@ class Client:
     expiries: tuple[Expiry, ...] = ()
     """When the server's certificate and its issuers end."""
     _prefixes: dict[type, bytes] = field(default_factory=dict)
+    _token: tuple[Any, bytes] = (None, b"")
+    """The session's authentication token, and encoded."""
     _awaited: dict[Any, int] = field(default_factory=dict)
     """Of each response its type's number: Part 6, A.3."""
 
@@ -197,16 +200,24 @@ class Client:
         """Leave a PublishRequest at the server; `told` is called with the future when it is answered or lost."""
         self._send(prefix, tail, 0.0).add_done_callback(told)
 
+    def leave(self, request: Any) -> "asyncio.Future[Any]":
+        """Send a request whose answer nobody waits for here; the future has its bytes some time, or fails."""
+        self.counts.requests += 1
+        future = self._send(*self.encoded(request), 0.0)
+        future.add_done_callback(
+            lambda done: None if done.cancelled() else done.exception()
+        )  # seen, if nobody else does
+        return future
+
     def _send(self, prefix: bytes, tail: bytes, timeout_s: float) -> "asyncio.Future[Any]":
         """What UASocketProtocol._send_request does, for parameters that are encoded already."""
         protocol = self.library.uaclient.protocol
         if protocol is None or protocol.transport is None:
             raise ConnectionError("the connection is closed")
-        header = self.ua.RequestHeader()
-        protocol._setup_request_header(header, timeout_s)
+        header = self._header(protocol, timeout_s)
         protocol.revolve_security_token()
         number = protocol._request_id + 1
-        body = prefix + _binary().struct_to_binary(header) + tail
+        body = prefix + header + tail
         message = protocol._connection.message_to_binary(
             body, message_type=self.ua.MessageType.SecureMessage, request_id=number
         )
@@ -215,6 +226,15 @@ class Client:
         protocol._callbackmap[number] = future
         protocol.transport.write(message)
         return future
+
+    def _header(self, protocol: Any, timeout_s: float) -> bytes:
+        """What UASocketProtocol._setup_request_header does, encoded."""
+        protocol._request_handle += 1
+        token = protocol.authentication_token
+        if token is not self._token[0]:
+            self._token = token, self.node(token)
+        handle = int(protocol._request_handle)
+        return encode.request_header(self._token[1], self.clock.wall_us(), handle, round(timeout_s * 1000))
 
     # --- its life -----------------------------------------------------------------------------------------------------
 

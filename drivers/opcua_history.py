@@ -4,6 +4,7 @@ Rule: the past waits for nobody: what does not come within seconds is handed on 
 """
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -13,8 +14,10 @@ import numpy as np
 
 from drivers import opcua_decode as decode
 from drivers import opcua_status as status
-from drivers.opcua_client import Client, Refused
+from drivers.opcua_client import Client
 from edge_agent.contract import SECOND_US, Ints, Quality, Readings
+
+log = logging.getLogger(__name__)
 
 WAIT_S = 5.0
 """The most that the first live value waits: contract §6, HistoryRead."""
@@ -23,7 +26,8 @@ NODES_AT_ONCE, VALUES_AT_ONCE = 20, 1000
 VALUES_MAX = 1_000_000
 HISTORY_READ = 0x04
 """Bit of AccessLevel: OPC UA Part 3, 8.57."""
-ACCESS_LEVEL_AT_ONCE = 500
+GLANCE_S = 0.1
+"""How often it is looked whether WAIT_S is over."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -31,37 +35,58 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class Gap:
     """A gap that is being filled. nodes: by the place that their values get. from_us, until_us: UTC.
 
-    left: (place, continuation point) of what is still to be asked. found: (place, column) of what came.
+    left: (place, continuation point) of what is still to be asked. answer: of what was asked and has not come yet.
+    found: (place, column) of what came.
     """
 
     nodes: Sequence[Any]
     from_us: int
     until_us: int
     left: list[tuple[int, Any]] = field(default_factory=list)
+    asked: list[tuple[int, Any]] = field(default_factory=list)
+    answer: "asyncio.Future[Any] | None" = None
     found: list[tuple[int, decode.Column]] = field(default_factory=list)
     values: int = 0
 
+    @property
+    def open(self) -> bool:
+        """Whether some of it is still to come."""
+        return bool(self.left) or self.answer is not None
 
-async def begun(client: Client, nodes: Sequence[Any], from_us: int, until_us: int) -> Gap:
-    """A gap of those of the variables that have a history. Raises DeviceSilent, Refused."""
-    gap = Gap(nodes, from_us, until_us)
-    for start in range(0, len(nodes), ACCESS_LEVEL_AT_ONCE):
-        request = client.ua.ReadRequest()
-        request.Parameters.TimestampsToReturn = client.ua.TimestampsToReturn.Neither
-        request.Parameters.NodesToRead = [
-            client.ua.ReadValueId(node, client.ua.AttributeIds.UserAccessLevel)
-            for node in nodes[start : start + ACCESS_LEVEL_AT_ONCE]
-        ]
-        levels = (await client.ask(request, "no answer")).Results
-        has = [place for place, each in enumerate(levels, start) if _level(each) & HISTORY_READ]
-        gap.left += [(place, None) for place in has]
-    return gap
+    @property
+    def waits(self) -> bool:
+        """Whether the server has something to say first."""
+        return self.answer is not None and not self.answer.done()
 
 
-async def step(client: Client, gap: Gap) -> None:
-    """Ask for some of what is left."""
-    now, gap.left = gap.left[:NODES_AT_ONCE], gap.left[NODES_AT_ONCE:]
-    ua = client.ua
+def begun(nodes: Sequence[Any], levels: Sequence[Any], from_us: int, until_us: int) -> Gap:
+    """A gap of those of the variables that have a history. levels: DataValues of their UserAccessLevel."""
+    has = [place for place, each in enumerate(levels) if _level(each) & HISTORY_READ]
+    return Gap(nodes, from_us, until_us, [(place, None) for place in has])
+
+
+def go_on(client: Client, gap: Gap) -> None:
+    """Take what came and ask for some of what is left. Waits for nothing: a slow history must hold up no live value.
+
+    What cannot be had is given up, with one line in the log: a live value is worth more than the past.
+    """
+    try:
+        if gap.answer is not None and gap.answer.done():
+            answer, gap.answer = gap.answer, None
+            if answer.cancelled():  # the line is closed
+                gap.left.clear()
+                return
+            _take(client, gap, bytes(answer.result()))
+        if gap.answer is None and gap.left:
+            gap.answer = client.leave(_request(client.ua, gap))
+    except Exception as error:  # noqa: BLE001 - the library's own, see opcua_client, rule 3
+        gap.left.clear()
+        log.warning("%s: the history is left aside: %s", client.url, str(error) or type(error).__name__)
+
+
+def _request(ua: Any, gap: Gap) -> Any:
+    """A request for the next of what is left, which then counts as asked."""
+    gap.asked, gap.left = gap.left[:NODES_AT_ONCE], gap.left[NODES_AT_ONCE:]
     details = ua.ReadRawModifiedDetails()
     details.IsReadModified, details.ReturnBounds, details.NumValuesPerNode = False, False, VALUES_AT_ONCE
     details.StartTime, details.EndTime = _time(gap.from_us), _time(gap.until_us)
@@ -70,14 +95,15 @@ async def step(client: Client, gap: Gap) -> None:
     request.Parameters.TimestampsToReturn = ua.TimestampsToReturn.Source
     request.Parameters.ReleaseContinuationPoints = False
     request.Parameters.NodesToRead = [
-        ua.HistoryReadValueId(gap.nodes[place], None, ua.QualifiedName(), point) for place, point in now
+        ua.HistoryReadValueId(gap.nodes[place], None, ua.QualifiedName(), point) for place, point in gap.asked
     ]
-    try:
-        answers = (await client.ask(request, "no answer to a look into the history")).Results
-    except Refused:  # the whole service: there is no history to be had
-        gap.left.clear()
-        return
-    for (place, _), answer in zip(now, answers, strict=False):
+    return request
+
+
+def _take(client: Client, gap: Gap, raw: bytes) -> None:
+    response = client.ua.HistoryReadResponse
+    answers = client.decoded(client.checked(raw, response), response).Results
+    for (place, _), answer in zip(gap.asked, answers, strict=False):
         _note(gap, place, answer)
 
 
@@ -102,14 +128,13 @@ def _note(gap: Gap, place: int, answer: Any) -> None:
 
 
 async def filled(client: Client, gap: Gap) -> None:
-    """As much of it as comes within WAIT_S; `left` says what did not."""
+    """As much of it as comes within WAIT_S; `open` says whether something did not."""
     ends = client.clock.monotonic_us() + int(WAIT_S * SECOND_US)
-    while gap.left and client.clock.monotonic_us() < ends:
-        try:
-            async with asyncio.timeout(max(0.001, (ends - client.clock.monotonic_us()) / SECOND_US)):
-                await step(client, gap)
-        except TimeoutError:
-            return
+    go_on(client, gap)
+    while gap.answer is not None and client.clock.monotonic_us() < ends:
+        await asyncio.wait([gap.answer], timeout=GLANCE_S)
+        if gap.answer.done():
+            go_on(client, gap)
 
 
 def taken(gap: Gap, monotonic_us: int, wall_us: int) -> Readings | None:

@@ -16,7 +16,7 @@ from drivers.opcua_settings import Address, NodeName, node_text, parse_node_id
 from drivers.opcua_subscription import Told
 from edge_agent.contract import Bools, Codes, Floats, Ints, Point, Quality, Readings
 
-NEVER_US = -(2**62)
+NEVER_US, EVER_US = -(2**62), 2**62
 TYPES = {
     1: "Boolean", 2: "SByte", 3: "Byte", 4: "Int16", 5: "UInt16", 6: "Int32", 7: "UInt32", 8: "Int64", 9: "UInt64",
     10: "Float", 11: "Double", 12: "String", 13: "DateTime", 14: "Guid", 15: "ByteString", 16: "XmlElement",
@@ -73,6 +73,10 @@ class Points:
         self.news_us[at] = now_us
         self.suspect_us[at] = NEVER_US
         self.again[at] = False
+
+    def last(self, at: Ints) -> decode.Column:
+        """The last readings of these points, as they can be noted again."""
+        return decode.Column(None, self.values[at], self.quality[at], self.ts[at], self.status[at], self.typed[at])
 
     def explain(self, point: int) -> str:
         """See contract.Session.explain."""

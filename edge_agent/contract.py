@@ -508,7 +508,9 @@ class Driver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ScanStep:
-    """How far a scan is. done of planned: requests or probes of this phase. news: something found, in one line, or ''."""
+    """How far a scan is. done of planned: requests or probes of this phase, or whatever the phase counts; planned 0: nobody
+    knows how many there will be. news: something found, in one line, or ''.
+    """
 
     phase: str
     done: int
@@ -538,6 +540,22 @@ class Scan(Protocol):
 
     def config(self) -> str:
         """A whole configuration file that `read` accepts, with a signal for each value found; '' when there is none."""
+        ...
+
+
+@runtime_checkable
+class Watches(Protocol):
+    """What a scan may promise besides: to fit a terminal, and to keep the values that it found up to date."""
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        """After `run`: read the values again each second, and call `changed` after each time. Errors as of `run`.
+
+        It ends by cancellation only.
+        """
+        ...
+
+    def lines_within(self, columns: int) -> Sequence[tuple[str, str]]:
+        """As `Scan.lines`, no line longer than this."""
         ...
 
 

@@ -284,7 +284,7 @@ class Plant:
         await self._do("add", node=node, kind=kind, value=_plain(value))
 
     async def delete_variable(self, node: str, *, told: bool = False) -> None:
-        """Reads of it find BadNodeIdUnknown. told: subscribers, too; else its monitored items just fall silent."""
+        """Reads of it find BadNodeIdUnknown. told: subscribers, too; else its items tell BadNodeIdInvalid, or nothing."""
         await self._do("remove", node=node, told=told)
 
     # ----------------------------------------------------------------------------------- the server and its lines
@@ -347,6 +347,10 @@ class Plant:
     async def refuse_items(self, nodes: Sequence[str], status: str = "BadTooManyMonitoredItems") -> None:
         """CreateMonitoredItems gives these nodes a bad result, the others are created; an empty list ends it."""
         await self._do("refuse_items", nodes=list(nodes), status=status)
+
+    async def deafen(self, nodes: Sequence[str]) -> int:
+        """The items of these nodes tell nothing any more, although their subscription lives. Returns how many there were."""
+        return int(await self._do("deafen", nodes=list(nodes)))
 
     async def silent(self, on: bool = True) -> None:
         """No notification and no keep-alive leaves any more, while reads are answered. Off: what is queued is sent."""

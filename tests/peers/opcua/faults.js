@@ -178,6 +178,15 @@ class Faults {
     return sessions.length;
   }
 
+  // The items of these nodes that are there take no value any more; those that are created later do.
+  deafen(ids) {
+    const all = this.sessions().flatMap((session) => session.publishEngine.subscriptions);
+    const items = all.flatMap((subscription) => [...subscription.monitoredItems.values()]);
+    const deaf = items.filter((item) => ids.includes(item.itemToMonitor.nodeId.toString()));
+    for (const item of deaf) item.recordValue = item._enqueue_value = () => {};
+    return deaf.length;
+  }
+
   // told: with the StatusChangeNotification BadTimeout of a subscription whose lifetime ended; else without a word.
   endSubscriptions(told) {
     let count = 0;

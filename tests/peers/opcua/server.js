@@ -181,6 +181,7 @@ const COMMANDS = {
     one.faults.refusedItems = new Map(nodes.map((node) => [one.plant.node(node).nodeId.toString(), status]));
   },
   close_sessions: (one, { keep = false }) => one.faults.closeSessions(keep),
+  deafen: (one, { nodes }) => one.faults.deafen(nodes.map((node) => one.plant.node(node).nodeId.toString())),
   end_subscriptions: (one, { told: loud }) => one.faults.endSubscriptions(loud),
   enforce: (one, { limit, value }) => void (one.server.engine.serverCapabilities.operationLimits[limit] = value),
   statistics: (one) => one.faults.statistics(),
