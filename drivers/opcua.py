@@ -36,6 +36,7 @@ from edge_agent.contract import (
     DeviceRefused,
     DeviceSilent,
     Driver,
+    Expiry,
     Floats,
     Ints,
     Point,
@@ -141,6 +142,8 @@ class OpcUaSession:
     points: pts.Points
     clock: Clock
     pki: str | None
+    expiries: dict[str, Sequence[Expiry]] = field(default_factory=dict)
+    """By url, when the certificates of its server end: the driver's, who is asked for it."""
     client_counts: ClientCounters = field(default_factory=ClientCounters)
     telling: TellingCounters = field(default_factory=TellingCounters)
     counts: _Counters = field(default_factory=_Counters)
@@ -273,6 +276,7 @@ class OpcUaSession:
     async def connect(self) -> None:
         """A new client, session and resolved namespaces. Raises DeviceSilent or DeviceRefused; the caller calls `close`."""
         client = self.client = await opened(self.settings, self.pki, self.clock, self.client_counts)
+        self.expiries[self.settings.url] = client.expiries
         for words in client.warnings:
             log.warning("%s: %s", self.name, words)
         with self._services():
@@ -986,10 +990,13 @@ class OpcUa:
     Address: type[BaseModel] = Address
     inherited: frozenset[str] = frozenset({"sampling", "queue"})
 
+    def __init__(self) -> None:
+        self._expiries: dict[str, Sequence[Expiry]] = {}
+
     @asynccontextmanager
     async def open(self, name: str, connection: Any, points: Sequence[Point], clock: Clock) -> AsyncIterator[Session]:
         """Connect and yield a session. See contract.Driver."""
-        session = OpcUaSession(name, connection, pts.points_of(points), clock, connection.home)
+        session = OpcUaSession(name, connection, pts.points_of(points), clock, connection.home, self._expiries)
         try:
             await session.connect()
             yield session
@@ -1002,6 +1009,13 @@ class OpcUa:
         """See contract.Trusts. Who asks for it pays for the cryptography, nobody else."""
         store: CertificateStore = importlib.import_module("drivers.opcua_pki").Store(Path(folder))
         return store
+
+    def expiries(self, connection: Any) -> Sequence[Expiry]:
+        """See contract.Certified."""
+        found: Sequence[Expiry] = importlib.import_module("drivers.opcua_expiry").expiries(
+            connection, self._expiries.get(connection.url)
+        )
+        return found
 
     def at_home(self, connection: Any, data_dir: str) -> Any:
         """See contract.Homes."""

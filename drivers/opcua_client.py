@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from drivers import opcua_encode as encode
 from drivers import opcua_status as status
 from drivers.opcua_settings import Connection, SecretRef, policy_and_mode, split_url
-from edge_agent.contract import SECOND_US, Clock, DeviceRefused, DeviceSilent, Quality
+from edge_agent.contract import SECOND_US, Clock, DeviceRefused, DeviceSilent, Expiry, Quality
 
 if TYPE_CHECKING:
     from asyncua import ua
@@ -126,6 +126,8 @@ class Client:
     used_us: int
     warnings: tuple[str, ...] = ()
     """About the server's certificate, for people."""
+    expiries: tuple[Expiry, ...] = ()
+    """When the server's certificate and its issuers end."""
     _prefixes: dict[type, bytes] = field(default_factory=dict)
     _token: tuple[Any, bytes] = (None, b"")
     """The session's authentication token, and encoded."""
@@ -313,12 +315,12 @@ async def opened(settings: Connection, pki: str | None, clock: Clock, counts: Cl
     timeout_s = settings.timeout / SECOND_US
     ua = await library_module()
     url, library = settings.url, None
-    warnings: tuple[str, ...] = ()
+    verdict: Any = None
     try:
         async with asyncio.timeout(timeout_s * OPEN_FACTOR):
             library = _library(settings)
             if settings.security != "none":
-                warnings = await _secure(library, settings, pki, clock, ua)
+                verdict = await _secure(library, settings, pki, clock, ua)
             begun = clock.monotonic_us()
             await library.connect_sessionless()
             await library.create_session()
@@ -334,7 +336,8 @@ async def opened(settings: Connection, pki: str | None, clock: Clock, counts: Cl
             raise DeviceSilent(f"{url}: no session within {timeout_s:g} s", Quality.TIMEOUT) from error
         raise translated(error, f"{url}: no session") from error
     counts.sessions += 1
-    return Client(url, timeout_s, clock, counts, ua, library, begun, clock.monotonic_us(), warnings)
+    warnings, expiries = (verdict.warnings, verdict.expiries) if verdict else ((), ())
+    return Client(url, timeout_s, clock, counts, ua, library, begun, clock.monotonic_us(), warnings, expiries)
 
 
 def _library(settings: Connection) -> "Library":
@@ -368,10 +371,11 @@ def _no_fault(protocol: Any, message: Any) -> Any:
     return message
 
 
-async def _secure(library: "Library", settings: Connection, pki: str | None, clock: Clock, ua: Any) -> tuple[str, ...]:
+async def _secure(library: "Library", settings: Connection, pki: str | None, clock: Clock, ua: Any) -> Any:
     """Find the endpoint, judge the server's certificate, and set policy, mode and our own certificate.
 
-    Returns warnings about the server's certificate. Raises DeviceRefused in words for whoever can mend it.
+    Returns what was found of the server's certificate (opcua_trust.Verdict). Raises DeviceRefused in words for whoever can
+    mend it.
     """
     if pki is None:
         raise DeviceRefused(f"{settings.url}: security {settings.security} needs a data_dir to keep certificates in")
@@ -395,7 +399,7 @@ async def _secure(library: "Library", settings: Connection, pki: str | None, clo
     # What GetEndpoints said went over an open line: the session must say the same, and the library sees that it is
     # given with the same certificate.
     library.certificate_validator = _same_application(settings.url, endpoint.Server.ApplicationUri)
-    return tuple(verdict.warnings)
+    return verdict
 
 
 def _same_application(url: str, uri: str | None) -> Any:
