@@ -621,9 +621,10 @@ class OpcUaSession:
         for each in self.subscription.drain():
             points = self._points_of(each.handle)
             wanted = points >= 0
-            ours = each if wanted.all() else each.only(wanted)
-            ours = self._without_repeats(ours._replace(handle=points[wanted]))
-            self._take(ours.handle, ours)
+            ours = (each if wanted.all() else each.only(wanted))._replace(handle=points[wanted])
+            if not ours.noted:
+                ours = self._without_repeats(ours)
+                self._take(ours.handle, ours)
             told.append(ours)
         blocks, others = pts.rows_of(told, due, len(self.points), self._read_us)
         for each in others:
@@ -639,13 +640,14 @@ class OpcUaSession:
 
     def _points_of(self, handles: Ints) -> Ints:
         """Their points, -1 for those that nobody wants any more."""
-        known = handles < len(self._point_of)
+        known = (handles >= 0) & (handles < len(self._point_of))
         points = np.full(len(handles), -1, np.int64)
         points[known] = self._point_of[handles[known]]
         return points
 
     def _handles(self, points: Ints) -> Ints:
-        handle = np.full(len(self.points), 0, np.int64)
+        """The other way round; -1 of those that the server tells no longer."""
+        handle = np.full(len(self.points), -1, np.int64)
         known = np.flatnonzero(self._point_of >= 0)
         handle[self._point_of[known]] = known
         return handle[points]

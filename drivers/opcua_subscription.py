@@ -34,7 +34,10 @@ SEQUENCE_MAX = 0xFFFF_FFFF
 
 
 class Told(NamedTuple):
-    """One answer, or several that belong together. t_us: monotonic, when it came. All arrays (n,); handle: int64."""
+    """One answer, or several that belong together. t_us: monotonic, when it came. All arrays (n,); handle: int64.
+
+    noted: it was seen before and put back, until those whose it is are read.
+    """
 
     t_us: int
     handle: Ints
@@ -43,6 +46,7 @@ class Told(NamedTuple):
     ts: Ints
     status: Any
     typed: Codes
+    noted: bool = False
 
     def only(self, chosen: Bools | slice) -> "Told":
         """Those of it."""
@@ -54,6 +58,7 @@ class Told(NamedTuple):
             self.ts[chosen],
             self.status[chosen],
             self.typed[chosen],
+            self.noted,
         )
 
 
@@ -125,8 +130,8 @@ class Subscription:
         return np.concatenate([np.zeros(0, np.int64), *(each.handle for each in self._told)])
 
     def put_back(self, told: Told) -> None:
-        """What nobody wanted yet, for the next call."""
-        self._told.append(told)
+        """What was noted and nobody wanted yet, for the next call."""
+        self._told.append(told._replace(noted=True))
         self._values += len(told.handle)
 
     def ask(self) -> None:
@@ -208,12 +213,11 @@ class Subscription:
         self.counts.overflows += published.overflows
 
     def _keep(self, told: Told) -> None:
-        if self._more and self._told:
-            told = _together(self._told.pop(), told)
-            self._values -= len(told.handle)
-        self._told.append(told)
         self.counts.notifications += len(told.handle)
         self._values += len(told.handle)
+        if self._more and self._told and not self._told[-1].noted:
+            told = _together(self._told.pop(), told)
+        self._told.append(told)
         while self._values > VALUES_MAX and len(self._told) > 1:
             oldest = self._told.popleft()
             self._values -= len(oldest.handle)
@@ -227,13 +231,16 @@ def _joined(now: int, columns: Sequence[decode.Column]) -> Told:
         handle = np.asarray(only.handle, np.int64)
         return Told(now, handle, only.values, only.quality, only.ts, only.status, only.typed)
     parts = [(c.handle, c.values, c.quality, c.ts, c.status, c.typed) for c in columns]
-    handle, *rest = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return Told(now, handle.astype(np.int64), *rest)
+    handle, values, quality, ts, status_, typed = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return Told(now, handle.astype(np.int64), values, quality, ts, status_, typed)
 
 
 def _together(first: Told, second: Told) -> Told:
     """Two parts of what the server told at once."""
-    return Told(second.t_us, *(np.concatenate(pair) for pair in zip(first[1:], second[1:], strict=True)))
+    handle, values, quality, ts, status_, typed = (
+        np.concatenate(pair) for pair in zip(first[1:7], second[1:7], strict=True)
+    )
+    return Told(second.t_us, handle, values, quality, ts, status_, typed)
 
 
 async def subscribed(client: Client, counts: TellingCounters, publishing_us: int, requests: int) -> Subscription:

@@ -530,7 +530,7 @@ def test_intervals_queues_and_deadbands_reach_the_server_as_they_are_written(pla
         ]
         async with talk(plant, wanted, publishing="150ms", sampling="60ms") as one:
             await one.until_told()
-            (session,) = (await plant.statistics())["sessions"]
+            session = (await plant.statistics())["sessions"][-1]
             (subscription,) = session["subscriptions"]
             items = {item["node"]: item for item in subscription["items"]}
             assert subscription["publishing_ms"] == 150
@@ -746,3 +746,24 @@ def test_a_server_whose_history_fails_is_read_all_the_same(plant: foreign.Plant)
 
     for how in ("BadServiceUnsupported", "BadHistoryOperationUnsupported", "BadTooManyOperations"):
         asyncio.run(run(how))
+
+
+def test_what_was_told_of_a_slow_signal_waits_for_its_own_beat(plant: foreign.Plant) -> None:
+    async def run() -> None:
+        await plant.set("Counter", 0)
+        async with talk(plant, ours("Types.Double", "Counter"), sampling="0s", queue=100) as one:
+            await one.until_told()
+            await plant.ramp(["Counter"], 0.001, start=1, count=3)
+            await one.heard(3)
+            for _ in range(3):
+                await one.read(0)
+            assert one.shown[1].good == [0]
+            await plant.set("Counter", 4)
+            await one.heard(1)
+            await one.read(0)
+            await one.read(0, 1)
+            assert one.shown[1].good == [0, 1, 2, 3, 4]
+            await one.read(0, 1)
+            assert one.shown[1].good == [0, 1, 2, 3, 4]
+
+    asyncio.run(run())
