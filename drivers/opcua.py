@@ -322,8 +322,10 @@ class OpcUaSession:
     async def _anew(self) -> None:
         """The session rested for so long that the server will have ended it: a poll period may be longer than it lives."""
         await self.close(CLOSE_S)
-        self.points.told[:] = False
-        self.points.item[:] = -1
+        self.points.known[:] = self.points.told[:] = False  # the server may be another one by now
+        self.points.item[:] = self._point_of[:] = -1
+        self._to_delete.clear()
+        self._shapes = structure.Shapes()
         await self.connect()
         self.client_counts.renewals += 1
 

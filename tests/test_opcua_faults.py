@@ -4,8 +4,10 @@ import asyncio
 import itertools
 import os
 import random
+import re
 from collections.abc import Iterator
 from math import isnan
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from edge_agent.testing import SkippingClock
 from tests import foreign
 from tests.opcua_line import FRESH, KEEP_ALIVES_S, ours, shared, talk, watched
 
+ROOT = Path(__file__).resolve().parent.parent
 RESTARTS = int(os.environ.get("RESTARTS", "5"))
 SEED = int(os.environ.get("SEED", "1"))
 
@@ -276,6 +279,26 @@ def test_a_variable_that_was_deleted_and_comes_back_as_another_is_not_shown(plan
     asyncio.run(run("i=9102", "subscribe", told=True))
     asyncio.run(run("i=9103", "subscribe"))
     asyncio.run(run("i=9104", "subscribe", unseen=True))
+
+
+def test_a_session_that_rested_while_the_plant_was_programmed_anew_verifies_again() -> None:
+    async def run() -> None:
+        async with foreign.server() as plant:
+            await plant.add_variable("Late.Level", "Double", 1.5)
+            drive = {"address": ours("Typed.Drive")[0], "member": "Torque"}
+            async with talk(plant, [*ours("Late.Level", "Types.Double"), drive], mode="poll") as one:
+                await one.read()
+                assert one.holds([1.5, 2.5, 12.5])
+                await plant.restart(before=["urn:other"])
+                await plant.add_variable("Late.Level", "Int32", 777)
+                one.clock.skip(2700 * SECOND_US)
+                await one.read()
+                assert one.counted("sessions") == 2
+                assert [each.last[1] for each in one.shown] == [Quality.REFUSED, Quality.GOOD, Quality.GOOD]
+                assert one.shown[1].good == [2.5, 2.5]
+                assert one.shown[2].good == [12.5, 12.5]
+
+    asyncio.run(run())
 
 
 def test_a_variable_that_a_plant_does_not_have_any_more_is_refused_and_back_when_it_is(plant: foreign.Plant) -> None:
@@ -767,3 +790,28 @@ def test_what_was_told_of_a_slow_signal_waits_for_its_own_beat(plant: foreign.Pl
             assert one.shown[1].good == [0, 1, 2, 3, 4]
 
     asyncio.run(run())
+
+
+# ------------------------------------------------------------------------------------------------------ the table itself
+
+TABLE = (ROOT / "docs" / "opcua.md").read_text(encoding="utf-8").split("## Faults")[1]
+
+
+def test_each_test_that_the_table_of_faults_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+\.py)::(test_\w+)`", TABLE))
+    assert len(named) > 40
+    there = {
+        (path.name, name)
+        for path in (ROOT / "tests").glob("test_opcua*.py")
+        for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert named <= there, named - there
+    ours_ = {each for each in there if each[0] in ("test_opcua_faults.py", "test_opcua_controls.py")}
+    assert {each for each in ours_ if "_table_of_faults_" not in each[1]} <= named, "each has its line in the table"
+
+
+def test_each_line_of_the_table_of_faults_has_a_test() -> None:
+    lines = [line for line in TABLE.splitlines() if line.startswith("| ")]
+    lines = [line for line in lines if not line.startswith(("| **", "| fault", "| ---"))]
+    assert len(lines) > 30
+    assert not [line for line in lines if "`test_" not in line]
