@@ -170,6 +170,8 @@ class OpcUaSession:
     _dirty: bool = False
     _gap: history.Gap | None = None
     """Of the time before this session, while not all of it has come."""
+    _late: list[tuple[Ints, Readings]] = field(default_factory=list)
+    """Points and what is still to be handed on of their past."""
     _first_ts: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     """UTC µs of each point's first live value in this session."""
     _gap_points: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -220,6 +222,7 @@ class OpcUaSession:
         self._point_of[known] = places[self._point_of[known]]
         self._requests.clear()
         self._gap = None  # its points are no longer these
+        self._late.clear()
         self._look_us = self._subscribe_us = 0
         if self.client is not None:
             self._name_nodes(self.client)
@@ -593,8 +596,7 @@ class OpcUaSession:
     def _readings(self, due: Ints, asked: Bools, before: Sequence[Readings]) -> Readings:
         """What the server told since the last read, what it was asked, and of the rest that it stands."""
         now, wall = self.clock.monotonic_us(), self.clock.wall_us()
-        if not self._read_us:
-            self._first_ts = np.where(self.points.known, self.points.ts, pts.EVER_US)
+        self._note_first()
         for each in before:
             self._leave_out(each, due)
         read = self.points.last(due[asked])
@@ -852,7 +854,9 @@ class OpcUaSession:
         wall, from_us = self.clock.wall_us(), memory.heard_us
         if wall - from_us < HISTORY_GAP_US:
             return []
-        wanted = due[self.points.known[due] & ~self.points.by_hand[due]]
+        # Of all: the slower ones, too, are missing since then.
+        await self._look_for_nodes(np.arange(len(self.points)))
+        wanted = np.flatnonzero(self.points.known & ~self.points.by_hand)
         nodes = [self._nodes[point] for point in wanted.tolist()]
         memory.fills, self._dirty = memory.fills + 1, True
         levels: list[ua.DataValue] = []
@@ -864,7 +868,13 @@ class OpcUaSession:
         if gap.open:
             self._gap, self._gap_points = gap, wanted
         readings = self._from_history(gap)
-        return [] if readings is None else [_spread(readings, np.searchsorted(due, wanted), len(due))]
+        if readings is None:
+            return []
+        now = np.isin(wanted, due)
+        if not now.all() and (later := _columns(readings, ~now)) is not None:
+            self._late.append((wanted[~now], later))
+        first = _columns(readings, now)
+        return [] if first is None else [_spread(first, np.searchsorted(due, wanted[now]), len(due))]
 
     async def _go_on_filling(self) -> None:
         assert self.client is not None
@@ -877,6 +887,15 @@ class OpcUaSession:
             self.counts.back_filled += int(np.count_nonzero(readings.quality != Quality.HOLD))
         return readings
 
+    def _note_first(self) -> None:
+        """When each point had its first live value, while there is a past that must end there."""
+        points = self.points
+        if not self._read_us:
+            self._first_ts = np.full(len(points), pts.EVER_US)
+        if not self._read_us or self._late or self._gap is not None:
+            first = (self._first_ts == pts.EVER_US) & (points.quality != Quality.HOLD)
+            self._first_ts[first] = points.ts[first]
+
     def _leave_out(self, readings: Readings, points: Ints) -> None:
         """What a history has of the first live value and after it was, or will be, shown as that."""
         again = (readings.quality != Quality.HOLD) & (readings.ts >= self._first_ts[points])
@@ -884,16 +903,18 @@ class OpcUaSession:
         self.counts.back_filled -= int(np.count_nonzero(again))
 
     def belated(self) -> tuple[Ints, Readings] | None:
-        """See contract.Belated."""
+        """See contract.Belated: what came late, and the past of slower signals once they were read themselves."""
         gap = self._gap
-        if gap is None or gap.open:
-            return None
-        self._gap = None
-        readings = self._from_history(gap)
-        if readings is None:
-            return None
-        self._leave_out(readings, self._gap_points)
-        return self._gap_points, readings
+        if gap is not None and not gap.open:
+            self._gap = None
+            if (readings := self._from_history(gap)) is not None:
+                self._late.append((self._gap_points, readings))
+        for place, (points, readings) in enumerate(self._late):
+            if not (self._first_ts[points] == pts.EVER_US).any():
+                del self._late[place]
+                self._leave_out(readings, points)
+                return points, readings
+        return None
 
 
 def _merge(blocks: list[Readings], last: Readings, now: int, read: Bools) -> None:
@@ -911,6 +932,14 @@ def _merge(blocks: list[Readings], last: Readings, now: int, read: Bools) -> Non
     tail.values[-1, free], tail.quality[-1, free] = last.values[free], last.quality[free]
     fresh = free & (last.quality != Quality.HOLD)
     tail.ts[-1, fresh] = last.ts[fresh]
+
+
+def _columns(readings: Readings, chosen: Bools) -> Readings | None:
+    """Some columns, and the rows in which they say something; None: none do."""
+    assert readings.t is not None
+    values, quality, ts = readings.values[:, chosen], readings.quality[:, chosen], readings.ts[:, chosen]
+    rows = (quality != Quality.HOLD).any(axis=1)
+    return Readings(values[rows], quality[rows], ts[rows], readings.t[rows]) if rows.any() else None
 
 
 def _spread(readings: Readings, at: Ints, width: int) -> Readings:

@@ -757,6 +757,51 @@ def test_a_slow_history_holds_up_no_live_value_and_comes_belated() -> None:
     asyncio.run(run())
 
 
+def test_what_was_heard_before_a_session_was_lost_is_not_filled_in_again() -> None:
+    async def run() -> None:
+        addresses = ours("History.Level", "Types.Double")
+        async with foreign.server(publishing_min_ms=20, history=200, history_period_ms=500) as plant:
+            clock = SkippingClock()
+            clock.skip(-MINUTE_US)
+            async with talk(plant, addresses, clock=clock, mode="poll") as one:
+                await one.read()
+                assert one.session.notes() is not None
+                clock.skip(50 * SECOND_US)
+                await one.read()
+                assert one.session.notes() is None, "they are written now and then only"
+                await plant.drop()
+                with pytest.raises(DeviceSilent):
+                    await one.read()
+                notes = one.session.notes()
+            async with talk(plant, addresses, notes=notes) as two:
+                await two.read()
+                assert 10 <= two.counted("back_filled") <= 22, "ten seconds, two values in each"
+
+    asyncio.run(run())
+
+
+def test_the_past_of_a_slower_signal_comes_once_it_was_read_itself() -> None:
+    async def run() -> None:
+        addresses = ours("Types.Double", "History.Level")
+        async with foreign.server(publishing_min_ms=20, history=200, history_period_ms=500) as plant:
+            notes = await heard_a_minute_ago(plant, addresses)
+            async with talk(plant, addresses, notes=notes) as one:
+                await one.read(0)
+                assert one.session.belated() is None
+                await one.read(0, 1)
+                assert one.shown[1].last[1] is Quality.GOOD
+                belated = one.session.belated()
+                assert belated is not None
+                points, readings = belated
+                assert points.tolist() == [1]
+                level = readings.values[:, 0][~np.isnan(readings.values[:, 0])]
+                assert 100 <= len(level) == one.counted("back_filled") <= 122
+                assert one.shown[1].good[0] not in level
+                assert one.session.belated() is None
+
+    asyncio.run(run())
+
+
 def test_a_server_whose_history_fails_is_read_all_the_same(plant: foreign.Plant) -> None:
     async def run(how: str) -> None:
         addresses = ours("History.Level", "Types.Double")
