@@ -147,6 +147,8 @@ class OpcUaSession:
     client: Client | None = None
     server: _Server | None = None
     subscription: Subscription | None = None
+    _over: Subscription | None = None
+    """The subscription before this one, whose requests may still lie at the server."""
     memory: _Memory = field(default_factory=_Memory)
     _nodes: list[Any] = field(default_factory=list)
     """Of each point its NodeId in this session; None where the server has no such namespace."""
@@ -314,6 +316,8 @@ class OpcUaSession:
         if self.client.outlived():
             await self._anew()
         client = self.client
+        if self.subscription is not None and self.subscription.over:
+            self._poll_meanwhile(client, self.subscription)
         if self.subscription is not None:
             self.subscription.check()
         await client.keep()
@@ -322,12 +326,34 @@ class OpcUaSession:
                 await self._resolve(client)
         return client
 
+    def _poll_meanwhile(self, client: Client, over: Subscription) -> None:
+        """The subscription is over and the session stands: everything is polled until there is another one."""
+        log.warning("%s: polled, since the subscription is over: %s", self.name, over.over)
+        self.telling.dropped += len(over.waiting())
+        self.subscription, self._over = None, over
+        self._tell_nothing()
+        self._subscribe_later()
+        request = client.ua.DeleteSubscriptionsRequest()
+        request.Parameters.SubscriptionIds = [over.number]
+        with client.door("the subscription was not ended"):
+            _ = client.leave(request)  # nobody waits for the answer
+
+    def _subscribe_later(self) -> None:
+        self._subscribe_us = self.clock.monotonic_us() + self._subscribe_pause_us
+        self._subscribe_pause_us = min(2 * self._subscribe_pause_us, SUBSCRIBE_AGAIN_MAX_US)
+
+    def _tell_nothing(self) -> None:
+        """No item is any more: each point is asked with every beat."""
+        self.points.told[:] = False
+        self.points.item[:] = self._point_of[:] = -1
+        self._to_delete.clear()
+
     async def _anew(self) -> None:
         """The session rested for so long that the server will have ended it: a poll period may be longer than it lives."""
         await self.close(CLOSE_S)
-        self.points.known[:] = self.points.told[:] = False  # the server may be another one by now
-        self.points.item[:] = self._point_of[:] = -1
-        self._to_delete.clear()
+        self.points.known[:] = False  # the server may be another one by now
+        self._tell_nothing()
+        self._over = None
         self._shapes = structure.Shapes()
         await self.connect()
         self.client_counts.renewals += 1
@@ -682,7 +708,8 @@ class OpcUaSession:
             return None
         if self._to_delete and self.subscription is not None:
             return self._delete_items
-        if now >= self._subscribe_us and self._untold().size:
+        free = self._over is None or self._over.answered
+        if free and now >= self._subscribe_us and self._untold().size:
             return self._subscribe
         if now >= self._look_after_us and self.points.told.any():
             return self._look_after
@@ -714,8 +741,7 @@ class OpcUaSession:
                 return
             refused = {fault.name}
         if refused:
-            self._subscribe_us = self.clock.monotonic_us() + self._subscribe_pause_us
-            self._subscribe_pause_us = min(2 * self._subscribe_pause_us, SUBSCRIBE_AGAIN_MAX_US)
+            self._subscribe_later()
             log.warning(
                 "%s: polled, since the server will not tell by itself: %s", self.name, ", ".join(sorted(refused))
             )
@@ -805,6 +831,7 @@ class OpcUaSession:
         self._look_after_from = first + len(piece)
         if self._look_after_from >= len(told):
             self._look_after_from = 0
+            self._subscribe_pause_us = SUBSCRIBE_AGAIN_US  # it has told for a minute
             suspects = bool((points.suspect_us[points.told] != pts.NEVER_US).any())
             self._look_after_us = self.clock.monotonic_us() + (SUSPECT_US if suspects else LOOK_AFTER_US)
 

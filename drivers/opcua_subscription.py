@@ -31,6 +31,16 @@ REQUESTS = 3
 VALUES_MAX = 1_000_000
 """Values that wait to be read; the oldest go first, counted, when nobody reads."""
 SEQUENCE_MAX = 0xFFFF_FFFF
+OVER = frozenset(
+    {
+        "BadNoSubscription",
+        "BadSubscriptionIdInvalid",
+        "BadTooManyPublishRequests",
+        "BadServiceUnsupported",
+        "BadNotImplemented",
+    }
+)
+"""Answers to a PublishRequest that end the subscription and not the session."""
 
 
 class Told(NamedTuple):
@@ -81,7 +91,7 @@ class Subscription:
     """A subscription that lives; made by `subscribed`.
 
     publishing_us, keep_alive_us: as the server revised them. confirmed_us: monotonic, up to when everything is known that
-    the server had to tell. lost: why it tells no more, '' while it does.
+    the server had to tell. lost: why it tells no more, '' while it does. over: the same, while the session stands.
     """
 
     client: Client
@@ -93,6 +103,7 @@ class Subscription:
     heard_us: int
     confirmed_us: int = 0
     lost: str = ""
+    over: str = ""
     resync: bool = False
     """Messages were lost: what is held may be old until everything is read once."""
     _expected: int | None = None
@@ -118,6 +129,11 @@ class Subscription:
     def silent_after_us(self) -> int:
         return KEEP_ALIVES_MISSED * self.keep_alive_us
 
+    @property
+    def answered(self) -> bool:
+        """Whether no request of it is left at the server, which another subscription's words might take."""
+        return self._waiting == 0
+
     def drain(self) -> list[Told]:
         """What came since the last call, in its order."""
         told = list(self._told)
@@ -136,7 +152,7 @@ class Subscription:
 
     def ask(self) -> None:
         """Leave as many requests at the server as it should have."""
-        while self._waiting < self.requests and not self.lost:
+        while self._waiting < self.requests and not self.lost and not self.over:
             ua = self.client.ua
             request = ua.PublishRequest()
             acknowledge, self._acknowledge = self._acknowledge, []
@@ -171,6 +187,8 @@ class Subscription:
                 self.requests -= 1
             case "BadTimeout":  # the request grew old at the server; the next one follows
                 self.heard_us = self.client.clock.monotonic_us()
+            case name if name in OVER:
+                self.over = self.over or name
             case name:
                 self.lost = name
 
@@ -186,7 +204,7 @@ class Subscription:
         self.heard_us = client.used_us = now
         self._count(published)
         if published.ended is not None:
-            self.lost = f"the server ended it ({status.name(published.ended)})"
+            self.over = f"the server ended it ({status.name(published.ended)})"
             return
         if not published.keep_alive:
             self._acknowledge.append(published.sequence)

@@ -5,7 +5,7 @@ import itertools
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from math import isnan
 from pathlib import Path
 
@@ -148,16 +148,14 @@ def test_whatever_ends_a_session_it_is_good_again_within_seconds_and_nothing_wro
         await asyncio.sleep(0.8)  # the fault itself
         await plant.mute(False)
 
-    async def gone_without_a_word() -> None:
-        await plant.end_subscriptions()
-
-    async def gone_with_a_word() -> None:
-        await plant.end_subscriptions(told=True)
-
     faults = (
-        plant.drop, plant.close_sessions, gone_with_a_word, gone_without_a_word, too_many_publish_requests,
-        too_many_sessions, hole,
-    )  # fmt: skip
+        plant.drop,
+        plant.close_sessions,
+        too_many_publish_requests,
+        too_many_sessions,
+        hole,
+        plant.end_subscriptions,
+    )
 
     async def run() -> None:
         await plant.set("Counter", 0)
@@ -165,9 +163,7 @@ def test_whatever_ends_a_session_it_is_good_again_within_seconds_and_nothing_wro
             counter = watch.shown[0]
             await watch.until(lambda: counter.is_good(0))
             for number, fault in enumerate(faults, 1):
-                await watch.until(
-                    lambda: watch.poller.health.state == "connected" and watch.counted("monitored_items") == 2
-                )
+                await watch.until(lambda: watch.poller.health.state == "connected" and watch.counted("polled") == 0)
                 begun = asyncio.get_running_loop().time()
                 await fault()
                 await plant.set("Counter", number)
@@ -342,6 +338,32 @@ def test_when_a_subscription_is_refused_every_signal_is_polled_meanwhile(plant: 
 
     asyncio.run(run(1))
     asyncio.run(run(foreign.FOREVER))
+
+
+def test_when_the_server_ends_a_subscription_it_is_polled_until_there_is_another(plant: foreign.Plant) -> None:
+    async def run(end: Callable[[], Awaitable[object]]) -> None:
+        await plant.set("Counter", 0)
+        async with talk(plant, ours("Types.Double", "Counter")) as one:
+            await one.until_told()
+            await end()
+            await plant.set("Counter", 1)
+            await one.until(lambda: one.counted("polled") == 2)
+            for number in range(2, 5):
+                await plant.set("Counter", number)
+                await one.turn()
+                assert one.holds([2.5, number])
+            await plant.refuse("Publish", "Good", 0)
+            one.clock.skip(6 * SECOND_US)
+            await one.until(lambda: one.counted("polled") == 0)
+            await plant.set("Counter", 5)
+            await one.until(lambda: one.holds([2.5, 5]))
+            assert (one.counted("sessions"), one.counted("subscriptions")) == (1, 2)
+            assert one.shown[1].good == sorted(one.shown[1].good), "never back in time"
+
+    asyncio.run(run(plant.end_subscriptions))
+    asyncio.run(run(lambda: plant.end_subscriptions(told=True)))
+    asyncio.run(run(lambda: plant.refuse("Publish", "BadServiceUnsupported")))
+    asyncio.run(run(lambda: plant.refuse("Publish", "BadTooManyPublishRequests")))
 
 
 def test_items_that_the_server_refuses_are_polled_beside_those_that_it_tells(plant: foreign.Plant) -> None:
