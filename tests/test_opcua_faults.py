@@ -145,7 +145,7 @@ def test_whatever_ends_a_session_it_is_good_again_within_seconds_and_nothing_wro
 
     async def hole() -> None:
         await plant.mute()
-        await asyncio.sleep(0.8)  # the fault itself
+        await asyncio.sleep(0.5)  # the fault itself
         await plant.mute(False)
 
     faults = (
