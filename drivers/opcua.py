@@ -150,6 +150,8 @@ class OpcUaSession:
     client: Client | None = None
     server: _Server | None = None
     subscription: Subscription | None = None
+    _over: Subscription | None = None
+    """The subscription before this one, whose requests may still lie at the server."""
     memory: _Memory = field(default_factory=_Memory)
     _nodes: list[Any] = field(default_factory=list)
     """Of each point its NodeId in this session; None where the server has no such namespace."""
@@ -173,6 +175,8 @@ class OpcUaSession:
     _dirty: bool = False
     _gap: history.Gap | None = None
     """Of the time before this session, while not all of it has come."""
+    _late: list[tuple[Ints, Readings]] = field(default_factory=list)
+    """Points and what is still to be handed on of their past."""
     _first_ts: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     """UTC µs of each point's first live value in this session."""
     _gap_points: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -223,6 +227,7 @@ class OpcUaSession:
         self._point_of[known] = places[self._point_of[known]]
         self._requests.clear()
         self._gap = None  # its points are no longer these
+        self._late.clear()
         self._look_us = self._subscribe_us = 0
         if self.client is not None:
             self._name_nodes(self.client)
@@ -315,6 +320,8 @@ class OpcUaSession:
         if self.client.outlived():
             await self._anew()
         client = self.client
+        if self.subscription is not None and self.subscription.over:
+            self._poll_meanwhile(client, self.subscription)
         if self.subscription is not None:
             self.subscription.check()
         await client.keep()
@@ -323,11 +330,35 @@ class OpcUaSession:
                 await self._resolve(client)
         return client
 
+    def _poll_meanwhile(self, client: Client, over: Subscription) -> None:
+        """The subscription is over and the session stands: everything is polled until there is another one."""
+        log.warning("%s: polled, since the subscription is over: %s", self.name, over.over)
+        self.telling.dropped += len(over.waiting())
+        self.subscription, self._over = None, over
+        self._tell_nothing()
+        self._subscribe_later()
+        request = client.ua.DeleteSubscriptionsRequest()
+        request.Parameters.SubscriptionIds = [over.number]
+        with client.door("the subscription was not ended"):
+            _ = client.leave(request)  # nobody waits for the answer
+
+    def _subscribe_later(self) -> None:
+        self._subscribe_us = self.clock.monotonic_us() + self._subscribe_pause_us
+        self._subscribe_pause_us = min(2 * self._subscribe_pause_us, SUBSCRIBE_AGAIN_MAX_US)
+
+    def _tell_nothing(self) -> None:
+        """No item is any more: each point is asked with every beat."""
+        self.points.told[:] = False
+        self.points.item[:] = self._point_of[:] = -1
+        self._to_delete.clear()
+
     async def _anew(self) -> None:
         """The session rested for so long that the server will have ended it: a poll period may be longer than it lives."""
         await self.close(CLOSE_S)
-        self.points.told[:] = False
-        self.points.item[:] = -1
+        self.points.known[:] = False  # the server may be another one by now
+        self._tell_nothing()
+        self._over = None
+        self._shapes = structure.Shapes()
         await self.connect()
         self.client_counts.renewals += 1
 
@@ -595,8 +626,7 @@ class OpcUaSession:
     def _readings(self, due: Ints, asked: Bools, before: Sequence[Readings]) -> Readings:
         """What the server told since the last read, what it was asked, and of the rest that it stands."""
         now, wall = self.clock.monotonic_us(), self.clock.wall_us()
-        if not self._read_us:
-            self._first_ts = np.where(self.points.known, self.points.ts, pts.EVER_US)
+        self._note_first()
         for each in before:
             self._leave_out(each, due)
         read = self.points.last(due[asked])
@@ -625,9 +655,10 @@ class OpcUaSession:
         for each in self.subscription.drain():
             points = self._points_of(each.handle)
             wanted = points >= 0
-            ours = each if wanted.all() else each.only(wanted)
-            ours = self._without_repeats(ours._replace(handle=points[wanted]))
-            self._take(ours.handle, ours)
+            ours = (each if wanted.all() else each.only(wanted))._replace(handle=points[wanted])
+            if not ours.noted:
+                ours = self._without_repeats(ours)
+                self._take(ours.handle, ours)
             told.append(ours)
         blocks, others = pts.rows_of(told, due, len(self.points), self._read_us)
         for each in others:
@@ -643,13 +674,14 @@ class OpcUaSession:
 
     def _points_of(self, handles: Ints) -> Ints:
         """Their points, -1 for those that nobody wants any more."""
-        known = handles < len(self._point_of)
+        known = (handles >= 0) & (handles < len(self._point_of))
         points = np.full(len(handles), -1, np.int64)
         points[known] = self._point_of[handles[known]]
         return points
 
     def _handles(self, points: Ints) -> Ints:
-        handle = np.full(len(self.points), 0, np.int64)
+        """The other way round; -1 of those that the server tells no longer."""
+        handle = np.full(len(self.points), -1, np.int64)
         known = np.flatnonzero(self._point_of >= 0)
         handle[self._point_of[known]] = known
         return handle[points]
@@ -680,7 +712,8 @@ class OpcUaSession:
             return None
         if self._to_delete and self.subscription is not None:
             return self._delete_items
-        if now >= self._subscribe_us and self._untold().size:
+        free = self._over is None or self._over.answered
+        if free and now >= self._subscribe_us and self._untold().size:
             return self._subscribe
         if now >= self._look_after_us and self.points.told.any():
             return self._look_after
@@ -712,8 +745,7 @@ class OpcUaSession:
                 return
             refused = {fault.name}
         if refused:
-            self._subscribe_us = self.clock.monotonic_us() + self._subscribe_pause_us
-            self._subscribe_pause_us = min(2 * self._subscribe_pause_us, SUBSCRIBE_AGAIN_MAX_US)
+            self._subscribe_later()
             log.warning(
                 "%s: polled, since the server will not tell by itself: %s", self.name, ", ".join(sorted(refused))
             )
@@ -798,6 +830,7 @@ class OpcUaSession:
         self._look_after_from = first + len(piece)
         if self._look_after_from >= len(told):
             self._look_after_from = 0
+            self._subscribe_pause_us = SUBSCRIBE_AGAIN_US  # it has told for a minute
             suspects = bool((points.suspect_us[points.told] != pts.NEVER_US).any())
             self._look_after_us = self.clock.monotonic_us() + (SUSPECT_US if suspects else LOOK_AFTER_US)
 
@@ -847,7 +880,9 @@ class OpcUaSession:
         wall, from_us = self.clock.wall_us(), memory.heard_us
         if wall - from_us < HISTORY_GAP_US:
             return []
-        wanted = due[self.points.known[due] & ~self.points.by_hand[due]]
+        # Of all: the slower ones, too, are missing since then.
+        await self._look_for_nodes(np.arange(len(self.points)))
+        wanted = np.flatnonzero(self.points.known & ~self.points.by_hand)
         nodes = [self._nodes[point] for point in wanted.tolist()]
         memory.fills, self._dirty = memory.fills + 1, True
         levels: list[ua.DataValue] = []
@@ -859,7 +894,13 @@ class OpcUaSession:
         if gap.open:
             self._gap, self._gap_points = gap, wanted
         readings = self._from_history(gap)
-        return [] if readings is None else [_spread(readings, np.searchsorted(due, wanted), len(due))]
+        if readings is None:
+            return []
+        now = np.isin(wanted, due)
+        if not now.all() and (later := _columns(readings, ~now)) is not None:
+            self._late.append((wanted[~now], later))
+        first = _columns(readings, now)
+        return [] if first is None else [_spread(first, np.searchsorted(due, wanted[now]), len(due))]
 
     async def _go_on_filling(self) -> None:
         assert self.client is not None
@@ -872,6 +913,15 @@ class OpcUaSession:
             self.counts.back_filled += int(np.count_nonzero(readings.quality != Quality.HOLD))
         return readings
 
+    def _note_first(self) -> None:
+        """When each point had its first live value, while there is a past that must end there."""
+        points = self.points
+        if not self._read_us:
+            self._first_ts = np.full(len(points), pts.EVER_US)
+        if not self._read_us or self._late or self._gap is not None:
+            first = (self._first_ts == pts.EVER_US) & (points.quality != Quality.HOLD)
+            self._first_ts[first] = points.ts[first]
+
     def _leave_out(self, readings: Readings, points: Ints) -> None:
         """What a history has of the first live value and after it was, or will be, shown as that."""
         again = (readings.quality != Quality.HOLD) & (readings.ts >= self._first_ts[points])
@@ -879,16 +929,18 @@ class OpcUaSession:
         self.counts.back_filled -= int(np.count_nonzero(again))
 
     def belated(self) -> tuple[Ints, Readings] | None:
-        """See contract.Belated."""
+        """See contract.Belated: what came late, and the past of slower signals once they were read themselves."""
         gap = self._gap
-        if gap is None or gap.open:
-            return None
-        self._gap = None
-        readings = self._from_history(gap)
-        if readings is None:
-            return None
-        self._leave_out(readings, self._gap_points)
-        return self._gap_points, readings
+        if gap is not None and not gap.open:
+            self._gap = None
+            if (readings := self._from_history(gap)) is not None:
+                self._late.append((self._gap_points, readings))
+        for place, (points, readings) in enumerate(self._late):
+            if not (self._first_ts[points] == pts.EVER_US).any():
+                del self._late[place]
+                self._leave_out(readings, points)
+                return points, readings
+        return None
 
 
 def _merge(blocks: list[Readings], last: Readings, now: int, read: Bools) -> None:
@@ -906,6 +958,14 @@ def _merge(blocks: list[Readings], last: Readings, now: int, read: Bools) -> Non
     tail.values[-1, free], tail.quality[-1, free] = last.values[free], last.quality[free]
     fresh = free & (last.quality != Quality.HOLD)
     tail.ts[-1, fresh] = last.ts[fresh]
+
+
+def _columns(readings: Readings, chosen: Bools) -> Readings | None:
+    """Some columns, and the rows in which they say something; None: none do."""
+    assert readings.t is not None
+    values, quality, ts = readings.values[:, chosen], readings.quality[:, chosen], readings.ts[:, chosen]
+    rows = (quality != Quality.HOLD).any(axis=1)
+    return Readings(values[rows], quality[rows], ts[rows], readings.t[rows]) if rows.any() else None
 
 
 def _spread(readings: Readings, at: Ints, width: int) -> Readings:

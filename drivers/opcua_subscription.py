@@ -32,10 +32,23 @@ REQUESTS = 3
 VALUES_MAX = 1_000_000
 """Values that wait to be read; the oldest go first, counted, when nobody reads."""
 SEQUENCE_MAX = 0xFFFF_FFFF
+OVER = frozenset(
+    {
+        "BadNoSubscription",
+        "BadSubscriptionIdInvalid",
+        "BadTooManyPublishRequests",
+        "BadServiceUnsupported",
+        "BadNotImplemented",
+    }
+)
+"""Answers to a PublishRequest that end the subscription and not the session."""
 
 
 class Told(NamedTuple):
-    """One answer, or several that belong together. t_us: monotonic, when it came. All arrays (n,); handle: int64."""
+    """One answer, or several that belong together. t_us: monotonic, when it came. All arrays (n,); handle: int64.
+
+    noted: it was seen before and put back, until those whose it is are read.
+    """
 
     t_us: int
     handle: Ints
@@ -44,6 +57,7 @@ class Told(NamedTuple):
     ts: Ints
     status: Any
     typed: Codes
+    noted: bool = False
 
     def only(self, chosen: Bools | slice) -> "Told":
         """Those of it."""
@@ -55,6 +69,7 @@ class Told(NamedTuple):
             self.ts[chosen],
             self.status[chosen],
             self.typed[chosen],
+            self.noted,
         )
 
 
@@ -77,7 +92,7 @@ class Subscription:
     """A subscription that lives; made by `subscribed`.
 
     publishing_us, keep_alive_us: as the server revised them. confirmed_us: monotonic, up to when everything is known that
-    the server had to tell. lost: why it tells no more, '' while it does.
+    the server had to tell. lost: why it tells no more, '' while it does. over: the same, while the session stands.
     """
 
     client: Client
@@ -89,6 +104,7 @@ class Subscription:
     heard_us: int
     confirmed_us: int = 0
     lost: str = ""
+    over: str = ""
     resync: bool = False
     """Messages were lost: what is held may be old until everything is read once."""
     _expected: int | None = None
@@ -115,6 +131,11 @@ class Subscription:
     def silent_after_us(self) -> int:
         return KEEP_ALIVES_MISSED * self.keep_alive_us
 
+    @property
+    def answered(self) -> bool:
+        """Whether no request of it is left at the server, which another subscription's words might take."""
+        return self._waiting == 0
+
     def drain(self) -> list[Told]:
         """What came since the last call, in its order."""
         told = [_together(parts) for parts in self._told]
@@ -127,13 +148,13 @@ class Subscription:
         return np.concatenate([np.zeros(0, np.int64), *(part.handle for parts in self._told for part in parts)])
 
     def put_back(self, told: Told) -> None:
-        """What nobody wanted yet, for the next call."""
-        self._told.append([told])
+        """What was noted and nobody wanted yet, for the next call."""
+        self._told.append([told._replace(noted=True)])
         self._values += len(told.handle)
 
     def ask(self) -> None:
         """Leave as many requests at the server as it should have."""
-        while self._waiting < self.requests and not self.lost:
+        while self._waiting < self.requests and not self.lost and not self.over:
             acknowledge, self._acknowledge = self._acknowledge, []
             try:
                 prefix = self.client.prefix(self.client.ua.PublishRequest)
@@ -164,6 +185,8 @@ class Subscription:
                 self.requests -= 1
             case "BadTimeout":  # the request grew old at the server; the next one follows
                 self.heard_us = self.client.clock.monotonic_us()
+            case name if name in OVER:
+                self.over = self.over or name
             case name:
                 self.lost = name
 
@@ -179,7 +202,7 @@ class Subscription:
         self.heard_us = client.used_us = now
         self._count(published)
         if published.ended is not None:
-            self.lost = f"the server ended it ({status.name(published.ended)})"
+            self.over = f"the server ended it ({status.name(published.ended)})"
             return
         if not published.keep_alive:
             self._acknowledge.append(published.sequence)
@@ -206,12 +229,12 @@ class Subscription:
         self.counts.overflows += published.overflows
 
     def _keep(self, told: Told) -> None:
-        if self._more and self._told:
+        self.counts.notifications += len(told.handle)
+        self._values += len(told.handle)
+        if self._more and self._told and not self._told[-1][-1].noted:
             self._told[-1].append(told)
         else:
             self._told.append([told])
-        self.counts.notifications += len(told.handle)
-        self._values += len(told.handle)
         while self._values > VALUES_MAX and len(self._told) > 1:
             oldest = sum(len(part.handle) for part in self._told.popleft())
             self._values -= oldest
@@ -225,15 +248,18 @@ def _joined(now: int, columns: Sequence[decode.Column]) -> Told:
         handle = np.asarray(only.handle, np.int64)
         return Told(now, handle, only.values, only.quality, only.ts, only.status, only.typed)
     parts = [(c.handle, c.values, c.quality, c.ts, c.status, c.typed) for c in columns]
-    handle, *rest = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return Told(now, handle.astype(np.int64), *rest)
+    handle, values, quality, ts, status_, typed = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return Told(now, handle.astype(np.int64), values, quality, ts, status_, typed)
 
 
 def _together(parts: Sequence[Told]) -> Told:
     """The parts of what the server told at once."""
     if len(parts) == 1:
         return parts[0]
-    return Told(parts[-1].t_us, *(np.concatenate(each) for each in zip(*(part[1:] for part in parts), strict=True)))
+    handle, values, quality, ts, status_, typed = (
+        np.concatenate(each) for each in zip(*(part[1:7] for part in parts), strict=True)
+    )
+    return Told(parts[-1].t_us, handle, values, quality, ts, status_, typed)
 
 
 async def subscribed(client: Client, counts: TellingCounters, publishing_us: int, requests: int) -> Subscription:

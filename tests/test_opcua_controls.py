@@ -202,6 +202,7 @@ def test_control_a_node_that_comes_late_after_a_restart_never_comes() -> None:
             await plant.add_variable("Late.Level", "Double", 1.5)
             async with theirs(plant, "Late.Level", "Counter") as one:
                 await one.until(1.5)
+                await one.until(0)
                 del one.got[:]
                 await plant.restart()
                 await one.until(0)

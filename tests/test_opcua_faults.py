@@ -4,8 +4,10 @@ import asyncio
 import itertools
 import os
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Awaitable, Callable, Iterator
 from math import isnan
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from edge_agent.testing import SkippingClock
 from tests import foreign
 from tests.opcua_line import FRESH, KEEP_ALIVES_S, ours, shared, talk, watched
 
+ROOT = Path(__file__).resolve().parent.parent
 RESTARTS = int(os.environ.get("RESTARTS", "5"))
 SEED = int(os.environ.get("SEED", "1"))
 
@@ -142,19 +145,17 @@ def test_whatever_ends_a_session_it_is_good_again_within_seconds_and_nothing_wro
 
     async def hole() -> None:
         await plant.mute()
-        await asyncio.sleep(0.8)  # the fault itself
+        await asyncio.sleep(0.5)  # the fault itself
         await plant.mute(False)
 
-    async def gone_without_a_word() -> None:
-        await plant.end_subscriptions()
-
-    async def gone_with_a_word() -> None:
-        await plant.end_subscriptions(told=True)
-
     faults = (
-        plant.drop, plant.close_sessions, gone_with_a_word, gone_without_a_word, too_many_publish_requests,
-        too_many_sessions, hole,
-    )  # fmt: skip
+        plant.drop,
+        plant.close_sessions,
+        too_many_publish_requests,
+        too_many_sessions,
+        hole,
+        plant.end_subscriptions,
+    )
 
     async def run() -> None:
         await plant.set("Counter", 0)
@@ -162,9 +163,7 @@ def test_whatever_ends_a_session_it_is_good_again_within_seconds_and_nothing_wro
             counter = watch.shown[0]
             await watch.until(lambda: counter.is_good(0))
             for number, fault in enumerate(faults, 1):
-                await watch.until(
-                    lambda: watch.poller.health.state == "connected" and watch.counted("monitored_items") == 2
-                )
+                await watch.until(lambda: watch.poller.health.state == "connected" and watch.counted("polled") == 0)
                 begun = asyncio.get_running_loop().time()
                 await fault()
                 await plant.set("Counter", number)
@@ -278,6 +277,26 @@ def test_a_variable_that_was_deleted_and_comes_back_as_another_is_not_shown(plan
     asyncio.run(run("i=9104", "subscribe", unseen=True))
 
 
+def test_a_session_that_rested_while_the_plant_was_programmed_anew_verifies_again() -> None:
+    async def run() -> None:
+        async with foreign.server() as plant:
+            await plant.add_variable("Late.Level", "Double", 1.5)
+            drive = {"address": ours("Typed.Drive")[0], "member": "Torque"}
+            async with talk(plant, [*ours("Late.Level", "Types.Double"), drive], mode="poll") as one:
+                await one.read()
+                assert one.holds([1.5, 2.5, 12.5])
+                await plant.restart(before=["urn:other"])
+                await plant.add_variable("Late.Level", "Int32", 777)
+                one.clock.skip(2700 * SECOND_US)
+                await one.read()
+                assert one.counted("sessions") == 2
+                assert [each.last[1] for each in one.shown] == [Quality.REFUSED, Quality.GOOD, Quality.GOOD]
+                assert one.shown[1].good == [2.5, 2.5]
+                assert one.shown[2].good == [12.5, 12.5]
+
+    asyncio.run(run())
+
+
 def test_a_variable_that_a_plant_does_not_have_any_more_is_refused_and_back_when_it_is(plant: foreign.Plant) -> None:
     async def run() -> None:
         async with talk(plant, ours("Types.Double", "Nowhere.Level"), mode="poll") as one:
@@ -319,6 +338,32 @@ def test_when_a_subscription_is_refused_every_signal_is_polled_meanwhile(plant: 
 
     asyncio.run(run(1))
     asyncio.run(run(foreign.FOREVER))
+
+
+def test_when_the_server_ends_a_subscription_it_is_polled_until_there_is_another(plant: foreign.Plant) -> None:
+    async def run(end: Callable[[], Awaitable[object]]) -> None:
+        await plant.set("Counter", 0)
+        async with talk(plant, ours("Types.Double", "Counter")) as one:
+            await one.until_told()
+            await end()
+            await plant.set("Counter", 1)
+            await one.until(lambda: one.counted("polled") == 2)
+            for number in range(2, 5):
+                await plant.set("Counter", number)
+                await one.turn()
+                assert one.holds([2.5, number])
+            await plant.refuse("Publish", "Good", 0)
+            one.clock.skip(6 * SECOND_US)
+            await one.until(lambda: one.counted("polled") == 0)
+            await plant.set("Counter", 5)
+            await one.until(lambda: one.holds([2.5, 5]))
+            assert (one.counted("sessions"), one.counted("subscriptions")) == (1, 2)
+            assert one.shown[1].good == sorted(one.shown[1].good), "never back in time"
+
+    asyncio.run(run(plant.end_subscriptions))
+    asyncio.run(run(lambda: plant.end_subscriptions(told=True)))
+    asyncio.run(run(lambda: plant.refuse("Publish", "BadServiceUnsupported")))
+    asyncio.run(run(lambda: plant.refuse("Publish", "BadTooManyPublishRequests")))
 
 
 def test_items_that_the_server_refuses_are_polled_beside_those_that_it_tells(plant: foreign.Plant) -> None:
@@ -530,7 +575,7 @@ def test_intervals_queues_and_deadbands_reach_the_server_as_they_are_written(pla
         ]
         async with talk(plant, wanted, publishing="150ms", sampling="60ms") as one:
             await one.until_told()
-            (session,) = (await plant.statistics())["sessions"]
+            session = (await plant.statistics())["sessions"][-1]
             (subscription,) = session["subscriptions"]
             items = {item["node"]: item for item in subscription["items"]}
             assert subscription["publishing_ms"] == 150
@@ -734,6 +779,51 @@ def test_a_slow_history_holds_up_no_live_value_and_comes_belated() -> None:
     asyncio.run(run())
 
 
+def test_what_was_heard_before_a_session_was_lost_is_not_filled_in_again() -> None:
+    async def run() -> None:
+        addresses = ours("History.Level", "Types.Double")
+        async with foreign.server(publishing_min_ms=20, history=200, history_period_ms=500) as plant:
+            clock = SkippingClock()
+            clock.skip(-MINUTE_US)
+            async with talk(plant, addresses, clock=clock, mode="poll") as one:
+                await one.read()
+                assert one.session.notes() is not None
+                clock.skip(50 * SECOND_US)
+                await one.read()
+                assert one.session.notes() is None, "they are written now and then only"
+                await plant.drop()
+                with pytest.raises(DeviceSilent):
+                    await one.read()
+                notes = one.session.notes()
+            async with talk(plant, addresses, notes=notes) as two:
+                await two.read()
+                assert 10 <= two.counted("back_filled") <= 22, "ten seconds, two values in each"
+
+    asyncio.run(run())
+
+
+def test_the_past_of_a_slower_signal_comes_once_it_was_read_itself() -> None:
+    async def run() -> None:
+        addresses = ours("Types.Double", "History.Level")
+        async with foreign.server(publishing_min_ms=20, history=200, history_period_ms=500) as plant:
+            notes = await heard_a_minute_ago(plant, addresses)
+            async with talk(plant, addresses, notes=notes) as one:
+                await one.read(0)
+                assert one.session.belated() is None
+                await one.read(0, 1)
+                assert one.shown[1].last[1] is Quality.GOOD
+                belated = one.session.belated()
+                assert belated is not None
+                points, readings = belated
+                assert points.tolist() == [1]
+                level = readings.values[:, 0][~np.isnan(readings.values[:, 0])]
+                assert 100 <= len(level) == one.counted("back_filled") <= 122
+                assert one.shown[1].good[0] not in level
+                assert one.session.belated() is None
+
+    asyncio.run(run())
+
+
 def test_a_server_whose_history_fails_is_read_all_the_same(plant: foreign.Plant) -> None:
     async def run(how: str) -> None:
         addresses = ours("History.Level", "Types.Double")
@@ -746,3 +836,49 @@ def test_a_server_whose_history_fails_is_read_all_the_same(plant: foreign.Plant)
 
     for how in ("BadServiceUnsupported", "BadHistoryOperationUnsupported", "BadTooManyOperations"):
         asyncio.run(run(how))
+
+
+def test_what_was_told_of_a_slow_signal_waits_for_its_own_beat(plant: foreign.Plant) -> None:
+    async def run() -> None:
+        await plant.set("Counter", 0)
+        async with talk(plant, ours("Types.Double", "Counter"), sampling="0s", queue=100) as one:
+            await one.until_told()
+            await plant.ramp(["Counter"], 0.001, start=1, count=3)
+            await one.heard(3)
+            for _ in range(3):
+                await one.read(0)
+            assert one.shown[1].good == [0]
+            await plant.set("Counter", 4)
+            await one.heard(1)
+            await one.read(0)
+            await one.read(0, 1)
+            assert one.shown[1].good == [0, 1, 2, 3, 4]
+            await one.read(0, 1)
+            assert one.shown[1].good == [0, 1, 2, 3, 4]
+
+    asyncio.run(run())
+
+
+# ------------------------------------------------------------------------------------------------------ the table itself
+
+TABLE = (ROOT / "docs" / "opcua.md").read_text(encoding="utf-8").split("## Faults")[1]
+
+
+def test_each_test_that_the_table_of_faults_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+\.py)::(test_\w+)`", TABLE))
+    assert len(named) > 40
+    there = {
+        (path.name, name)
+        for path in (ROOT / "tests").glob("test_opcua*.py")
+        for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert named <= there, named - there
+    ours_ = {each for each in there if each[0] in ("test_opcua_faults.py", "test_opcua_controls.py")}
+    assert {each for each in ours_ if "_table_of_faults_" not in each[1]} <= named, "each has its line in the table"
+
+
+def test_each_line_of_the_table_of_faults_has_a_test() -> None:
+    lines = [line for line in TABLE.splitlines() if line.startswith("| ")]
+    lines = [line for line in lines if not line.startswith(("| **", "| fault", "| ---"))]
+    assert len(lines) > 30
+    assert not [line for line in lines if "`test_" not in line]
