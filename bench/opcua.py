@@ -10,6 +10,7 @@ beside it the CPU that the loop's thread had meanwhile: where that is much less,
 import argparse
 import asyncio
 import cProfile
+import importlib
 import json
 import logging
 import os
@@ -17,25 +18,28 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.__main__ import rss_mb
+from bench.__main__ import Consumer, cpu_s, free_ports, process, rss_mb
 from drivers import opcua
 from drivers.opcua_settings import Address, Connection
+from edge_agent import broker
 from edge_agent.clock import SystemClock
-from edge_agent.contract import Point, Quality
+from edge_agent.contract import DeviceRefused, Point, Quality
 from tests import foreign
 
 Figures = dict[str, float]
 TOLD_TARGET_US, READ_TARGET_US, BLOCK_TARGET_MS = 1.0, 0.2, 50.0
 """µs of CPU a notification and a value of a read; ms of one block of the event loop."""
-WARM_S = 3.0
+WARM_S, AGENT_WARM_S = 3.0, 20.0
 TICK_S = 0.001
 CLOCK = SystemClock()
 
@@ -48,6 +52,8 @@ class Asked:
     items: int
     seconds: float
     profile: str | None
+    certificate: str = ""
+    """The server's, a file."""
 
 
 # ------------------------------------------------------------------------------------------------- what a process measures
@@ -182,6 +188,26 @@ async def ours(asked: Asked, mode: str) -> Figures:
     return {**found, **ticker.figures(), "lost": lost} | ({"subscribe_s": subscribed_s} if told else {})
 
 
+async def secured(asked: Asked) -> Figures:
+    """Connect with sign and encrypt for the first time, with all that is loaded and made for it, and once more."""
+    with tempfile.TemporaryDirectory(prefix="edge-agent-bench-") as home:
+        folder = Path(home) / "pki"
+        words = {"url": asked.url, "security": "Basic256Sha256/SignAndEncrypt", "timeout": "30s"}
+        settings = Connection.model_validate(words).at_home(str(folder))
+        async with ticking() as ticker:
+            with suppress(DeviceRefused):  # the server's certificate is not trusted yet
+                async with opcua.DRIVER.open("bench", settings, points(1), CLOCK):
+                    pass
+            ticker.phase = "accept"
+            pki = importlib.import_module("drivers.opcua_pki")
+            pki.add(folder, Path(asked.certificate).read_bytes())
+            await asyncio.sleep(2 * TICK_S)
+            ticker.phase = "again"
+            async with opcua.DRIVER.open("bench", settings, points(1), CLOCK) as session:
+                await session.read(np.arange(1))
+        return {name: value for name, value in ticker.figures().items() if "accept" not in name}
+
+
 # ------------------------------------------------------------------------------------------------------------- asyncua's ways
 
 
@@ -275,7 +301,61 @@ CASES: dict[str, Callable[[Asked], Awaitable[Figures]]] = {
     "told: asyncua, bulk": asyncua_bulk,
     "read: ours": lambda asked: ours(asked, "poll"),
     "read: asyncua": asyncua_read,
+    "secured": secured,
 }
+
+
+# ---------------------------------------------------------------------------------------------------------- the whole agent
+
+
+def configuration(asked: Asked, mode: str, port: int, data: Path) -> str:
+    """Machines of 100 signals, with limits, deadband and delays, as `make bench` has them for Modbus."""
+    norm = "{warning: {low: -1, high: 9990000}, alarm: {low: -2, high: 9999000}, deadband: 0.5, on_delay: 2s, off_delay: 5s}"
+    lines = [
+        f"agent: {{id: bench, site: bench, data_dir: {data}}}",
+        f'mqtt: {{url: "mqtt://127.0.0.1:{port}"}}',
+        "web: null",
+        f'connections: {{ua: {{driver: opcua, url: "{asked.url}", mode: {mode}, timeout: 30s}}}}',
+        "machines:",
+    ]
+    for first in range(0, asked.items, 100):
+        lines += [f"  m{first // 100}:", "    connection: ua", "    every: 1s", "    signals:"]
+        for number in range(first, min(first + 100, asked.items)):
+            address = f"nsu={foreign.URI};s=Mass.{number}"
+            lines.append(f'      s{number}: {{address: "{address}", unit: bar, norm: {norm}}}')
+    return "\n".join(lines) + "\n"
+
+
+async def agent(asked: Asked, mode: str) -> Figures:
+    """`edge-agent run` with a broker and a consumer beside it: CPU and memory of the agent's process alone."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-agent-bench-")))
+        info = await stack.enter_async_context(broker.open_broker(free_ports(1)))
+        path, port = folder / "bench.yaml", int(info.url.rpartition(":")[2])
+        path.write_text(configuration(asked, mode, port, folder / "data"))
+        consumer = Consumer(port)
+        stack.callback(consumer.close)
+        command = (sys.executable, "-m", "edge_agent", "run", str(path))
+        running = stack.enter_context(process(*command, log=folder / "agent.log"))
+        await asyncio.sleep(AGENT_WARM_S)
+        consumer.measuring = True
+        began, used = time.monotonic(), cpu_s(running.pid)
+        await asyncio.sleep(asked.seconds)
+        consumer.measuring = False
+        took, used = time.monotonic() - began, cpu_s(running.pid) - used
+        if running.poll() is not None:
+            raise SystemExit((folder / "agent.log").read_text())
+        return {
+            "us": used * 1e6 / max(1, consumer.values),
+            "cpu_percent": 100 * used / took,
+            "values_s": consumer.values / took,
+            "rss_mb": rss_mb(running.pid),
+            "missed_beats": sum(line["missed"] for line in consumer.health.get("connections", {}).values()),
+        }
+
+
+AGENTS = {"agent: subscribe": "subscribe", "agent: poll": "poll"}
+"""Cases that are processes already."""
 
 
 # --------------------------------------------------------------------------------------------------------------- the whole run
@@ -293,15 +373,19 @@ def child(case: str, asked: Asked) -> Figures:
 
 async def run(options: argparse.Namespace) -> dict[str, Figures]:
     """Every case so often, in turn → the medians of each."""
-    cases = [case for case in CASES if not options.only or any(word in case for word in options.only)]
+    cases = [case for case in (*CASES, *AGENTS) if not options.only or any(word in case for word in options.only)]
     found: dict[str, list[Figures]] = {case: [] for case in cases}
-    async with foreign.server(mass=options.items) as plant:
+    settings = foreign.Settings(
+        mass=options.items, policies=["None", "Basic256Sha256"], modes=["None", "SignAndEncrypt"], accept_all=True
+    )
+    async with foreign.server(**settings) as plant:
         await plant.ramp(["Mass.*"], 1.0)
-        asked = Asked(plant.url, options.items, options.seconds, options.profile)
+        asked = Asked(plant.url, options.items, options.seconds, options.profile, str(plant.certificate))
         for turn in range(options.rounds):
             for case in cases:
                 print(f"  round {turn + 1} of {options.rounds}: {case}", file=sys.stderr)
-                found[case].append(await asyncio.to_thread(child, case, asked))
+                once = agent(asked, AGENTS[case]) if case in AGENTS else asyncio.to_thread(child, case, asked)
+                found[case].append(await once)
     return {case: medians(each) for case, each in found.items()}
 
 
@@ -317,21 +401,29 @@ def show(found: dict[str, Figures], options: argparse.Namespace) -> None:
         f"  {'':24} {'µs CPU each':>12} {'in the kernel':>14} {'% of a core':>12} {'each second':>12} {'RSS, MB':>9} {'subscribe, s':>13}"
     )
     for case, each in found.items():
-        row = f"  {case:24} {each['us']:12.3f} {each['system_us']:14.3f} {each['cpu_percent']:12.2f}"
-        row += f" {each['values_s']:12,.0f} {each['rss_mb']:9.0f}"
-        print(f"{row} {each['subscribe_s']:13.1f}" if "subscribe_s" in each else row)
+        if "us" not in each:
+            continue
+        kernel = f"{each['system_us']:14.3f}" if "system_us" in each else f"{'':14}"
+        row = f"  {case:24} {each['us']:12.3f} {kernel} {each['cpu_percent']:12.2f} {each['values_s']:12,.0f}"
+        print(f"{row} {each['rss_mb']:9.0f}" + (f" {each['subscribe_s']:13.1f}" if "subscribe_s" in each else ""))
     for kind, target in (("told", TOLD_TARGET_US), ("read", READ_TARGET_US)):
         own, others = found.get(f"{kind}: ours"), [case for case in found if case.startswith(f"{kind}: asyncua")]
         if own is None:
             continue
         ratios = ", ".join(f"1/{found[case]['us'] / own['us']:.0f} of {case.partition(': ')[2]}" for case in others)
         print(f"  {kind}: {own['us']:.3f} µs, {verdict(own['us'], target)} µs; {ratios}")
-        for name, value in own.items():
-            if name.startswith("block_") and not name.endswith("cpu_ms"):
-                cpu = own[name.replace("_ms", "_cpu_ms")]
-                print(
-                    f"    longest block, {name[6:-3]:10} {value:7.0f} ms ({cpu:.0f} ms of CPU), {verdict(value, BLOCK_TARGET_MS)} ms"
-                )
+        show_blocks(own)
+    if "secured" in found:
+        print("  with sign and encrypt, first (imports, a new key) and again:")
+        show_blocks(found["secured"])
+
+
+def show_blocks(figures: Figures) -> None:
+    for name, value in figures.items():
+        if name.startswith("block_") and not name.endswith("cpu_ms"):
+            cpu = figures[name.replace("_ms", "_cpu_ms")]
+            kept = verdict(value, BLOCK_TARGET_MS)
+            print(f"    longest block, {name[6:-3]:10} {value:7.0f} ms ({cpu:.0f} ms of CPU), {kept} ms")
 
 
 def verdict(value: float, target: float) -> str:

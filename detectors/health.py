@@ -1,33 +1,37 @@
-"""`health`: a line, or a part of one, is lost. One warning for all signals behind it (contract §6, the agent's own warnings).
+"""`health`: a line, or a part of one, is lost, or a certificate ends soon (contract §6, the agent's own warnings).
 
-Rule 1: the value is why (a code of Quality), 0 while all is well. Rule 2: a bad row (what is behind a line that is lost as
-a whole is not known) neither extends nor ends the run, as with limits.
+Rule 1: the value is why (a code of Quality, or contract.ENDING), 0 while all is well. Rule 2: a bad row (what is behind a
+line that is lost as a whole is not known) neither extends nor ends the run, as with limits. Rule 3: what is said of a
+certificate that stands is told again when it changes: it ends in 30 days now, or it is another one that ends first.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from edge_agent.contract import Block, Bools, Change, Ints, Norms
+from edge_agent.contract import ENDING, Block, Bools, Change, Codes, Floats, Ints, Norms
 
 KIND = "health"
 NO_RUN = -1
+LEVELS = np.array([0, 1, 1, 2, 2], dtype=np.uint8)
+"""By the step of a certificate (contract.ENDING): a warning from 60 days on, an alarm from 7."""
 
 
 @dataclass(frozen=True, slots=True)
 class HealthState:
     """(columns,), changed in place. run_us: int64, how long it has been lost, NO_RUN: it is not, or it is raised.
 
-    since: int64 UTC µs of the first row of the run. raised: bool.
+    since: int64 UTC µs of the first row of the run. raised: bool. told: uint8, of certificates what was told last, else 0.
     """
 
     run_us: Ints
     since: Ints
     raised: Bools
+    told: Codes
 
 
 class Health:
-    """The detector of lost lines, see contract.Detector; it looks only at columns with a `health_us`."""
+    """The detector of lost lines and of certificates, see contract.Detector; it looks only at columns with a `health_us`."""
 
     kinds: tuple[str, ...] = (KIND,)
 
@@ -36,6 +40,7 @@ class Health:
             np.full(columns, NO_RUN, dtype=np.int64),
             np.zeros(columns, dtype=np.int64),
             np.zeros(columns, dtype=np.bool_),
+            np.zeros(columns, dtype=np.uint8),
         )
 
     def step(self, state: HealthState, norms: Norms, block: Block) -> list[Change]:
@@ -44,6 +49,7 @@ class Health:
             return []
         at = block.plant_columns(watched)
         known, lost = block.known[:, watched], block.values[:, watched] != 0
+        said = _of_certificates(block.values[:, watched], known)
         changes: list[Change] = []
         for row in range(len(known)):
             raised, run = state.raised[at], state.run_us[at]
@@ -53,15 +59,25 @@ class Health:
             run = np.where(out & ~raised, np.where(begins, 0, run + step_us), np.where(known[row], NO_RUN, run))
             since = np.where(begins, ts, state.since[at])
             rises, ends = (run != NO_RUN) & out & (run >= norms.health_us[at]), raised & known[row] & ~lost[row]
+            before, now = state.told[at], said[row]
+            stands = raised & out & (now != before)
             state.raised[at], state.since[at] = (raised | rises) & ~ends, since
             state.run_us[at] = np.where(rises, NO_RUN, run)
-            for i in np.flatnonzero(rises | ends).tolist():
-                column = int(at[i])
-                changes.append(Change(row, column, KIND, int(norms.level[column]) if rises[i] else 0, int(since[i])))
+            state.told[at] = np.where(rises | stands, now, before)
+            for i in np.flatnonzero(rises | stands | ends).tolist():
+                level = 0 if ends[i] else int(LEVELS[now[i] // ENDING] or norms.level[at[i]])
+                again = bool(stands[i]) and level == LEVELS[before[i] // ENDING]
+                changes.append(Change(row, int(at[i]), KIND, level, int(since[i]), again))
         return changes
 
 
 DETECTOR = Health()
+
+
+def _of_certificates(values: Floats, known: Bools) -> Codes:
+    """Each value that speaks of a certificate, as it is told; else 0. values: NaN where not known."""
+    ends = known & (values >= ENDING)
+    return np.where(ends, np.minimum(np.where(ends, values, 0), LEVELS.size * ENDING - 1), 0).astype(np.uint8)
 
 
 def _cut(array: Ints, row: int, chosen: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Ints:

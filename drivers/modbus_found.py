@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drivers import modbus_guess
+from drivers.foreign_text import quoted
 from drivers.modbus_guess import Guess, Order, Stretch, Value
 from drivers.modbus_map import BITS_PER_WORD, EXCEPTION_WORDS, WORDS_MAX, Table
 from drivers.modbus_settings import ModbusConnection
@@ -430,7 +431,7 @@ def config(found: Found) -> str:
         "connections:",
         "  device:",
         "    driver: modbus",
-        f"    url: {_quoted(found.settings.url)}",
+        f"    url: {quoted(found.settings.url)}",
         *_connection_lines(found),
         "machines:",
     ]
@@ -445,7 +446,7 @@ def _connection_lines(found: Found) -> Iterator[str]:
         yield f"    timeout: {settings.timeout // 1000}ms"
     if settings.tls is not None:
         files = settings.tls.model_dump(mode="json", exclude_none=True)
-        yield "    tls: {" + ", ".join(f"{key}: {_quoted(path)}" for key, path in files.items()) + "}"
+        yield "    tls: {" + ", ".join(f"{key}: {quoted(path)}" for key, path in files.items()) + "}"
     extents = [(table, extent) for unit in found.units for table, extent in unit.tables.items() if extent.ranges]
     limits = [
         extent.block if table >= Table.HOLDING else max(1, extent.block // BITS_PER_WORD)
@@ -461,7 +462,7 @@ def _connection_lines(found: Found) -> Iterator[str]:
 def _machine_lines(unit: Unit, its: Meaning) -> Iterator[str]:
     yield f"  unit-{unit.number}:"
     if unit.name:
-        yield f"    title: {_quoted(unit.name)}"
+        yield f"    title: {quoted(unit.name)}"
     yield "    connection: device"
     yield f"    unit: {unit.number}"
     order = its.guess.order
@@ -494,8 +495,3 @@ def _comment(value: Value, samples: int) -> str:
     if value.low != value.high:
         words += f" ({number(value.low)} … {number(value.high)} in {samples} samples)"
     return words if value.sure is None else f"{words}, {value.type} to {value.sure:.0%}"
-
-
-def _quoted(text: object) -> str:
-    """A double-quoted YAML scalar: JSON's are."""
-    return json.dumps(str(text), ensure_ascii=False)

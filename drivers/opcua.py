@@ -36,6 +36,7 @@ from edge_agent.contract import (
     DeviceRefused,
     DeviceSilent,
     Driver,
+    Expiry,
     Floats,
     Ints,
     Point,
@@ -53,8 +54,8 @@ NODES_MAX = 1000
 """Nodes in one Read when the server names no limit of its own (MaxNodesPerRead, OPC UA Part 5, 6.3.11)."""
 NODES_TOLD_MAX = 10_000
 """Nodes in one Read of a server that says it takes as many: a value of 10,000 costs a quarter of one of 1,000."""
-ITEMS_AT_ONCE = 250
-"""Items in one CreateMonitoredItems: encoded and their answers decoded in one piece on the loop's thread, 20 µs each."""
+ITEMS_AT_ONCE = 1000
+"""Items in one CreateMonitoredItems: what is not subscribed to yet is polled meanwhile, so that there is little time."""
 NAMES_AT_ONCE = 100
 """Variables whose names are read at once, two attributes each; decoded one by one."""
 LOOK_AT_ONCE = 500
@@ -141,6 +142,8 @@ class OpcUaSession:
     points: pts.Points
     clock: Clock
     pki: str | None
+    expiries: dict[str, Sequence[Expiry]] = field(default_factory=dict)
+    """By url, when the certificates of its server end: the driver's, who is asked for it."""
     client_counts: ClientCounters = field(default_factory=ClientCounters)
     telling: TellingCounters = field(default_factory=TellingCounters)
     counts: _Counters = field(default_factory=_Counters)
@@ -278,6 +281,7 @@ class OpcUaSession:
     async def connect(self) -> None:
         """A new client, session and resolved namespaces. Raises DeviceSilent or DeviceRefused; the caller calls `close`."""
         client = self.client = await opened(self.settings, self.pki, self.clock, self.client_counts)
+        self.expiries[self.settings.url] = client.expiries
         for words in client.warnings:
             log.warning("%s: %s", self.name, words)
         with self._services():
@@ -770,20 +774,15 @@ class OpcUaSession:
         # What is told while the answer is on its way must find its point.
         self._point_of = np.append(self._point_of, np.array(wanted, np.int64))
         request = client.prefix(ua.CreateMonitoredItemsRequest), encode.create_items(subscription.number, items)
-        results = (
-            await client.ask_encoded(*request, ua.CreateMonitoredItemsResponse, "no answer to a request to monitor")
-        ).Results
-        for place, (point, result) in enumerate(zip(wanted, results, strict=False)):
-            code = int(result.StatusCode.value)
-            if code & status.BAD:
-                self._point_of[first + place] = -1
-                refused.add(status.name(code))
-                continue
-            self.points.told[point], self.points.item[point] = True, result.MonitoredItemId
-            # Between its reading and its item a value may have come and gone.
-            self.points.news_us[point] = self.clock.monotonic_us()
-            self.counts.monitored_items += 1
-        return refused
+        raw = await client.ask_raw(*request, ua.CreateMonitoredItemsResponse, "no answer to a request to monitor")
+        codes, items_made = _created(client, raw, len(wanted))
+        good, at = codes < status.BAD, np.array(wanted, np.int64)
+        self._point_of[first:][~good] = -1
+        self.points.told[at[good]], self.points.item[at[good]] = True, items_made[good]
+        # Between its reading and its item a value may have come and gone.
+        self.points.news_us[at[good]] = self.clock.monotonic_us()
+        self.counts.monitored_items += int(np.count_nonzero(good))
+        return refused | {status.name(code) for code in np.unique(codes[~good]).tolist()}
 
     def _item(self, client: Client, point: int, handle: int, subscription: Subscription) -> bytes:
         """The MonitoredItemCreateRequest of a point, encoded."""
@@ -1024,6 +1023,17 @@ def _value(item: "ua.DataValue") -> Any:
     return item.Value.Value if item.Value is not None else None
 
 
+def _created(client: Client, raw: bytes, count: int) -> tuple[decode.Words, decode.Words]:
+    """Status and number of each item that was asked for. Raises DeviceSilent, Refused."""
+    found = decode.created_items(raw, count)
+    if found is None:
+        with client.door("an answer that cannot be read"):
+            found = decode.from_created(client.decoded(raw, client.ua.CreateMonitoredItemsResponse))
+    if len(found[0]) != count:
+        raise DeviceSilent(f"{client.url}: {count} items asked, {len(found[0])} answered", Quality.PROTOCOL)
+    return found
+
+
 def _text(item: "ua.DataValue") -> str | None:
     """A value as a text for people; None when it is bad or none."""
     raw = _value(item)
@@ -1040,10 +1050,13 @@ class OpcUa:
     Address: type[BaseModel] = Address
     inherited: frozenset[str] = frozenset({"sampling", "queue"})
 
+    def __init__(self) -> None:
+        self._expiries: dict[str, Sequence[Expiry]] = {}
+
     @asynccontextmanager
     async def open(self, name: str, connection: Any, points: Sequence[Point], clock: Clock) -> AsyncIterator[Session]:
         """Connect and yield a session. See contract.Driver."""
-        session = OpcUaSession(name, connection, pts.points_of(points), clock, connection.home)
+        session = OpcUaSession(name, connection, pts.points_of(points), clock, connection.home, self._expiries)
         try:
             await session.connect()
             yield session
@@ -1056,6 +1069,13 @@ class OpcUa:
         """See contract.Trusts. Who asks for it pays for the cryptography, nobody else."""
         store: CertificateStore = importlib.import_module("drivers.opcua_pki").Store(Path(folder))
         return store
+
+    def expiries(self, connection: Any) -> Sequence[Expiry]:
+        """See contract.Certified."""
+        found: Sequence[Expiry] = importlib.import_module("drivers.opcua_expiry").expiries(
+            connection, self._expiries.get(connection.url)
+        )
+        return found
 
     def at_home(self, connection: Any, data_dir: str) -> Any:
         """See contract.Homes."""

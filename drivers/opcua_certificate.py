@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from edge_agent.contract import Certificate
+from edge_agent.contract import Certificate, Expiry
 
 SHOWN_MAX = 200
 """Letters of any text of a certificate that are shown."""
@@ -194,6 +194,11 @@ def _usages(certificate: x509.Certificate) -> Iterator[str]:
     if extended is not None:
         known_names = {ExtendedKeyUsageOID.SERVER_AUTH: "server", ExtendedKeyUsageOID.CLIENT_AUTH: "client"}
         yield from (known_names.get(each, each.dotted_string) for each in extended)
+
+
+def expiry(certificate: x509.Certificate, whose: str) -> Expiry:
+    """When it ends, for people. whose: see contract.WHOSE."""
+    return Expiry(common_name(certificate), whose, to_us(certificate.not_valid_after_utc))
 
 
 def common_name(certificate: x509.Certificate) -> str:

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from drivers import opcua_encode as encode
 from drivers import opcua_status as status
 from drivers.opcua_settings import Connection, SecretRef, policy_and_mode, split_url
-from edge_agent.contract import SECOND_US, Clock, DeviceRefused, DeviceSilent, Quality
+from edge_agent.contract import SECOND_US, Clock, DeviceRefused, DeviceSilent, Expiry, Quality
 
 if TYPE_CHECKING:
     from asyncua import ua
@@ -125,7 +126,11 @@ class Client:
     used_us: int
     warnings: tuple[str, ...] = ()
     """About the server's certificate, for people."""
+    expiries: tuple[Expiry, ...] = ()
+    """When the server's certificate and its issuers end."""
     _prefixes: dict[type, bytes] = field(default_factory=dict)
+    _token: tuple[Any, bytes] = (None, b"")
+    """The session's authentication token, and encoded."""
     _awaited: dict[Any, int] = field(default_factory=dict)
     """Of each response its type's number: Part 6, A.3."""
 
@@ -209,11 +214,10 @@ class Client:
         protocol = self.library.uaclient.protocol
         if protocol is None or protocol.transport is None:
             raise ConnectionError("the connection is closed")
-        header = self.ua.RequestHeader()
-        protocol._setup_request_header(header, timeout_s)
+        header = self._header(protocol, timeout_s)
         protocol.revolve_security_token()
         number = protocol._request_id + 1
-        body = prefix + _binary().struct_to_binary(header) + tail
+        body = prefix + header + tail
         message = protocol._connection.message_to_binary(
             body, message_type=self.ua.MessageType.SecureMessage, request_id=number
         )
@@ -222,6 +226,15 @@ class Client:
         protocol._callbackmap[number] = future
         protocol.transport.write(message)
         return future
+
+    def _header(self, protocol: Any, timeout_s: float) -> bytes:
+        """What UASocketProtocol._setup_request_header does, encoded."""
+        protocol._request_handle += 1
+        token = protocol.authentication_token
+        if token is not self._token[0]:
+            self._token = token, self.node(token)
+        handle = int(protocol._request_handle)
+        return encode.request_header(self._token[1], self.clock.wall_us(), handle, round(timeout_s * 1000))
 
     # --- its life -----------------------------------------------------------------------------------------------------
 
@@ -302,12 +315,12 @@ async def opened(settings: Connection, pki: str | None, clock: Clock, counts: Cl
     timeout_s = settings.timeout / SECOND_US
     ua = await library_module()
     url, library = settings.url, None
-    warnings: tuple[str, ...] = ()
+    verdict: Any = None
     try:
         async with asyncio.timeout(timeout_s * OPEN_FACTOR):
             library = _library(settings)
             if settings.security != "none":
-                warnings = await _secure(library, settings, pki, clock, ua)
+                verdict = await _secure(library, settings, pki, clock, ua)
             begun = clock.monotonic_us()
             await library.connect_sessionless()
             await library.create_session()
@@ -323,7 +336,8 @@ async def opened(settings: Connection, pki: str | None, clock: Clock, counts: Cl
             raise DeviceSilent(f"{url}: no session within {timeout_s:g} s", Quality.TIMEOUT) from error
         raise translated(error, f"{url}: no session") from error
     counts.sessions += 1
-    return Client(url, timeout_s, clock, counts, ua, library, begun, clock.monotonic_us(), warnings)
+    warnings, expiries = (verdict.warnings, verdict.expiries) if verdict else ((), ())
+    return Client(url, timeout_s, clock, counts, ua, library, begun, clock.monotonic_us(), warnings, expiries)
 
 
 def _library(settings: Connection) -> "Library":
@@ -357,10 +371,11 @@ def _no_fault(protocol: Any, message: Any) -> Any:
     return message
 
 
-async def _secure(library: "Library", settings: Connection, pki: str | None, clock: Clock, ua: Any) -> tuple[str, ...]:
+async def _secure(library: "Library", settings: Connection, pki: str | None, clock: Clock, ua: Any) -> Any:
     """Find the endpoint, judge the server's certificate, and set policy, mode and our own certificate.
 
-    Returns warnings about the server's certificate. Raises DeviceRefused in words for whoever can mend it.
+    Returns what was found of the server's certificate (opcua_trust.Verdict). Raises DeviceRefused in words for whoever can
+    mend it.
     """
     if pki is None:
         raise DeviceRefused(f"{settings.url}: security {settings.security} needs a data_dir to keep certificates in")
@@ -384,7 +399,7 @@ async def _secure(library: "Library", settings: Connection, pki: str | None, clo
     # What GetEndpoints said went over an open line: the session must say the same, and the library sees that it is
     # given with the same certificate.
     library.certificate_validator = _same_application(settings.url, endpoint.Server.ApplicationUri)
-    return tuple(verdict.warnings)
+    return verdict
 
 
 def _same_application(url: str, uri: str | None) -> Any:
@@ -424,7 +439,9 @@ def _x509(der: bytes) -> Any:
 
 
 def _key(der: bytes) -> Any:
-    return importlib.import_module("cryptography.hazmat.primitives.serialization").load_der_private_key(der, None)
+    # opcua_pki has checked it in a thread; once more would hold the loop for 60 ms.
+    load = importlib.import_module("cryptography.hazmat.primitives.serialization").load_der_private_key
+    return load(der, None, unsafe_skip_rsa_key_validation=True)
 
 
 def _endpoint(offered: "Sequence[ua.EndpointDescription]", settings: Connection, ua: Any) -> "ua.EndpointDescription":

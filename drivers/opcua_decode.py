@@ -60,6 +60,10 @@ SHORT = 200
 READ_RESPONSE, PUBLISH_RESPONSE = b"\x01\x00\x7a\x02", b"\x01\x00\x3d\x03"
 DATA_CHANGE, STATUS_CHANGE = b"\x01\x00\x2b\x03", b"\x01\x00\x34\x03"
 """NodeIds of the binary encodings 634, 829, 811 and 820 (Part 6, A.3), in the four bytes that they all take."""
+CREATE_ITEMS_RESPONSE = b"\x01\x00\xf2\x02"
+"""754 in the same way."""
+CREATED = np.dtype([("status", "<u4"), ("item", "<u4"), ("sampling", "<f8"), ("queue", "<u4"), ("filter", "V3")])
+"""A MonitoredItemCreateResult without a FilterResult (Part 4, 5.13.2)."""
 _HEADER = Struct("<4sqIIBi3s")
 _MESSAGE = Struct("<?Iqi")
 _EXTENSION = Struct("<4sBi")
@@ -167,6 +171,21 @@ def publish_response(raw: bytes, received_us: int, *, short: int = SHORT) -> Pub
         return _published(raw, header, received_us, short)
     except error:  # a message that ends within one of its numbers
         return None
+
+
+def created_items(raw: bytes, count: int) -> tuple[Words, Words] | None:
+    """A whole CreateMonitoredItemsResponse of `count` results: of each its status and its item's number; both (n,).
+
+    None when the library must look at it: a service that went badly, another count, a result with a FilterResult.
+    """
+    at = _HEADER.size + _INT32.size
+    end = at + count * CREATED.itemsize
+    if len(raw) != end + _INT32.size or _header(raw, CREATE_ITEMS_RESPONSE) is None or not _is_empty_list(raw, end):
+        return None
+    results = np.frombuffer(raw, CREATED, count, at)
+    if _INT32.unpack_from(raw, _HEADER.size)[0] != count or results["filter"].tobytes().strip(b"\0"):
+        return None
+    return results["status"], results["item"]
 
 
 def _header(raw: bytes, kind: bytes) -> Header | None:
@@ -356,17 +375,22 @@ def _column(raw: bytes, starts: Ints, head: int, end: int, received_us: int) -> 
     typed = octets[at + 1] * (mask & HAS_VALUE)
     after = np.append(starts[1:], end) - TAILS[mask]
     status = np.zeros(len(starts), np.uint32)
-    told = _rows(mask & HAS_STATUS != 0)
-    status[told] = _fields(raw, "<u4", after[told])
+    has_status = mask & HAS_STATUS != 0
+    if some_status := bool(has_status.any()):
+        told = _rows(has_status)
+        status[told] = _fields(raw, "<u4", after[told])
     ticks = np.zeros(len(starts), np.int64)
     stamped = mask & HAS_SOURCE != 0
     dated = _rows(stamped)
     ticks[dated] = _fields(raw, "<i8", (after + 2 * (mask & HAS_STATUS))[dated])
     values, found = _numbers(raw, typed, at + 2)
-    quality = np.where((found == Quality.GOOD) | (status >= BAD), QUALITIES[status >> 16], found)
-    values[status >= BAD] = np.nan
+    quality = found
+    if some_status:
+        quality = np.where((found == Quality.GOOD) | (status >= BAD), QUALITIES[status >> 16], found)
+        values[status >= BAD] = np.nan
     ts, sane = _times(ticks, stamped, received_us)
-    quality[~sane & (quality == Quality.GOOD)] = Quality.CLOCK
+    if not sane.all():
+        quality[~sane & (quality == Quality.GOOD)] = Quality.CLOCK
     return Column(_fields(raw, "<u4", starts) if head else None, values, quality, ts, status, typed)
 
 
@@ -386,8 +410,9 @@ def _numbers(raw: bytes, typed: Codes, at: Ints) -> tuple[Floats, Codes]:
     """
     values = np.full(len(at), np.nan)
     found = np.full(len(at), Quality.OTHER, np.uint8)
-    for kind in np.flatnonzero(np.bincount(typed)).tolist():
-        rows = _rows(typed == kind)
+    kinds = np.flatnonzero(np.bincount(typed)).tolist()
+    for kind in kinds:
+        rows = slice(None) if len(kinds) == 1 else np.flatnonzero(typed == kind)
         if kind in FORMS:
             values[rows], found[rows] = _floats(_fields(raw, FORMS[kind], at[rows]), kind)
         elif kind == 0:
@@ -409,6 +434,8 @@ def _floats(numbers: Any, kind: int) -> tuple[Floats, Codes | int]:
             known &= numbers >= -EXACT_MAX
     else:
         known, reason = np.isfinite(numbers), Quality.NOT_A_NUMBER
+    if known.all():
+        return numbers.astype(np.float64, copy=False), Quality.GOOD
     with np.errstate(invalid="ignore"):  # a signalling NaN
         values = numbers.astype(np.float64)
     values[~known] = np.nan
@@ -419,7 +446,10 @@ def _times(ticks: Ints, stamped: Bools, received_us: int) -> tuple[Ints, Bools]:
     """Source times in UTC µs, and whether they may be believed; where there is none: the receipt, and nothing to doubt."""
     ts = ticks // 10 - TICKS_EPOCH_US
     sane = np.abs(ts - received_us) <= CLOCK_SANE_US
-    ts[~(sane & stamped)] = received_us
+    known = sane & stamped
+    if known.all():
+        return ts, known
+    ts[~known] = received_us
     return ts, sane | ~stamped
 
 
@@ -429,6 +459,13 @@ def _times(ticks: Ints, stamped: Bools, received_us: int) -> tuple[Ints, Bools]:
 def from_read(response: Any, received_us: int) -> tuple[Header, Column]:
     """The same as `read_response`, of a decoded ua.ReadResponse; whether it went well is for the caller to see."""
     return _header_of(response), from_data_values(response.Results or (), received_us)
+
+
+def from_created(response: Any) -> tuple[Words, Words]:
+    """The same as `created_items`, of a decoded ua.CreateMonitoredItemsResponse."""
+    results = response.Results or ()
+    codes = np.array([result.StatusCode.value for result in results], np.uint32)
+    return codes, np.array([result.MonitoredItemId for result in results], np.uint32)
 
 
 def from_publish(response: Any, received_us: int) -> Published:

@@ -1,12 +1,14 @@
 """Requests about many nodes as bytes, put together from what is encoded once for each node. Pure.
 
 Rule: the bytes are those of the library's own encoder, which takes several times as long and holds the event loop meanwhile.
-Source: OPC UA Part 6, 5.2.2.4 (String), 5.2.2.13 (QualifiedName), 5.2.5 (arrays); Part 4, 7.29 (ReadValueId), 5.11.2 (Read),
-5.13.2 (CreateMonitoredItems), 7.21 (MonitoringParameters).
+Source: OPC UA Part 6, 5.2.2.4 (String), 5.2.2.13 (QualifiedName), 5.2.5 (arrays); Part 4, 7.32 (RequestHeader), 7.29
+(ReadValueId), 5.11.2 (Read), 5.13.2 (CreateMonitoredItems), 7.21 (MonitoringParameters), 5.14.5 (Publish).
 """
 
 from collections.abc import Sequence
 from struct import Struct
+
+from drivers.opcua_decode import TICKS_EPOCH_US
 
 VALUE = 13
 """AttributeId of a variable's value (Part 6, A.1)."""
@@ -20,12 +22,19 @@ REPORTING = 2
 """MonitoringMode (Part 4, 7.23)."""
 SOURCE, NEITHER = 0, 3
 """TimestampsToReturn (Part 4, 7.40)."""
+_HEADER = Struct("<qIIiI3s")
 _COUNT = Struct("<i")
 _WORD = Struct("<I")
 _READ = Struct("<dii")
 _CREATE = Struct("<Iii")
 _MODE_HANDLE_SAMPLING = Struct("<iId")
+_ACKNOWLEDGED = Struct("<II")
 _QUEUE_OLDEST = Struct("<I?")
+
+
+def request_header(token: bytes, utc_us: int, handle: int, timeout_ms: int) -> bytes:
+    """Without an audit entry, diagnostics and an additional header. token: the session's, an encoded NodeId."""
+    return token + _HEADER.pack(10 * (utc_us + TICKS_EPOCH_US), handle, 0, -1, timeout_ms, b"")
 
 
 def read_value_id(node: bytes, attribute: int = VALUE, index_range: str | None = None) -> bytes:
@@ -47,6 +56,11 @@ def item(asked: bytes, handle: int, sampling_ms: float, queue: int, filtered: by
 def create_items(subscription: int, items: Sequence[bytes]) -> bytes:
     """The parameters of CreateMonitoredItems, with the source's timestamps."""
     return _CREATE.pack(subscription, SOURCE, len(items)) + b"".join(items)
+
+
+def publish(subscription: int, acknowledged: Sequence[int]) -> bytes:
+    """The parameters of a Publish. acknowledged: numbers of messages of this subscription that came."""
+    return _COUNT.pack(len(acknowledged)) + b"".join(_ACKNOWLEDGED.pack(subscription, each) for each in acknowledged)
 
 
 def _text(text: str | None) -> bytes:

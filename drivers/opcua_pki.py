@@ -12,12 +12,12 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -41,14 +41,13 @@ KEY_BITS_MIN, KEY_BITS_MAX = 2048, 4096
 """RSA keys of Basic256Sha256, Aes128_Sha256_RsaOaep and Aes256_Sha256_RsaPss alike: OPC UA Part 7, 6.6."""
 VALID_DAYS = 3652
 """Ten years. Every server's administrator must accept a new one by hand: an unattended device that changes its certificate
-each year falls silent each year. It is watched (`expiry`), and can be replaced by hand at any time."""
+each year falls silent each year. It is watched (`opcua_expiry`), and can be replaced by hand at any time."""
 CLOCK_MARGIN = timedelta(days=1)
 """Our certificate is valid from a day before it is made: a server whose clock is late, or in local time, takes it too."""
 MADE_FROM_US = 1_767_225_600 * SECOND_US
 """2026-01-01. A clock before this has not been set: what it makes would have expired when it is."""
 OTHERS_MAY = 0o037
 """Rights on a key file that nobody but its owner may have; its group may read it, as with TLS keys."""
-DAY_US = 86_400 * SECOND_US
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +60,6 @@ class Own:
     key: bytes = field(repr=False)
     application_uri: str
     about: Certificate
-
-
-class Expiry(NamedTuple):
-    """days: until it expires, negative afterwards."""
-
-    name: str
-    place: str
-    days: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,28 +348,6 @@ def reject(folder: Path, certificate: bytes, code: str, why: str, now_us: int) -
             if each != path:
                 _forget(each)
     return path.stem
-
-
-def days_left(certificate: Certificate, now_us: int) -> int:
-    """Whole days until it expires; negative afterwards."""
-    return (certificate.valid_until_us - now_us) // DAY_US
-
-
-def expiry(folder: Path, now_us: int, used: Collection[str] | None = None) -> list[Expiry]:
-    """How long our own certificate, the trusted ones and the lists of revoked ones last, the shortest first.
-
-    used: thumbprints (`Verdict.thumbprints`); the other certificates are left out then.
-    """
-    return sorted(
-        (
-            Expiry(each.common_name or each.name, each.place, days_left(each, now_us))
-            for each in _all(folder)
-            if each.place != REJECTED
-            and each.valid_until_us
-            and (used is None or each.place == OWN or not each.thumbprint or each.thumbprint in used)
-        ),
-        key=lambda each: each.days,
-    )
 
 
 def _found(folder: Path, name: str, places: Sequence[str]) -> Certificate:

@@ -108,6 +108,11 @@ class Connection(BaseModel):
         there._home = folder  # noqa: SLF001  # our own
         return there
 
+    @property
+    def certified(self) -> bool:
+        """See contract.is_certified."""
+        return self.security != "none" or self.user_certificate is not None
+
     @field_validator("url")
     @classmethod
     def _is_opc_tcp(cls, url: str) -> str:

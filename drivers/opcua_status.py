@@ -111,6 +111,8 @@ _ROWS: tuple[tuple[int, str, Quality, str], ...] = (
     (0x8042_0000, "BadMonitoredItemIdInvalid", Quality.OTHER, _OURS),
     (0x8043_0000, "BadMonitoredItemFilterInvalid", Quality.OTHER, "take the deadband of this signal away"),
     (0x8044_0000, "BadMonitoredItemFilterUnsupported", Quality.OTHER, "take the deadband of this signal away"),
+    (0x804A_0000, "BadContinuationPointInvalid", Quality.OTHER, _WAIT),
+    (0x804B_0000, "BadNoContinuationPoints", Quality.OTHER, _WAIT),
     (0x8054_0000, "BadSecurityModeRejected", Quality.OTHER, "choose a `security` that the server offers"),
     (0x8055_0000, "BadSecurityPolicyRejected", Quality.OTHER, "choose a `security` that the server offers"),
     (0x8056_0000, "BadTooManySessions", Quality.OTHER, "end sessions that are not needed, or raise the server's limit"),

@@ -71,6 +71,10 @@ class Shapes:
             raw = getattr(raw, name, None)
         return with_value(client, item, raw)
 
+    async def of_type(self, client: Client, kind: Any) -> "Shape | int":
+        """How values of this data type are built. Raises Unreadable, DeviceSilent."""
+        return await self._shape(client, kind, 0)
+
     async def _shape_of(self, client: Client, node: Any) -> "Shape | int":
         key = node.to_string()
         if key not in self.of_node:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drivers import opcua_decode as decode
+from drivers import opcua_encode as encode
 from drivers import opcua_status as status
 from drivers.opcua_client import Client, Refused
 from edge_agent.contract import SECOND_US, Bools, Codes, DeviceSilent, Floats, Ints, Quality
@@ -110,7 +111,8 @@ class Subscription:
     _more: bool = False
     _waiting: int = 0
     _acknowledge: list[int] = field(default_factory=list)
-    _told: deque[Told] = field(default_factory=deque)
+    _told: deque[list[Told]] = field(default_factory=deque)
+    """Of each moment of the server's its answers; they are put together when they are read."""
     _values: int = 0
 
     def check(self) -> None:
@@ -136,31 +138,27 @@ class Subscription:
 
     def drain(self) -> list[Told]:
         """What came since the last call, in its order."""
-        told = list(self._told)
+        told = [_together(parts) for parts in self._told]
         self._told.clear()
         self._values = 0
         return told
 
     def waiting(self) -> Ints:
         """The handles of what came and was not drained yet."""
-        return np.concatenate([np.zeros(0, np.int64), *(each.handle for each in self._told)])
+        return np.concatenate([np.zeros(0, np.int64), *(part.handle for parts in self._told for part in parts)])
 
     def put_back(self, told: Told) -> None:
         """What was noted and nobody wanted yet, for the next call."""
-        self._told.append(told._replace(noted=True))
+        self._told.append([told._replace(noted=True)])
         self._values += len(told.handle)
 
     def ask(self) -> None:
         """Leave as many requests at the server as it should have."""
         while self._waiting < self.requests and not self.lost and not self.over:
-            ua = self.client.ua
-            request = ua.PublishRequest()
             acknowledge, self._acknowledge = self._acknowledge, []
-            request.Parameters.SubscriptionAcknowledgements = [
-                ua.SubscriptionAcknowledgement(self.number, sequence) for sequence in acknowledge
-            ]
             try:
-                self.client.publish(*self.client.encoded(request), self._answered)
+                prefix = self.client.prefix(self.client.ua.PublishRequest)
+                self.client.publish(prefix, encode.publish(self.number, acknowledge), self._answered)
             except Exception as error:  # noqa: BLE001 - the library's own, see opcua_client, rule 3
                 self.lost = str(error) or type(error).__name__
                 return
@@ -231,15 +229,16 @@ class Subscription:
         self.counts.overflows += published.overflows
 
     def _keep(self, told: Told) -> None:
+        if self._more and self._told and not self._told[-1][-1].noted:
+            self._told[-1].append(told)
+        else:
+            self._told.append([told])
         self.counts.notifications += len(told.handle)
         self._values += len(told.handle)
-        if self._more and self._told and not self._told[-1].noted:
-            told = _together(self._told.pop(), told)
-        self._told.append(told)
         while self._values > VALUES_MAX and len(self._told) > 1:
-            oldest = self._told.popleft()
-            self._values -= len(oldest.handle)
-            self.counts.dropped += len(oldest.handle)
+            oldest = sum(len(part.handle) for part in self._told.popleft())
+            self._values -= oldest
+            self.counts.dropped += oldest
             self.resync = True
 
 
@@ -253,12 +252,14 @@ def _joined(now: int, columns: Sequence[decode.Column]) -> Told:
     return Told(now, handle.astype(np.int64), values, quality, ts, status_, typed)
 
 
-def _together(first: Told, second: Told) -> Told:
-    """Two parts of what the server told at once."""
+def _together(parts: Sequence[Told]) -> Told:
+    """The parts of what the server told at once."""
+    if len(parts) == 1:
+        return parts[0]
     handle, values, quality, ts, status_, typed = (
-        np.concatenate(pair) for pair in zip(first[1:7], second[1:7], strict=True)
+        np.concatenate(each) for each in zip(*(part[1:7] for part in parts), strict=True)
     )
-    return Told(second.t_us, handle, values, quality, ts, status_, typed)
+    return Told(parts[-1].t_us, handle, values, quality, ts, status_, typed)
 
 
 async def subscribed(client: Client, counts: TellingCounters, publishing_us: int, requests: int) -> Subscription:

@@ -7,7 +7,7 @@ a certificate that would be refused all the same; the outcome does not depend on
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from drivers import opcua_certificate as cert
 from drivers import opcua_pki as pki
+from edge_agent.contract import Expiry
 
 CHAIN_BYTES_MAX = 100_000
 CHAIN_MAX = 10
@@ -75,6 +76,8 @@ class Verdict:
     certificate: bytes = b""
     """The server's, DER: what the channel must be opened with."""
     thumbprints: tuple[str, ...] = ()
+    expiries: tuple[Expiry, ...] = ()
+    """When the server's certificate and its issuers end; only when it is trusted."""
 
 
 class _Refused(Exception):
@@ -136,12 +139,14 @@ def judge(chain: bytes, endpoint: Endpoint, folder: Path, now_us: int, strictnes
     except Exception as error:  # noqa: BLE001  # bytes of a stranger: what no step foresaw is refused, not raised
         wrong = f"the server's certificate cannot be understood ({cert.plain(str(error)) or type(error).__name__})"
         return _refusal(case, folder, _Refused(INVALID, wrong, NEW_ONE))
-    return _verdict(case, GOOD, "", "")
+    expiries = tuple(cert.expiry(each, "issuer" if above else "server") for above, each in enumerate(case.chain))
+    return replace(_verdict(case, GOOD, "", ""), expiries=expiries)
 
 
 def _verdict(case: _Case, code: str, words: str, name: str) -> Verdict:
     leaf = cert.der(case.sent[0]) if case.sent else b""
-    thumbprints = tuple(map(cert.thumbprint, case.chain or case.sent[:1]))
+    chain = case.chain or case.sent[:1]
+    thumbprints = tuple(map(cert.thumbprint, chain))
     return Verdict(code == GOOD, code, words, tuple(case.warnings), name, leaf, thumbprints)
 
 

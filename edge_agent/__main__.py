@@ -21,6 +21,7 @@ COMMANDS = {
     "run": ("run", "the daemon: read, judge, store and publish"),
     "check": ("check", "validate a configuration; --connect also reads every signal once"),
     "scan": ("scan", "find out what units and registers a device has; --yaml prints signals ready to paste"),
+    "browse": ("browse", "show what an OPC UA server has; --yaml prints signals ready to paste"),
     "read": ("read", "read signals once and show value, quality and verdict"),
     "replay": ("replay", "run recorded data through the judge of the daemon and show the warnings"),
     "status": ("status", "what the running agent is doing"),
@@ -31,7 +32,7 @@ COMMANDS = {
 """By command: the module in edge_agent/cli/, and what it does in one line."""
 
 LATER = (
-    "init", "browse", "watch", "learn", "notify", "tune", "test", "report", "export", "collect", "user",
+    "init", "watch", "learn", "notify", "tune", "test", "report", "export", "collect", "user",
     "backup", "restore", "doctor",
 )  # fmt: skip
 """Commands that are planned: said in words, not as a misspelling."""

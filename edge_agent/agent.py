@@ -9,7 +9,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
@@ -17,8 +17,8 @@ from typing import Any
 
 import structlog
 
+from edge_agent import certificates, control, judge, plugins, poller, service, snapshot
 from edge_agent import config as configuration
-from edge_agent import control, judge, plugins, poller, service, snapshot
 from edge_agent.board import Board, BoardMachine, BoardSignal
 from edge_agent.broker import NoBrokerError, open_broker
 from edge_agent.clock import AgentTime, SystemClock
@@ -31,7 +31,7 @@ from edge_agent.pipeline import MACHINE_TOPICS, TICK_EVERY_S, Pipeline
 from edge_agent.plant import OWN, Plant, compile_plant
 from edge_agent.poller import Line, Poller
 from edge_agent.publisher import STATUS, Publisher
-from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame
+from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Loss
 from edge_agent.store.disk import LEFTOVERS
 from edge_agent.store.journal import FILE as STORE_FILE
 from edge_agent.store.journal import Committed, Store, open_store
@@ -178,6 +178,9 @@ class _Agent:
         """Whole topics of an earlier configuration that nobody writes any more: cleared at the broker."""
         self.learned: poller.Memory = {}
         self.reloading = asyncio.Lock()
+        self.certificates: dict[str, Loss] = {}
+        self.certificates_soon = asyncio.Event()
+        """A line came or went, or a person has reloaded: the certificates may be others."""
 
     # --- start and end ----------------------------------------------------------------------------------------------
 
@@ -331,7 +334,7 @@ class _Agent:
         self._poll(poller.lines(self.config, self.pipeline.plant, self.registry))
         helpers = [
             self.tasks.create_task(each)
-            for each in (self._turn(), self._keep_health(), self._watch(), self._reload_when_asked(),
+            for each in (self._turn(), self._keep_health(), self._watch(), self._reload_when_asked(), self._keep_certificates(),
                          service.keep_watchdog(self.notifier, self.beats, service.watchdog_us(os.environ, os.getpid())))
         ]  # fmt: skip
         if self.web is not None:
@@ -440,6 +443,7 @@ class _Agent:
             self.meter.lag(self.clock.monotonic_us() - due)
             self.pipeline.lines(
                 {name: why for each in self.pollers.values() for name, why in each.poller.lost().items()}
+                | self.certificates
             )
             self.pipeline.turn()
             if self._line_states() != self.told_states and self.clock.monotonic_us() >= self.health_due_us:
@@ -454,6 +458,18 @@ class _Agent:
             self._tell_health()
             await asyncio.sleep(HEALTH_EVERY_S)
 
+    async def _keep_certificates(self) -> None:
+        """When the certificates end on which the lines rest: hourly, when a line came or went, and when a person reloads."""
+        while True:
+            self.certificates_soon.clear()
+            lines = [each.poller.line for each in self.pollers.values()]
+            self.certificates = await asyncio.to_thread(
+                certificates.looked, lines, self.clock.wall_us(), self.config.agent.language
+            )
+            with suppress(TimeoutError):
+                async with asyncio.timeout(certificates.LOOK_EVERY_S):
+                    await self.certificates_soon.wait()
+
     def _health(self) -> dict[str, Any]:
         return self.meter.health(
             {name: running.poller.look() for name, running in self.pollers.items()},
@@ -462,6 +478,7 @@ class _Agent:
             self.pipeline.plant,
             self.pipeline.state,
             self._explain,
+            self.certificates,
         )
 
     def _explain(self, machine: str, signal: str, offset: int) -> str:
@@ -472,7 +489,10 @@ class _Agent:
 
     def _tell_health(self) -> None:
         """Every ten seconds, and soon after a line was lost or found, but not more often than once a second."""
-        self.told_states, self.health_due_us = self._line_states(), self.clock.monotonic_us() + SECOND_US
+        states, self.health_due_us = self._line_states(), self.clock.monotonic_us() + SECOND_US
+        if states != self.told_states:
+            self.certificates_soon.set()
+        self.told_states = states
         health = self._health()
         self._retain(HEALTH, messages.health(self.clock.wall_us(), health))
         self.board.health(health)
@@ -534,6 +554,7 @@ class _Agent:
                 return await self._reload()
             finally:
                 self.watched.stamps, self.watched.pending = _stamps(self.files), None
+                self.certificates_soon.set()
                 self._tell_status()
                 self.notifier.ready(f"{len(self.pollers)} connections, {self.pipeline.plant.signals} signals")
 

@@ -28,6 +28,9 @@ VOUCHED = 0x10
 LINE_LOST = 0x20
 """Set beside a BAD code by the poller: the line, or the unit behind it, is lost. That is one warning of its own, in which
 this signal is counted; it raises no `stale` (contract §6, the agent's own warnings)."""
+ENDING = 16
+"""A value of the agent's own machine says why: below this, why a line is lost (a code of Quality); from here on, how soon a
+certificate ends: ENDING × the step (1: within 60 days, 2: 30, 3: 7, 4: it has expired) + whose it is. 0: all is well."""
 
 
 class Quality(IntEnum):
@@ -250,7 +253,8 @@ class Block:
 class Change:
     """A deviation that began, ended or changed its level. column: in the plant's arrays; level: 0 none, 1 warning, 2 alarm.
 
-    since: UTC µs of the first reading of the deviation, kept through its life.
+    since: UTC µs of the first reading of the deviation, kept through its life. again: it stands as it did, and is told once
+    more (a re-alarm of ISA-18.2).
     """
 
     row: int
@@ -258,6 +262,7 @@ class Change:
     kind: str
     level: int
     since: int
+    again: bool = False
 
 
 class Detector(Protocol):
@@ -432,6 +437,40 @@ class Homes(Protocol):
         ...
 
 
+WHOSE = ("own", "server", "issuer", "user")
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """A certificate that a connection rests on. name: for people, without control characters; whose: one of WHOSE.
+
+    until_us: UTC, when it ends; 0: that is not known yet.
+    """
+
+    name: str
+    whose: str
+    until_us: int
+
+
+@runtime_checkable
+class Certified(Protocol):
+    """What a driver may promise besides: to say when the certificates end that a connection rests on.
+
+    Its `Connection` model says by a true `certified` which connections rest on any.
+    """
+
+    def expiries(self, connection: Any) -> Sequence[Expiry]:
+        """Of this connection, as they lie there now and as the server showed its own last. It reads files: called in a
+        thread, at start, hourly, after a reload, and when a connection comes or goes. Raises OSError and ValueError.
+        """
+        ...
+
+
+def is_certified(settings: Any) -> bool:
+    """Whether a driver's `Connection` model means one that rests on certificates."""
+    return bool(getattr(settings, "certified", False))
+
+
 def is_attribute(settings: Any) -> bool:
     """Whether a driver's `Address` model means a text for people instead of a value."""
     return bool(getattr(settings, "attribute", False))
@@ -440,7 +479,8 @@ def is_attribute(settings: Any) -> bool:
 def part_of(connection: Any, address: Any) -> str:
     """The part of a line (a Modbus unit) behind which a signal lies, which may be lost while the line stands.
 
-    A driver's `Connection` model says so by a method `part(address) -> str`; '' when its lines have no parts.
+    A driver's `Connection` model says so by a method `part(address) -> str`; '' when its lines have no parts. The name
+    `certificate` is taken.
     """
     part = getattr(connection, "part", None)
     return str(part(address)) if callable(part) else ""
@@ -468,7 +508,9 @@ class Driver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ScanStep:
-    """How far a scan is. done of planned: requests or probes of this phase. news: something found, in one line, or ''."""
+    """How far a scan is. done of planned: requests or probes of this phase, or whatever the phase counts; planned 0: nobody
+    knows how many there will be. news: something found, in one line, or ''.
+    """
 
     phase: str
     done: int
@@ -498,6 +540,22 @@ class Scan(Protocol):
 
     def config(self) -> str:
         """A whole configuration file that `read` accepts, with a signal for each value found; '' when there is none."""
+        ...
+
+
+@runtime_checkable
+class Watches(Protocol):
+    """What a scan may promise besides: to fit a terminal, and to keep the values that it found up to date."""
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        """After `run`: read the values again each second, and call `changed` after each time. Errors as of `run`.
+
+        It ends by cancellation only.
+        """
+        ...
+
+    def lines_within(self, columns: int) -> Sequence[tuple[str, str]]:
+        """As `Scan.lines`, no line longer than this."""
         ...
 
 

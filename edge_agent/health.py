@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +13,9 @@ from edge_agent.clock import SystemClock
 from edge_agent.contract import CODE_MASK, SECOND_US, Quality
 from edge_agent.judge import JudgeState
 from edge_agent.messages import topics as messages
-from edge_agent.plant import Plant
+from edge_agent.plant import Plant, certificate_of
 from edge_agent.poller import LineHealth
+from edge_agent.records import Loss
 
 Explain = Callable[[str, str, int], str]
 """(machine, signal, its offset in the machine) → why its last reading was bad, in words; '' when nothing more is known."""
@@ -72,8 +74,12 @@ class Meter:
         plant: Plant,
         state: JudgeState,
         explain: Explain,
+        certificates: Mapping[str, Loss] = MappingProxyType({}),
     ) -> dict[str, Any]:
-        """Contract §2, `health`, with `broker` and `store` beside it, and for each signal what its line knows of the cause."""
+        """Contract §2, `health`, with `broker` and `store` beside it, and for each signal what its line knows of the cause.
+
+        certificates: see certificates.looked.
+        """
         now, cpu = self._clock.monotonic_us(), self._clock.cpu_s()
         if now - self._at_us >= SECOND_US:
             self._cpu_percent = 100e6 * (cpu - self._cpu_s) / (now - self._at_us)
@@ -83,7 +89,9 @@ class Meter:
         lost = _lost(plant, state)
         return {
             "connections": {
-                name: _line(line, self._lines[name].utilisation) | _ne107(name, lost) for name, line in lines.items()
+                name: _line(line, self._lines[name].utilisation)
+                | _with_certificate(_ne107(name, lost), certificates.get(certificate_of(name)))
+                for name, line in lines.items()
             },
             "broker": dict(broker),
             "buffer": {"messages": store["messages"], "oldest": store["oldest"]},
@@ -124,6 +132,8 @@ def _lost(plant: Plant, state: JudgeState) -> dict[str, dict[str, Any]]:
     values, quality = judge.readings(state, own)
     found = {}
     for signal, value, code in zip(own.signals, values.tolist(), quality.tolist(), strict=True):
+        if signal.certificate:
+            continue
         why = Quality(int(value)) if code == Quality.GOOD else Quality(code)
         ne107 = "function_check" if why is Quality.MISSING else NE107.get(why, "ok")  # missing: nothing is known yet
         found[signal.name] = {"ne107": ne107, "signals": signal.behind}
@@ -139,6 +149,17 @@ def _ne107(name: str, lost: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     units = {part.removeprefix(start): its for part, its in lost.items() if part.startswith(start)}
     failing = {part: its for part, its in units.items() if its["ne107"] != "ok"} if about["ne107"] == "ok" else {}
     return {"ne107": about["ne107"], **({"units": failing} if failing else {})}
+
+
+def _with_certificate(about: dict[str, Any], its: Loss | None) -> dict[str, Any]:
+    """The line works, and somebody must do something soon: NE 107 `maintenance_required`, unless it is worse already.
+
+    What is not known for want of a server met yet is nobody's fault, and has no words.
+    """
+    if its is None or its.why == Quality.GOOD or not its.words:
+        return about
+    needs = {"ne107": "maintenance_required"} if about.get("ne107", "ok") == "ok" else {}
+    return {**about, **needs, "certificate": its.words}
 
 
 def _signals(plant: Plant, state: JudgeState, explain: Explain) -> dict[str, Any]:

@@ -649,7 +649,7 @@ def _event(
     standing = state.standing.get(key)
     was = WarningState.NORMAL if standing is None else standing.state
     level = 0 if standing is None or was is WarningState.RETURNED_UNACKNOWLEDGED else standing.level
-    what = lifecycle.input_of(level, change.level)
+    what = lifecycle.input_of(level, change.level, change.again)
     found = None if what is None else lifecycle.step(was, what, bool(plant.required[change.column]))
     if found is None:
         return None
@@ -667,11 +667,13 @@ def _event(
     severity = SEVERITIES[worst]
     band = bands(machine, change.column - machine.start, mode)
     limit = band.get(severity, {}).get(change.kind)
-    # The value of a line is why it is lost, and no measurement.
-    lost = change.kind == Kind.HEALTH
-    number = None if np.isnan(value) or lost else value
+    # The value of a line is why it is lost, that of a certificate how soon it ends: no measurements.
+    health = change.kind == Kind.HEALTH
+    lost = health and not signal.certificate
+    number = None if np.isnan(value) or health else value
     why = int(value) if lost and value > 0 else int(work.held_quality[change.row, column])
     words = stack.frames[place].words
+    said = words[change.row][change.column - machine.start] if words else ""
     silent = int(_of(work.t, change.row, column) - work.seen_t[change.row, column])
     event = Event(
         event=told,
@@ -688,7 +690,9 @@ def _event(
         norm=band,
         since=since,
         operating_state=mode_name(machine, mode),
-        message=texts.message(
+        message=texts.of_certificates(plant.language, told, signal.title, said)
+        if signal.certificate
+        else texts.message(
             plant.language,
             told,
             Kind(change.kind),
@@ -697,7 +701,7 @@ def _event(
             value=number,
             limit=limit,
             silent_us=silent,
-            reason=(words[change.row][change.column - machine.start] if words else "") or _why_silent(why),
+            reason=said or _why_silent(why),
             line=texts.LostLine(signal.behind, texts.moment(since, ts, plant.timezone), ts - since) if lost else None,
         ),
         advice=advice_of(signal, plant.language),

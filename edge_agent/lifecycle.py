@@ -10,13 +10,14 @@ from edge_agent.records import EventKind, WarningState
 
 
 class Input(IntEnum):
-    """What can happen to a warning: the detectors say the first four, a person the last."""
+    """What can happen to a warning: a person acknowledges it, the detectors say the rest."""
 
     RAISE = 0
     ESCALATE = 1
     DEESCALATE = 2
     CLEAR = 3
     ACKNOWLEDGE = 4
+    REPEAT = 5
 
 
 _N, _U, _A, _R = (
@@ -31,6 +32,8 @@ NEXT: dict[tuple[WarningState, Input], tuple[WarningState, WarningState, EventKi
     (_N, Input.RAISE): (_U, _U, EventKind.RAISED),
     (_U, Input.ESCALATE): (_U, _U, EventKind.ESCALATED),
     (_A, Input.ESCALATE): (_U, _U, EventKind.ESCALATED),
+    (_U, Input.REPEAT): (_U, _U, EventKind.RAISED),
+    (_A, Input.REPEAT): (_U, _U, EventKind.RAISED),
     (_U, Input.DEESCALATE): (_U, _U, EventKind.DEESCALATED),
     (_A, Input.DEESCALATE): (_A, _A, EventKind.DEESCALATED),
     (_U, Input.CLEAR): (_N, _R, EventKind.CLEARED),
@@ -53,10 +56,10 @@ def step(state: WarningState, what: Input, required: bool) -> tuple[WarningState
     return (strict if required else auto), event
 
 
-def input_of(old: int, new: int) -> Input | None:
-    """What a change of level (0 none, 1 warning, 2 alarm) means for the warning."""
+def input_of(old: int, new: int, again: bool = False) -> Input | None:
+    """What a change of level (0 none, 1 warning, 2 alarm) means for the warning. again: it is told once more."""
     if old == new:
-        return None
+        return Input.REPEAT if again and new else None
     if old == 0:
         return Input.RAISE
     if new == 0:

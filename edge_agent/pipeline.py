@@ -186,26 +186,31 @@ class Pipeline:
         if self._missed and now >= self._missed_due:
             self._tell_missed()
 
-    def lines(self, lost: Mapping[str, Loss]) -> None:
-        """Which lines, and parts of lines, are lost now, by their names in the agent's own machine.
-
-        A line of which nobody tells, and a part of a line that is lost as a whole, are not known.
+    def lines(self, told: Mapping[str, Loss]) -> None:
+        """Which lines, and parts of lines, are lost now, and which certificates end soon, by their names in the agent's own
+        machine. What nobody tells of, and a part of a line that is lost as a whole, are not known.
         """
         own = self.plant.own
         if own is None:
             return
         now = self._time.now_us()
-        known = [lost.get(signal.name, UNKNOWN) for signal in own.signals]
+        known = [told.get(signal.name, UNKNOWN) for signal in own.signals]
         codes = [each.why for each in known]
-        pause_us = LOST_EVERY_US if any(codes) else OWN_EVERY_US
         if codes == self._lines and now < self._lines_due:
             return
-        self._lines, self._lines_due = codes, now + pause_us
+        # What is said of a certificate has no delay that must mature, and stands for weeks: its words go where it changes.
+        stands = [
+            signal.certificate and code == before
+            for signal, code, before in zip(own.signals, codes, self._lines or [-1] * len(codes), strict=True)
+        ]
+        lost = any(code for signal, code in zip(own.signals, codes, strict=True) if not signal.certificate)
+        self._lines, self._lines_due = codes, now + (LOST_EVERY_US if lost else OWN_EVERY_US)
         unknown = np.array([[code == Quality.HOLD for code in codes]], dtype=np.bool_)
         frame = _row(own, now, self._clock.wall_us(), Quality.GOOD)
         frame.values[:] = np.where(unknown, np.nan, np.array([codes], dtype=np.float64))
         frame.quality[unknown] = Quality.DISCONNECTED | LINE_LOST
-        self.take([replace(frame, tick=False, words=(tuple(each.words for each in known),))])
+        words = tuple("" if same else each.words for same, each in zip(stands, known, strict=True))
+        self.take([replace(frame, tick=False, words=(words,))])
 
     def _tick_due(self, machine: Machine) -> int:
         return self._last_us[machine.name] + machine.every_us + min(machine.every_us // 2, TICK_GRACE_MAX_US)
@@ -260,6 +265,7 @@ class Pipeline:
         self._store.use_layouts([machine.layout for machine in plant.machines])
         now = self._time.now_us()
         self._last_us = {name: self._last_us.get(name, now) for name in plant.by_name}
+        self._lines = []
         self.drop(orphans)
         self.snapshot()
 

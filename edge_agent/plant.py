@@ -2,19 +2,20 @@
 
 Rule 1: columns stand machine by machine in the order of the configuration; a machine is an index range.
 Rule 2: what may differ by operating state is an array for each state, so that a change of state copies columns.
-Rule 3: the agent's own machine comes last: a column for each line and each part of one, whose value says if it is lost.
+Rule 3: the agent's own machine comes last: a column for each line and each part of one, whose value says if it is lost;
+after them one for each line that rests on certificates.
 """
 
 import bisect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
 from edge_agent import expression, texts
 from edge_agent.config import BandConfig, Config, MachineConfig, NormConfig, SignalConfig
-from edge_agent.contract import Bools, Detector, Floats, Norms, part_of
+from edge_agent.contract import Bools, Detector, Floats, Norms, is_certified, part_of
 from edge_agent.records import Kind, Layout
 
 STALE_MIN_US = 10_000_000
@@ -24,6 +25,8 @@ OWN = "agent"
 """The machine of the agent's own warnings (contract §6); nobody else may have the name."""
 OWN_EVERY_US, OWN_STALE_US = 10_000_000, 3_600_000_000
 HEALTH_US = 10_000_000
+CERTIFICATE = "certificate"
+"""The column of a line's certificates is called `<connection>.certificate`."""
 
 PER_STATE = ("limit", "back", "on_us", "off_us", "screen_low", "screen_high", "level")
 """The norms that may differ by operating state; the others hold in every state."""
@@ -44,6 +47,8 @@ class Signal:
     behind: int
     """Of a line: how many signals are read over it or computed from such."""
     bands: tuple[dict[str, dict[str, float]], ...]
+    certificate: bool = False
+    """In the agent's own machine: it tells of a line's certificates, and not of a line or a part of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +175,31 @@ def without_own(plant: Plant) -> Plant:
     )
 
 
+def without_certificates(plant: Plant) -> Plant:
+    """The same plant as it was before the agent told of certificates; itself when there are none."""
+    own = plant.own
+    if own is None or not own.signals[-1].certificate:
+        return plant
+    kept = [signal for signal in own.signals if not signal.certificate]
+    norms = tuple(
+        Norms(**{part.name: getattr(its, part.name)[..., : len(kept)] for part in fields(Norms)}) for its in own.norms
+    )
+    before = replace(own, stop=own.start + len(kept), signals=tuple(kept), norms=norms)
+    end = before.stop
+    return replace(
+        plant,
+        machines=(*plant.machines[:-1], before),
+        by_name={**plant.by_name, own.name: before},
+        columns=end,
+        valid_low=plant.valid_low[:end],
+        valid_high=plant.valid_high[:end],
+        use_uncertain=plant.use_uncertain[:end],
+        required=plant.required[:end],
+        formula=plant.formula[:end],
+        stacks={},
+    )
+
+
 def stale_us(signal: SignalConfig) -> int:
     """The time without a good reading after which a signal is stale."""
     return (
@@ -189,7 +219,8 @@ def parts_of(config: Config) -> dict[str, dict[str, str]]:
 
 
 Lines = dict[str, tuple[SignalConfig, list[SignalConfig]]]
-"""By name: the signal that tells whether a line, or a part of one, is lost, and those that lie behind it."""
+"""By name: the signal that tells whether a line, or a part of one, is lost, and those that lie behind it; none lie behind
+one that tells of certificates."""
 
 
 def _lines(config: Config) -> Lines:
@@ -201,12 +232,21 @@ def _lines(config: Config) -> Lines:
         if not parts:
             continue
         title = f"{texts.CONNECTION[config.agent.language]} {name}"
-        found[name] = _line(name, title, _behind(config, inputs, parts))
+        found[name] = _line(name, title, _behind(config, inputs, parts), texts.CHECK_THE_LINE)
         for part in sorted(set(parts.values()) - {""}):
             its = [point for point, where in parts.items() if where == part]
             title = f"{name} {part.replace('_', ' ')}"
-            found[f"{name}.{part}"] = _line(f"{name}.{part}", title, _behind(config, inputs, its))
+            found[f"{name}.{part}"] = _line(f"{name}.{part}", title, _behind(config, inputs, its), texts.CHECK_THE_LINE)
+    for name in config.connections:
+        if name in found and is_certified(config.connections[name].settings):
+            title = texts.CERTIFICATES[config.agent.language].format(name)
+            found[certificate_of(name)] = _line(certificate_of(name), title, [], texts.RENEW)
     return found
+
+
+def certificate_of(connection: str) -> str:
+    """The name of its column in the agent's own machine."""
+    return f"{connection}.{CERTIFICATE}"
 
 
 def _inputs(machine: MachineConfig) -> dict[str, tuple[str, ...]]:
@@ -234,7 +274,9 @@ def _behind(
     return [config.machines[machine].signals[name] for machine, names in silent.items() for name in sorted(names)]
 
 
-def _line(name: str, title: str, behind: list[SignalConfig]) -> tuple[SignalConfig, list[SignalConfig]]:
+def _line(
+    name: str, title: str, behind: list[SignalConfig], advice: dict[str, str]
+) -> tuple[SignalConfig, list[SignalConfig]]:
     never = BandConfig(None, None, 0.0, 0, 0)
     norm = NormConfig(never, never, OWN_STALE_US, False, "alarm", "auto", {})
     return (
@@ -242,7 +284,7 @@ def _line(name: str, title: str, behind: list[SignalConfig]) -> tuple[SignalConf
             name,
             title,
             "",
-            texts.CHECK_THE_LINE,
+            advice,
             1.0,
             0.0,
             None,
@@ -262,7 +304,9 @@ def _line(name: str, title: str, behind: list[SignalConfig]) -> tuple[SignalConf
 
 
 def health_us(behind: Sequence[SignalConfig]) -> int:
-    """How long a line must be lost: no longer than the most impatient of its signals may be silent."""
+    """How long a line must be lost: no longer than the most impatient of its signals may be silent; 0 of certificates."""
+    if not behind:
+        return 0
     return min([HEALTH_US, *(stale_us(signal) for signal in behind)])
 
 
@@ -293,6 +337,7 @@ def _machine(index: int, machine: MachineConfig, start: int, lines: Lines) -> Ma
                 names=dict(signal.map),
                 behind=len(lines[signal.name][1]) if lines else 0,
                 bands=tuple(_band(row[offset]) for row in norms),
+                certificate=bool(lines) and not lines[signal.name][1],
             )
             for offset, signal in enumerate(signals)
         ),

@@ -133,7 +133,8 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A line, or a part of one, as it is now. why: a code of Quality, 0: all is well, HOLD: nothing is known of it.
+    """A line, a part of one, or its certificates as they are now. why: a code of Quality, or see contract.ENDING; 0: all is
+    well, HOLD: nothing is known.
 
     words: as exactly as it is known, may be empty.
     """

@@ -17,7 +17,7 @@ import orjson
 from edge_agent import judge
 from edge_agent.contract import Detector
 from edge_agent.judge import JudgeState, Standing
-from edge_agent.plant import Plant, without_own
+from edge_agent.plant import Plant, without_certificates, without_own
 from edge_agent.records import Event, EventKind, Kind, Severity, WarningState
 
 MAGIC = b"EAJ1"
@@ -75,12 +75,19 @@ def load(plant: Plant, blob: bytes) -> JudgeState:
 
 
 def load_any(plant: Plant, blob: bytes) -> JudgeState:
-    """`load`, also what a release wrote whose plant had no machine of the agent's own. Raises SnapshotDamaged."""
+    """`load`, also what a release wrote whose plant had no machine of the agent's own, or one without certificates.
+
+    Raises SnapshotDamaged.
+    """
     try:
         return load(plant, blob)
     except SnapshotDamaged:
         if plant.own is None:
             raise
+    before = without_certificates(plant)
+    try:
+        return migrate(before, load(before, blob), plant)[0]
+    except SnapshotDamaged:
         before = without_own(plant)
         return migrate(before, load(before, blob), plant)[0]
 

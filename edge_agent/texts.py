@@ -11,6 +11,7 @@ from edge_agent.records import EventKind, Kind
 
 LANGUAGES = ("en", "nl", "de")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DAY_US = 86_400_000_000
 DIGITS, EXACT = 5, 17
 """Significant digits of a number for people, and those that tell any two float64 apart."""
 
@@ -51,6 +52,59 @@ CHECK_THE_LINE = {
     "en": "Check the device's power, its network or serial cable, and its address.",
     "nl": "Controleer de voeding, de netwerk- of seriële kabel en het adres van het apparaat.",
     "de": "Spannung, Netzwerk- oder serielles Kabel und Adresse des Geräts prüfen.",
+}
+CERTIFICATES = {"en": "Certificates of {}", "nl": "Certificaten van {}", "de": "Zertifikate von {}"}
+RENEW = {
+    "en": "Renew it before it expires: after that day the connection is refused. Ours lies in data_dir/pki/own (or in the "
+    "secret that the configuration names) and must be accepted in the server; the server's is renewed there, then: "
+    "edge-agent trust NAME; an issuer's: edge-agent trust --issuer --import FILE.",
+    "nl": "Vernieuw het voordat het verloopt: daarna wordt de verbinding geweigerd. Het onze staat in data_dir/pki/own (of "
+    "in het geheim dat de configuratie noemt) en moet in de server worden geaccepteerd; dat van de server wordt daar "
+    "vernieuwd, daarna: edge-agent trust NAAM; dat van een uitgever: edge-agent trust --issuer --import BESTAND.",
+    "de": "Vor dem Ablauf erneuern: danach wird die Verbindung abgelehnt. Das eigene liegt in data_dir/pki/own (oder im "
+    "Geheimnis, das die Konfiguration nennt) und muss im Server akzeptiert werden; das des Servers wird dort erneuert, dann: "
+    "edge-agent trust NAME; das eines Ausstellers: edge-agent trust --issuer --import DATEI.",
+}
+_WHOSE = {
+    "en": {
+        "own": "our own certificate",
+        "server": "the server's certificate",
+        "issuer": "the issuer's certificate",
+        "user": "the user's certificate",
+    },
+    "nl": {
+        "own": "ons eigen certificaat",
+        "server": "het certificaat van de server",
+        "issuer": "het certificaat van de uitgever",
+        "user": "het certificaat van de gebruiker",
+    },
+    "de": {
+        "own": "das eigene Zertifikat",
+        "server": "das Zertifikat des Servers",
+        "issuer": "das Zertifikat des Ausstellers",
+        "user": "das Zertifikat des Benutzers",
+    },
+}
+_EXPIRES = {
+    "en": ("{} {} expires on {}, within a day", "{} {} expires on {}, in 1 day", "{} {} expires on {}, in {} days"),
+    "nl": ("{} {} verloopt op {}, binnen een dag", "{} {} verloopt op {}, over 1 dag", "{} {} verloopt op {}, over {} dagen"),
+    "de": ("{} {} läuft am {} ab, in weniger als einem Tag", "{} {} läuft am {} ab, in 1 Tag", "{} {} läuft am {} ab, in {} Tagen"),
+}  # fmt: skip
+"""In less than a day, in one, in several."""
+_EXPIRED = {
+    "en": "{} {} expired on {}",
+    "nl": "{} {} is verlopen op {}",
+    "de": "{} {} ist am {} abgelaufen",
+}
+_LASTS = {
+    "en": "in order again; the next to expire is {} {}, on {}",
+    "nl": "weer in orde; als eerste verloopt {} {}, op {}",
+    "de": "wieder in Ordnung; als Nächstes läuft {} {} ab, am {}",
+}
+_NO_WORDS = {
+    "en": ("a certificate expires soon", "in order again"),
+    "nl": ("een certificaat verloopt binnenkort", "weer in orde"),
+    "de": ("ein Zertifikat läuft bald ab", "wieder in Ordnung"),
 }
 _DEESCALATED = {
     "en": "{title} {value}: no longer an alarm, still a warning",
@@ -183,6 +237,29 @@ def message(
         .replace("  ", " ")
         .strip()
     )
+
+
+def of_certificates(language: str, event: EventKind, title: str, words: str) -> str:
+    """The same of a line's certificates. words: what `expires` or `lasts` says."""
+    return f"{title}: {words or _NO_WORDS[language][event is EventKind.CLEARED]}"
+
+
+def expires(language: str, whose: str, name: str, until_us: int, now_us: int) -> str:
+    """When a certificate ends, or that it did. whose: see contract.WHOSE; both times UTC µs."""
+    who, on, days = _WHOSE[language][whose], _day(until_us), (until_us - now_us) // DAY_US
+    if until_us <= now_us:
+        return _EXPIRED[language].format(who, name, on)
+    return _EXPIRES[language][min(days, 2)].format(who, name, on, days)
+
+
+def lasts(language: str, whose: str, name: str, until_us: int) -> str:
+    """That certificates are in order again, and which of them ends first."""
+    return _LASTS[language].format(_WHOSE[language][whose], name, _day(until_us))
+
+
+def _day(us: int) -> str:
+    """In UTC, as `edge-agent trust` shows it; some certificates end on the last day that there is."""
+    return f"{EPOCH + timedelta(microseconds=us):%Y-%m-%d}"
 
 
 def removed(language: str, title: str) -> str:

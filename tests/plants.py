@@ -1,6 +1,6 @@
 """Small plants for tests of the judge, made without a file: only what the compiler reads of a configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,13 +73,23 @@ def machine(
     )
 
 
-def plant(*machines: SimpleNamespace, language: str = "en", detectors: Sequence[Detector] = DETECTORS) -> Plant:
-    """The `point` of a signal that has a `connection` is the part of it that the signal lies behind."""
+def plant(
+    *machines: SimpleNamespace,
+    language: str = "en",
+    detectors: Sequence[Detector] = DETECTORS,
+    certified: Collection[str] = (),
+) -> Plant:
+    """The `point` of a signal that has a `connection` is the part of it that the signal lies behind.
+
+    certified: the connections that rest on certificates.
+    """
     names = {signal.connection for each in machines for signal in each.signals.values() if signal.connection}
-    settings = SimpleNamespace(part=str)
     config: Any = SimpleNamespace(
         machines={each.name: each for each in machines},
-        connections={name: SimpleNamespace(settings=settings) for name in sorted(names)},
+        connections={
+            name: SimpleNamespace(settings=SimpleNamespace(part=str, certified=name in certified))
+            for name in sorted(names)
+        },
         agent=SimpleNamespace(language=language, timezone="UTC"),
     )
     return compile_plant(config, detectors)

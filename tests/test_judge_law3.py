@@ -16,7 +16,7 @@ from edge_agent.contract import Frame
 from edge_agent.plant import Plant
 from edge_agent.records import Event
 from tests import plants
-from tests.twin import TwinLimit, TwinLine, TwinMachine, TwinSignal
+from tests.twin import TwinCertificate, TwinLimit, TwinLine, TwinMachine, TwinSignal
 
 SECOND = plants.SECOND
 SIDES = (("high", 1), ("high", 2), ("low", 1), ("low", 2))
@@ -275,7 +275,7 @@ def test_judging_what_was_judged_already_changes_nothing(data: st.DataObject) ->
     assert snapshot.dump(plant, state) == snapshot.dump(plant, again)
 
 
-# --- the agent's own machine: lines that are lost ---
+# --- the agent's own machine: lines that are lost, certificates that end ---
 
 LINES = plants.machine(
     "m",
@@ -283,14 +283,18 @@ LINES = plants.machine(
     plants.signal("b", connection="plc", point="unit_2"),
     plants.signal("c", connection="slow", point="x"),
 )
-NAMES = ("plc", "plc.unit_1", "plc.unit_2", "slow")
+NAMES = ("plc", "plc.unit_1", "plc.unit_2", "slow", "plc.certificate")
 ON_US = (4 * SECOND, 4 * SECOND, 10 * SECOND, 10 * SECOND)
 """No longer than the most impatient signal behind it may be silent."""
+BEHIND = (2, 1, 1, 1)
 UNKNOWN = 36
 why = st.sampled_from(
     [(0, 0), (0, 0), (3, 0), (4, 0), (5, 0), (4, 0), (math.nan, UNKNOWN), (math.nan, 13), (math.nan, 1)]
 )
 """(value, quality): well, lost and why, not known (behind a line that is lost as a whole), restart, HOLD."""
+ENDS = (0, 0, 16, 16, 17, 32, 33, 48, 64, 67)
+ends = st.sampled_from([*((value, 0) for value in ENDS), (math.nan, UNKNOWN), (math.nan, 13), (math.nan, 1)])
+"""The same of certificates: how soon one ends, and whose."""
 
 
 @st.composite
@@ -298,20 +302,20 @@ def own_rows(draw: st.DrawFn) -> list[tuple[int, int, list[float], list[int]]]:
     t, ts, found = 1000 * SECOND, 5000 * SECOND, []
     for _ in range(draw(st.integers(0, 40))):
         t, ts = t + draw(step), ts + draw(step)
-        cells = [draw(why) for _ in ON_US]
+        cells = [*(draw(why) for _ in ON_US), draw(ends)]
         found.append((t, ts, [float(value) for value, _ in cells], [code for _, code in cells]))
     return found
 
 
 def own_frame(taken: list[tuple[int, int, list[float], list[int]]]) -> Frame:
-    words = tuple(tuple(f"{ts} {column}" for column in range(len(ON_US))) for _, ts, *_ in taken)
-    return replace(frame("agent", taken, len(ON_US)), words=words)
+    words = tuple(tuple(f"{ts} {column}" for column in range(len(NAMES))) for _, ts, *_ in taken)
+    return replace(frame("agent", taken, len(NAMES)), words=words)
 
 
 @given(st.data())
 @settings(max_examples=300, deadline=None)
 def test_lines_are_judged_alike_however_they_are_cut_and_as_their_plain_twin_says(data: st.DataObject) -> None:
-    plant = plants.plant(LINES)
+    plant = plants.plant(LINES, certified={"plc"})
     taken = data.draw(own_rows())
     whole = collect(plant, [own_frame(taken)])
     single = collect(plant, [own_frame([row]) for row in taken])
@@ -320,18 +324,23 @@ def test_lines_are_judged_alike_however_they_are_cut_and_as_their_plain_twin_say
     if taken:
         assert snapshot.dump(plant, whole[2]) == snapshot.dump(plant, single[2])
     twins = [TwinLine(on_us) for on_us in ON_US]
-    held: list[int | None] = [None] * len(ON_US)
-    expected = []
+    certificate = TwinCertificate()
+    held: list[int | None] = [None] * len(NAMES)
+    expected: list[tuple[str, str, int, int, str, int | None]] = []
     for t, ts, values, qualities in taken:
         for column, (value_, code) in enumerate(zip(values, qualities, strict=True)):
             if code != 1:
                 held[column] = int(value_) if code == 0 else None
-            said = twins[column].row(t, ts, held[column])
-            if said is not None:
-                expected.append((said[0], NAMES[column], ts, said[1]))
-    assert [(e.event, e.signal, e.ts, e.since) for e in whole[1]] == expected
-    assert all((e.kind, e.severity, e.value, e.limit, e.norm) == ("health", "alarm", None, None, {}) for e in whole[1])
-    assert all(f"{e.ts} {NAMES.index(e.signal)}" in e.message for e in whole[1] if e.event == "raised")
+            if column == len(twins):
+                if (ending := certificate.row(ts, held[column])) is not None:
+                    expected.append((ending[0], NAMES[column], ts, ending[2], ending[1], None))
+            elif (said := twins[column].row(t, ts, held[column])) is not None:
+                expected.append((said[0], NAMES[column], ts, said[1], "alarm", BEHIND[column]))
+    assert [(e.event, e.signal, e.ts, e.since, e.severity, e.suppressed) for e in whole[1]] == expected
+    assert all((e.kind, e.value, e.limit, e.norm) == ("health", None, None, {}) for e in whole[1])
+    assert all(
+        f"{e.ts} {NAMES.index(e.signal)}" in e.message for e in whole[1] if e.event == "raised" or e.signal == NAMES[-1]
+    )
     assert not any(publish for *_, publish in whole[0])
 
 
@@ -339,7 +348,7 @@ def test_lines_are_judged_alike_however_they_are_cut_and_as_their_plain_twin_say
 @settings(max_examples=100, deadline=None)
 def test_lines_and_the_machines_behind_them_may_be_judged_together_and_again(data: st.DataObject) -> None:
     """As the daemon does: one row of each side by side; and as the journal has it, once more."""
-    plant = plants.plant(LINES)
+    plant = plants.plant(LINES, certified={"plc"})
     lines, signals = data.draw(own_rows()), data.draw(rows(3))
     apart = [*collect(plant, [own_frame(lines)])[1], *collect(plant, [frame("m", signals, 3)])[1]]
     state = judge.start(plant)

@@ -9,19 +9,20 @@ from edge_agent import lifecycle
 from edge_agent.lifecycle import Input
 from edge_agent.records import WarningState as State
 
-INPUTS = (Input.RAISE, Input.ESCALATE, Input.DEESCALATE, Input.CLEAR, Input.ACKNOWLEDGE)
+INPUTS = (Input.RAISE, Input.ESCALATE, Input.DEESCALATE, Input.CLEAR, Input.ACKNOWLEDGE, Input.REPEAT)
 TABLE = """
-acknowledge  state                    RAISE                   ESCALATE                 DEESCALATE                  CLEAR                            ACKNOWLEDGE
-auto         normal                   unacknowledged:raised   -                        -                           -                                -
-auto         unacknowledged           -                       unacknowledged:escalated unacknowledged:deescalated  normal:cleared                   acknowledged:acknowledged
-auto         acknowledged             -                       unacknowledged:escalated acknowledged:deescalated    normal:cleared                   -
-auto         returned_unacknowledged  unacknowledged:raised   -                        -                           -                                normal:acknowledged
-required     normal                   unacknowledged:raised   -                        -                           -                                -
-required     unacknowledged           -                       unacknowledged:escalated unacknowledged:deescalated  returned_unacknowledged:cleared  acknowledged:acknowledged
-required     acknowledged             -                       unacknowledged:escalated acknowledged:deescalated    normal:cleared                   -
-required     returned_unacknowledged  unacknowledged:raised   -                        -                           -                                normal:acknowledged
+acknowledge  state                    RAISE                   ESCALATE                 DEESCALATE                  CLEAR                            ACKNOWLEDGE               REPEAT
+auto         normal                   unacknowledged:raised   -                        -                           -                                -                         -
+auto         unacknowledged           -                       unacknowledged:escalated unacknowledged:deescalated  normal:cleared                   acknowledged:acknowledged unacknowledged:raised
+auto         acknowledged             -                       unacknowledged:escalated acknowledged:deescalated    normal:cleared                   -                         unacknowledged:raised
+auto         returned_unacknowledged  unacknowledged:raised   -                        -                           -                                normal:acknowledged       -
+required     normal                   unacknowledged:raised   -                        -                           -                                -                         -
+required     unacknowledged           -                       unacknowledged:escalated unacknowledged:deescalated  returned_unacknowledged:cleared  acknowledged:acknowledged unacknowledged:raised
+required     acknowledged             -                       unacknowledged:escalated acknowledged:deescalated    normal:cleared                   -                         unacknowledged:raised
+required     returned_unacknowledged  unacknowledged:raised   -                        -                           -                                normal:acknowledged       -
 """  # noqa: E501 - a table is read across
-"""ISA-18.2 as the contract §6 words it: escalation makes it unacknowledged again, deescalation does not."""
+"""ISA-18.2 as the contract §6 words it: escalation makes it unacknowledged again, deescalation does not. A repeat
+is a re-alarm of ISA-18.2: what stands is raised once more, and wants to be seen once more."""
 
 CELLS = [
     (words[0], State(words[1]), what, cell)
@@ -65,6 +66,9 @@ class Model:
         if what is Input.ESCALATE and self.outside:
             self.unseen = True
             return "escalated"
+        if what is Input.REPEAT and self.outside:
+            self.unseen = True
+            return "raised"
         if what is Input.DEESCALATE and self.outside:
             return "deescalated"
         if what is Input.CLEAR and self.outside:
@@ -99,3 +103,5 @@ def test_what_a_change_of_level_means(old: int, new: int) -> None:
         (2, 0): Input.CLEAR,
     }
     assert lifecycle.input_of(old, new) == wanted.get((old, new))
+    repeat = {(1, 1): Input.REPEAT, (2, 2): Input.REPEAT}
+    assert lifecycle.input_of(old, new, again=True) == (wanted | repeat).get((old, new))

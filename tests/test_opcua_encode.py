@@ -1,6 +1,7 @@
 """Requests put together from pieces are byte for byte those of the library."""
 
 import uuid
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -69,3 +70,17 @@ def test_items_with_and_without_a_filter_are_those_of_the_library(filtered: Any)
         for handle, node in enumerate(NODES)
     ]
     assert encode.create_items(77, items) == struct_to_binary(parameters)
+
+
+@pytest.mark.parametrize("acknowledged", [(), (1, 2, 4_294_967_295)])
+def test_a_publish_is_that_of_the_library(acknowledged: tuple[int, ...]) -> None:
+    parameters = ua.PublishParameters()
+    parameters.SubscriptionAcknowledgements = [ua.SubscriptionAcknowledgement(77, each) for each in acknowledged]
+    assert encode.publish(77, acknowledged) == struct_to_binary(parameters)
+
+
+@pytest.mark.parametrize("token", NODES)
+def test_the_head_of_a_request_is_that_of_the_library(token: Any) -> None:
+    head = ua.RequestHeader(token, datetime(2026, 3, 1, 12, 0, 0, 250, tzinfo=UTC), RequestHandle=5, TimeoutHint=4000)
+    ours = encode.request_header(nodeid_to_binary(token), 1_772_366_400_000_250, 5, 4000)
+    assert ours == struct_to_binary(head)

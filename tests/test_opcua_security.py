@@ -12,7 +12,7 @@ import pytest
 
 from drivers import opcua
 from drivers.opcua_settings import MODES, POLICIES, Address, Connection
-from edge_agent.contract import DeviceRefused, Point, Quality, Session
+from edge_agent.contract import Certified, DeviceRefused, Expiry, Point, Quality, Session
 from edge_agent.testing import SkippingClock
 from tests import certificates, foreign
 
@@ -117,6 +117,36 @@ def test_a_chain_is_trusted_by_its_issuer_and_only_with_its_list_of_revoked_cert
             assert await value(plant, tmp_path, security=security) == 2.5
             store.add(certificates.revocations(issuing, leaf, next_days=10_000), issuer=True)
             assert "revoked" in await refusal(plant, tmp_path, security=security)
+
+    asyncio.run(story())
+
+
+def test_it_is_known_when_the_certificates_of_the_server_end_once_it_was_trusted(tmp_path: Path) -> None:
+    """Its own need not lie in any folder: it came with the connection. What was refused is not remembered."""
+    root = certificates.authority("Plant root", valid_days=(-3650, 9_000))
+    leaf = certificates.make("Cell 3", issuer=root, uri=foreign.SERVER_URI, hosts=("127.0.0.1",), valid_days=LONG)
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    chain.write_bytes(leaf.pem)
+    key.write_bytes(leaf.key_pem)
+
+    async def story() -> None:
+        async with foreign.server(**offered(accept_all=True, certificate=chain, key=key)) as plant:
+            its = Connection.model_validate({"url": plant.url, "security": SECURED[0]}).at_home(str(tmp_path / "pki"))
+            driver, unmet = opcua.DRIVER, Expiry("", "server", 0)
+            assert isinstance(driver, Certified)
+            assert driver.expiries(its) == [Expiry("", "own", 0), unmet]
+            await refusal(plant, tmp_path, security=SECURED[0])
+            own, server = driver.expiries(its)
+            assert (own.name, own.whose, server) == ("edge-agent", "own", unmet)
+            store = opcua.OpcUa().certificates(str(tmp_path / "pki"))
+            store.add(root.pem, issuer=False)
+            store.add(certificates.revocations(root, next_days=10_000), issuer=True)
+            assert await value(plant, tmp_path, security=SECURED[0]) == 2.5
+            assert driver.expiries(its) == [
+                own,
+                Expiry("Cell 3", "server", certificates.NOW_US + 10_000 * certificates.DAY_US),
+                Expiry("Plant root", "issuer", certificates.NOW_US + 9_000 * certificates.DAY_US),
+            ]
 
     asyncio.run(story())
 

@@ -22,7 +22,7 @@ from drivers import opcua_certificate as cert
 from drivers import opcua_pki as pki
 from drivers.opcua import DRIVER
 from drivers.opcua_trust import Endpoint, Strictness, Verdict, judge
-from edge_agent.contract import Trusts
+from edge_agent.contract import Expiry, Trusts
 from tests.certificates import (
     DAY_US,
     NOW_US,
@@ -261,7 +261,10 @@ def test_a_server_is_trusted_after_a_person_accepted_its_certificate(tmp_path: P
     assert not refused.trusted
     accepted = pki.accept(tmp_path, refused.name)
     assert accepted.thumbprint == plc.thumbprint
-    assert judge(plc.der, PLC, tmp_path, NOW_US) == Verdict(True, "Good", "", (), "", plc.der, (plc.thumbprint,))
+    ends = Expiry("PLC 7", "server", NOW_US + 355 * DAY_US)
+    assert judge(plc.der, PLC, tmp_path, NOW_US) == Verdict(
+        True, "Good", "", (), "", plc.der, (plc.thumbprint,), (ends,)
+    )
     assert not list((tmp_path / "rejected").iterdir())
     pki.refuse(tmp_path, accepted.name, NOW_US)
     assert judge(plc.der, PLC, tmp_path, NOW_US).code == "BadCertificateUntrusted"
@@ -588,23 +591,6 @@ def test_a_file_with_a_private_key_is_not_imported(tmp_path: Path) -> None:
         pki.add(tmp_path, b"something")
 
 
-def test_what_expires_is_counted_in_days(tmp_path: Path) -> None:
-    own = pki.own_certificate(tmp_path, "press", NOW_US)
-    near, far = make("Near", valid_days=(-300, 6.5)), make("Far")
-    gone = make("Gone", valid_days=(-300, -0.5))
-    lay(tmp_path, (near.der, far.der, gone.der, revocations(authority(), next_days=20)))
-    assert [(each.name, each.place, each.days) for each in pki.expiry(tmp_path, NOW_US)] == [
-        ("Gone", "trusted", -1),
-        ("Near", "trusted", 6),
-        ("revocations of O=Example,CN=Plant CA", "trusted", 20),
-        ("Far", "trusted", 355),
-        ("edge-agent", "own", 3652),
-    ]
-    used = pki.expiry(tmp_path, NOW_US, {near.thumbprint})
-    assert {each.name for each in used} == {"Near", "edge-agent", "revocations of O=Example,CN=Plant CA"}
-    assert pki.days_left(own.about, NOW_US) == 3652
-
-
 # ------------------------------------------------------------------------------------------------------------- our own
 
 
@@ -642,7 +628,8 @@ def test_our_own_certificate_would_be_trusted_by_ourselves(tmp_path: Path) -> No
     verdict = judge(
         own.certificate, Endpoint(own.application_uri, "press-4"), lay(tmp_path, (own.certificate,)), NOW_US
     )
-    assert verdict == Verdict(True, "Good", "", (), "", own.certificate, (own.about.thumbprint,))
+    ends = Expiry("edge-agent", "server", own.about.valid_until_us)
+    assert verdict == Verdict(True, "Good", "", (), "", own.certificate, (own.about.thumbprint,), (ends,))
 
 
 @pytest.mark.parametrize("hostname", ["", "prüfstand", "a_b", "x" * 200, "-.-"])

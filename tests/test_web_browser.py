@@ -93,6 +93,17 @@ def test_values_verdicts_and_reasons_follow_the_board_live(site: Site, visit: Vi
     assert visit.errors == []
 
 
+def test_a_certificate_that_ends_soon_is_said_at_its_connection(site: Site, visit: Visit) -> None:
+    words = "our own certificate edge-agent expires on 2027-03-08, in 59 days"
+    about = {"state": "connected", "ne107": "maintenance_required", "certificate": words}
+    site.do(lambda: site.board.health({"connections": {"plc-1": about, "plc-2": {"state": "connected"}}}))
+    visit.page.goto(site.url)
+    visit.page.locator(".devices summary").click()
+    expect(visit.page.locator(".devices .certificate")).to_have_text([words])
+    expect(visit.page.locator(".devices li.up")).to_have_count(2)
+    assert visit.errors == []
+
+
 def test_new_norms_change_the_gauge_of_their_machine_where_it_stands(site: Site, visit: Visit) -> None:
     visit.page.goto(site.url)
     limits = visit.row("oil_temperature").locator(".limit.warning.high")

@@ -1,7 +1,8 @@
 """The plain twin of the judge: the rules of the contract §6 in spoken words, one reading at a time, no numpy.
 
 It shares no code with the judge and is as slow as it looks. It knows limits, stale, HOLD, settle and by_state; operating
-states and formulas are handed to it as functions. Lines that are lost have a twin of their own.
+states and formulas are handed to it as functions. Lines that are lost and certificates that end have twins of
+their own.
 """
 
 import math
@@ -193,3 +194,30 @@ class TwinLine:
             return None
         self.raised, self.run_us = True, None
         return "raised", self.since
+
+
+@dataclass
+class TwinCertificate:
+    """The certificates of a line: the rows say how soon one ends (0: none does soon), or that this is not known (None)."""
+
+    told: int = 0
+    since: int = 0
+
+    def row(self, ts: int, said: int | None) -> tuple[str, str, int] | None:
+        """What is said, how bad it is, and since when."""
+        if said is None or said == self.told:
+            return None
+        before, self.told = self.told, said
+        if before == 0:
+            self.since = ts
+        worse = self.severity(said or before)
+        if said == 0:
+            return "cleared", worse, self.since
+        if before == 0 or worse == self.severity(before):
+            return "raised", worse, self.since
+        return ("escalated" if worse == "alarm" else "deescalated"), worse, self.since
+
+    @staticmethod
+    def severity(said: int) -> str:
+        """From 7 days on, and when it has expired, an alarm."""
+        return "alarm" if said >= 3 * 16 else "warning"

@@ -307,7 +307,7 @@ function linksOf(health) {
       const state = sayOr(`link.${device.state ?? "unknown"}`, device.state);
       const since = device.since ? say("link.since", { state, time: clockTime(device.since, now()) }) : state;
       const text = device.state === "connected" && device.utilisation >= 0.005 ? say("link.busy", { since, share: Math.round(100 * device.utilisation) }) : since;
-      return h("li", { class: device.state === "connected" ? "up" : "down" }, h("strong", {}, name), h("span", {}, text));
+      return h("li", { class: device.state === "connected" ? "up" : "down" }, h("strong", {}, name), h("span", {}, text), device.certificate && h("span", { class: "certificate" }, device.certificate));
     }));
     made.push(h("details", { class: "devices" }, h("summary", {}, pill), list));
   }
