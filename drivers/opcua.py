@@ -68,6 +68,10 @@ SUBSCRIBE_AGAIN_US, SUBSCRIBE_AGAIN_MAX_US = 5 * SECOND_US, 300 * SECOND_US
 """How soon a subscription or an item that the server refused is asked for again; it is polled meanwhile."""
 LOOK_AFTER_US = 60 * SECOND_US
 """How often what is told is compared with what is there: an item may go deaf while its subscription lives."""
+SLOW = 2
+"""Times what was asked; a server that looks at a variable more seldom than that is asked for it instead."""
+PATIENCE_US = 10 * SECOND_US
+"""The least time without news after which a signal is stale: contract §6, bad rows."""
 SUSPECT_US = 10 * SECOND_US
 """A difference that is not told for so long is no change on its way."""
 REQUESTS_KEPT = 64
@@ -580,7 +584,11 @@ class OpcUaSession:
         """A DataValue with the element or the member that was asked for, in the place of the whole."""
         settings = self.points.address(point)
         if settings.member is not None:
-            return await self._shapes.member(client, self._nodes[point], item, settings.member)
+            try:
+                return await self._shapes.member(client, self._nodes[point], item, settings.member)
+            except structure.Unreadable as fault:
+                self._unknown(point, f"{settings.address} {fault}")
+                return structure.with_value(client, item, None)
         raw = _value(item)
         while isinstance(raw, list) and len(raw) == 1:
             (raw,) = raw
@@ -728,7 +736,12 @@ class OpcUaSession:
     def _untold(self) -> Ints:
         points = self.points
         numeric = points.known & ~points.told & ~points.by_hand & (points.quality != Quality.REFUSED)
-        return np.flatnonzero(numeric & (points.quality != Quality.HOLD))
+        numeric &= points.quality != Quality.HOLD
+        if self.subscription is not None and self.subscription.slower:
+            # A signal with no news for three of its periods, or 10 s, would be stale: it is asked instead.
+            patience = np.maximum(3 * points.every, PATIENCE_US)
+            numeric &= patience >= 2 * max(self.subscription.publishing_us, self.subscription.keep_alive_us)
+        return np.flatnonzero(numeric)
 
     async def _subscribe(self) -> None:
         """Have the server tell some more of the points; those that it refuses stay polled and are tried again later."""
@@ -752,11 +765,17 @@ class OpcUaSession:
 
     async def _new_subscription(self, client: Client) -> Subscription:
         profile = self._server().profile
-        fastest = min(self.points.every_us(point) for point in range(len(self.points)))
+        fastest = int(self.points.every.min())
         wanted_us = max(PUBLISHING_MIN_US, profile.publishing_min_us, self.settings.publishing or fastest)
         requests = min(REQUESTS, profile.requests_max or REQUESTS)
         made = await subscribed(client, self.telling, wanted_us, requests)
         self.counts.subscriptions += 1
+        if made.slower:
+            log.warning(
+                "%s: the server tells only every %g s; signals that need it more often are polled",
+                self.name,
+                max(made.publishing_us, made.keep_alive_us) / 1e6,
+            )
         self._look_after_us = self.clock.monotonic_us() + LOOK_AFTER_US
         return made
 
@@ -775,26 +794,35 @@ class OpcUaSession:
         self._point_of = np.append(self._point_of, np.array(wanted, np.int64))
         request = client.prefix(ua.CreateMonitoredItemsRequest), encode.create_items(subscription.number, items)
         raw = await client.ask_raw(*request, ua.CreateMonitoredItemsResponse, "no answer to a request to monitor")
-        codes, items_made = _created(client, raw, len(wanted))
-        good, at = codes < status.BAD, np.array(wanted, np.int64)
+        codes, items_made, sampling_ms = _created(client, raw, len(wanted))
+        made, at = codes < status.BAD, np.array(wanted, np.int64)
+        slow = made & (sampling_ms * 1000 > SLOW * np.array([self._sampling_us(point) for point in wanted]))
+        if slow.any():  # asked, such a variable is never older than its period
+            refused.add(f"it would look only every {sampling_ms[slow].max() / 1000:g} s")
+            self._to_delete += items_made[slow].tolist()
+        good = made & ~slow
         self._point_of[first:][~good] = -1
         self.points.told[at[good]], self.points.item[at[good]] = True, items_made[good]
         # Between its reading and its item a value may have come and gone.
         self.points.news_us[at[good]] = self.clock.monotonic_us()
         self.counts.monitored_items += int(np.count_nonzero(good))
-        return refused | {status.name(code) for code in np.unique(codes[~good]).tolist()}
+        return refused | {status.name(code) for code in np.unique(codes[~made]).tolist()}
 
     def _item(self, client: Client, point: int, handle: int, subscription: Subscription) -> bytes:
         """The MonitoredItemCreateRequest of a point, encoded."""
-        settings, every_us = self.points.address(point), self.points.every_us(point)
-        sampling = next((s for s in (settings.sampling, self.settings.sampling) if s is not None), every_us)
-        sampling = max(sampling, self._server().profile.sampling_min_us)
-        shown_us = max(every_us, subscription.publishing_us)
+        settings, sampling = self.points.address(point), self._sampling_us(point)
+        shown_us = max(self.points.every_us(point), subscription.publishing_us)
         usual = min(QUEUE_USUAL_MAX, max(QUEUE_MIN, 2 * -(-shown_us // max(sampling, PUBLISHING_MIN_US))))
         queue = settings.queue or self.settings.queue or usual
         filtered = _filter(client.ua, settings.report_deadband)
         shown = encode.NO_FILTER if filtered is None else client.extension(filtered)
         return encode.item(self._asked(client, point), handle, sampling / 1000, queue, shown)
+
+    def _sampling_us(self, point: int) -> int:
+        """How often the server shall look at this variable."""
+        own = self.points.address(point).sampling
+        wanted = self.settings.sampling if own is None else own
+        return max(self.points.every_us(point) if wanted is None else wanted, self._server().profile.sampling_min_us)
 
     async def _delete_items(self) -> None:
         """Let the server forget items whose signals are no longer wanted."""
@@ -1023,8 +1051,8 @@ def _value(item: "ua.DataValue") -> Any:
     return item.Value.Value if item.Value is not None else None
 
 
-def _created(client: Client, raw: bytes, count: int) -> tuple[decode.Words, decode.Words]:
-    """Status and number of each item that was asked for. Raises DeviceSilent, Refused."""
+def _created(client: Client, raw: bytes, count: int) -> tuple[decode.Words, decode.Words, Floats]:
+    """Status, number and sampling interval (ms) of each item that was asked for. Raises DeviceSilent, Refused."""
     found = decode.created_items(raw, count)
     if found is None:
         with client.door("an answer that cannot be read"):

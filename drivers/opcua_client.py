@@ -575,7 +575,20 @@ def _import() -> None:
     importlib.import_module("asyncua.client.client")
     # It speaks at INFO of every read and at WARNING of every refused try; both reach us as errors anyway.
     logging.getLogger("asyncua").setLevel(logging.CRITICAL)
+    _refuse_arrays_of_nothing(_binary())
     _loaded.set()
+
+
+def _refuse_arrays_of_nothing(binary: Any) -> None:
+    """An array whose elements take no bytes may claim any length, and the library would make a list of it."""
+    unpack = binary.unpack_uatype_array
+
+    def bounded(kind: Any, data: Any) -> Any:
+        if kind.value == 0:
+            raise ValueError("an array of nothing")
+        return unpack(kind, data)
+
+    binary.unpack_uatype_array = bounded
 
 
 def _binary() -> Any:

@@ -173,8 +173,9 @@ def publish_response(raw: bytes, received_us: int, *, short: int = SHORT) -> Pub
         return None
 
 
-def created_items(raw: bytes, count: int) -> tuple[Words, Words] | None:
-    """A whole CreateMonitoredItemsResponse of `count` results: of each its status and its item's number; both (n,).
+def created_items(raw: bytes, count: int) -> tuple[Words, Words, Floats] | None:
+    """A whole CreateMonitoredItemsResponse of `count` results: of each its status, its item's number, and
+    how often the server will look at it, in ms; all (n,).
 
     None when the library must look at it: a service that went badly, another count, a result with a FilterResult.
     """
@@ -185,7 +186,7 @@ def created_items(raw: bytes, count: int) -> tuple[Words, Words] | None:
     results = np.frombuffer(raw, CREATED, count, at)
     if _INT32.unpack_from(raw, _HEADER.size)[0] != count or results["filter"].tobytes().strip(b"\0"):
         return None
-    return results["status"], results["item"]
+    return results["status"], results["item"], results["sampling"]
 
 
 def _header(raw: bytes, kind: bytes) -> Header | None:
@@ -461,11 +462,12 @@ def from_read(response: Any, received_us: int) -> tuple[Header, Column]:
     return _header_of(response), from_data_values(response.Results or (), received_us)
 
 
-def from_created(response: Any) -> tuple[Words, Words]:
+def from_created(response: Any) -> tuple[Words, Words, Floats]:
     """The same as `created_items`, of a decoded ua.CreateMonitoredItemsResponse."""
     results = response.Results or ()
     codes = np.array([result.StatusCode.value for result in results], np.uint32)
-    return codes, np.array([result.MonitoredItemId for result in results], np.uint32)
+    items = np.array([result.MonitoredItemId for result in results], np.uint32)
+    return codes, items, np.array([result.RevisedSamplingInterval for result in results], np.float64)
 
 
 def from_publish(response: Any, received_us: int) -> Published:

@@ -24,7 +24,7 @@ TYPES = {
     22: "structure", 23: "DataValue", 24: "Variant", 25: "DiagnosticInfo",
 }  # fmt: skip
 """Names of the variant types: OPC UA Part 6, 5.1.2."""
-SLOWEST_US = 1_000_000
+USUAL_US = 1_000_000
 """Where nobody said how often a point is read."""
 
 
@@ -40,6 +40,8 @@ class Points:
 
     points: tuple[Point, ...]
     names: tuple[NodeName, ...]
+    every: Ints
+    """How often each is read, µs."""
     by_hand: Bools
     """An element of an array or a member of a structure: decoded one by one."""
     known: Bools
@@ -64,7 +66,7 @@ class Points:
         return settings
 
     def every_us(self, point: int) -> int:
-        return self.points[point].every_us or SLOWEST_US
+        return int(self.every[point])
 
     def note(self, at: Ints, column: decode.Column | Told, now_us: int) -> None:
         """Take readings as the last ones of these points; where a point occurs more than once, its last one."""
@@ -116,6 +118,7 @@ def points_of(points: Sequence[Point]) -> Points:
     return Points(
         points=tuple(points),
         names=tuple(parse_node_id(point.settings.address) for point in points),
+        every=np.array([point.every_us or USUAL_US for point in points], np.int64),
         by_hand=np.array(by_hand, np.bool_),
         known=np.zeros(n, np.bool_),
         told=np.zeros(n, np.bool_),

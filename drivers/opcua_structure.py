@@ -57,18 +57,18 @@ class Shapes:
     of_node: dict[str, "Shape | int"] = field(default_factory=dict)
 
     async def member(self, client: Client, node: Any, item: Any, path: str) -> Any:
-        """A DataValue with the member in the place of the structure; with None where it has no such member."""
+        """A DataValue with the member in the place of the structure. Raises Unreadable when there is no such number."""
         raw = item.Value.Value if item.Value is not None else None
         if raw is None:
             return item
         if hasattr(raw, "TypeId") and hasattr(raw, "Body"):
-            try:
-                shape = await self._shape_of(client, node)
-                return with_value(client, item, member_of(bytes(raw.Body or b""), shape, path.split(".")))
-            except Unreadable:
-                return with_value(client, item, None)
+            shape = await self._shape_of(client, node)
+            return with_value(client, item, member_of(bytes(raw.Body or b""), shape, path.split(".")))
         for name in path.split("."):  # a structure of the standard, which the library knows
-            raw = getattr(raw, name, None)
+            names = getattr(raw, "__dataclass_fields__", {})
+            if name not in names:
+                raise Unreadable(f"has no member {name}; it has {', '.join(names) or 'none: it is no structure'}")
+            raw = getattr(raw, name)
         return with_value(client, item, raw)
 
     async def of_type(self, client: Client, kind: Any) -> "Shape | int":

@@ -102,6 +102,8 @@ class Subscription:
     keep_alive_us: int
     requests: int
     heard_us: int
+    slower: bool = False
+    """The server tells more seldom than it was asked to."""
     confirmed_us: int = 0
     lost: str = ""
     over: str = ""
@@ -284,6 +286,7 @@ async def subscribed(client: Client, counts: TellingCounters, publishing_us: int
         revised_us * max(1, int(revised.RevisedMaxKeepAliveCount)),
         requests,
         now,
+        slower=revised_us > publishing_us,
     )
     subscription.ask()
     return subscription

@@ -583,7 +583,8 @@ def test_items_that_were_made_and_refused_are_those_of_the_library(codes: tuple[
     ours = opcua_decode.created_items(raw, len(codes))
     theirs = opcua_decode.from_created(struct_from_binary(ua.CreateMonitoredItemsResponse, Buffer(raw)))
     assert ours is not None
-    for own, other in zip(ours, theirs, strict=True):
+    pairs: list[tuple[Any, Any]] = list(zip(ours, theirs, strict=True))
+    for own, other in pairs:
         assert own.dtype == other.dtype
         assert own.tolist() == other.tolist()
 
