@@ -696,6 +696,19 @@ def test_an_item_that_went_deaf_while_others_tell_is_found_and_made_anew(plant: 
     asyncio.run(run())
 
 
+def test_when_most_items_are_deaf_the_session_is_given_up(plant: foreign.Plant) -> None:
+    async def run() -> None:
+        names = ["Mass.11", "Mass.12", "Mass.13"]
+        async with talk(plant, ours("Counter", *names)) as one:
+            await one.until_told()
+            await plant.deafen(names)
+            await plant.set_many([{"node": name, "value": -1} for name in names])
+            with pytest.raises(DeviceSilent, match="connected but silent: 3 variables changed and nothing was told"):
+                await one.looked_after(plant)
+
+    asyncio.run(run())
+
+
 def test_a_black_hole_costs_a_few_timeouts_and_no_more(plant: foreign.Plant) -> None:
     async def run() -> None:
         await plant.mute()
