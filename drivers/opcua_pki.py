@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from drivers import opcua_certificate as cert
@@ -44,6 +44,7 @@ VALID_DAYS = 3652
 each year falls silent each year. It is watched (`opcua_expiry`), and can be replaced by hand at any time."""
 CLOCK_MARGIN = timedelta(days=1)
 """Our certificate is valid from a day before it is made: a server whose clock is late, or in local time, takes it too."""
+PROBE = b"edge-agent"
 MADE_FROM_US = 1_767_225_600 * SECOND_US
 """2026-01-01. A clock before this has not been set: what it makes would have expired when it is."""
 OTHERS_MAY = 0o037
@@ -145,6 +146,8 @@ def _pair(certificate: bytes, path: Path, key: bytes, key_name: str, now_us: int
     private = _private_key(key, key_name)
     if private.public_key() != leaf.public_key():
         raise ValueError(f"{key_name} is not the key of {path}: they belong to two different pairs")
+    if not _signs(private):
+        raise ValueError(f"{key_name} is damaged: what it signs is not valid; put it back from a backup")
     about = cert.described(leaf, OWN, path)
     if not about.uri and not of_user:
         raise ValueError(
@@ -161,10 +164,21 @@ def _pair(certificate: bytes, path: Path, key: bytes, key_name: str, now_us: int
     )
 
 
+def _signs(private: rsa.RSAPrivateKey) -> bool:
+    """Whether the parts of the key belong together: damaged ones sign wrongly, or not at all."""
+    try:
+        signature = private.sign(PROBE, padding.PKCS1v15(), hashes.SHA256())
+        private.public_key().verify(signature, PROBE, padding.PKCS1v15(), hashes.SHA256())
+    except (InvalidSignature, ValueError, InternalError):
+        return False
+    return True
+
+
 def _private_key(data: bytes, path: str) -> rsa.RSAPrivateKey:
     load = serialization.load_pem_private_key if b"-----BEGIN" in data else serialization.load_der_private_key
     try:
-        key = load(data, None)
+        # The library would examine the primes for 50 ms, in which nothing else runs; `_pair` has it sign instead.
+        key = load(data, None, unsafe_skip_rsa_key_validation=True)
     except TypeError:
         raise ValueError(
             f"{path} has a passphrase, which nobody could give at start; store the key without one"

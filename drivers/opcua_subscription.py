@@ -229,12 +229,12 @@ class Subscription:
         self.counts.overflows += published.overflows
 
     def _keep(self, told: Told) -> None:
+        self.counts.notifications += len(told.handle)
+        self._values += len(told.handle)
         if self._more and self._told and not self._told[-1][-1].noted:
             self._told[-1].append(told)
         else:
             self._told.append([told])
-        self.counts.notifications += len(told.handle)
-        self._values += len(told.handle)
         while self._values > VALUES_MAX and len(self._told) > 1:
             oldest = sum(len(part.handle) for part in self._told.popleft())
             self._values -= oldest

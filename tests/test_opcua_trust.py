@@ -759,3 +759,19 @@ def test_who_has_no_secured_connection_does_not_load_the_cryptography() -> None:
 def test_the_driver_offers_its_store_to_the_command_line(tmp_path: Path) -> None:
     assert isinstance(DRIVER, Trusts)
     assert list(DRIVER.certificates(str(tmp_path / "pki")).all(NOW_US)) == []
+
+
+def test_a_key_whose_parts_do_not_belong_together_is_said_to_be_damaged(tmp_path: Path) -> None:
+    made = make("Hall 2", uri="urn:hall2:agent")
+    numbers = made.key.private_numbers()
+    wrong = rsa.RSAPrivateNumbers(
+        numbers.p, numbers.q, numbers.d + 2, numbers.dmp1 + 2, numbers.dmq1, numbers.iqmp, numbers.public_numbers
+    ).private_key(unsafe_skip_rsa_key_validation=True)
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    certificate.write_bytes(made.pem)
+    key.write_bytes(pem_of(wrong))
+    key.chmod(0o600)
+    with pytest.raises(ValueError, match="is damaged: what it signs is not valid; put it back from a backup"):
+        pki.load_own(certificate, key, NOW_US)
+    key.write_bytes(made.key_pem)
+    assert pki.load_own(certificate, key, NOW_US).application_uri == "urn:hall2:agent"
