@@ -277,6 +277,29 @@ def test_a_variable_that_was_deleted_and_comes_back_as_another_is_not_shown(plan
     asyncio.run(run("i=9104", "subscribe", unseen=True))
 
 
+def test_a_namespace_that_comes_after_the_servers_start_is_found_by_the_session_or_the_next_one() -> None:
+    async def run() -> None:
+        async with foreign.server(publishing_min_ms=20, plant_later=True) as plant:
+            async with talk(plant, ["i=2267", *ours("Types.Double")], mode="poll") as one:
+                await one.read()
+                assert one.shown[0].is_good(255)
+                assert one.shown[1].last[1] is Quality.REFUSED
+                assert f"no namespace {foreign.URI}" in one.session.explain(1)
+                await plant.load_plant()
+                one.clock.skip(61 * SECOND_US)
+                await one.until(lambda: one.shown[1].is_good(2.5))
+                assert one.counted("sessions") == 1
+            await plant.restart(plant_later=True)
+            async with watched(plant, ours("Types.Double")) as watch:
+                await watch.until(lambda: watch.shown[0].last[1] is Quality.REFUSED)
+                assert f"no namespace {foreign.URI}" in watch.poller.health.reason
+                await plant.load_plant()
+                await watch.until(lambda: watch.shown[0].is_good(2.5))
+                assert watch.shown[0].good[0] == 2.5
+
+    asyncio.run(run())
+
+
 def test_a_session_that_rested_while_the_plant_was_programmed_anew_verifies_again() -> None:
     async def run() -> None:
         async with foreign.server() as plant:
@@ -669,6 +692,19 @@ def test_an_item_that_went_deaf_while_others_tell_is_found_and_made_anew(plant: 
             await plant.set("Deaf.Level", 5.5)
             await one.until(lambda: one.shown[0].is_good(5.5))
             assert one.counted("sessions") == 1
+
+    asyncio.run(run())
+
+
+def test_when_most_items_are_deaf_the_session_is_given_up(plant: foreign.Plant) -> None:
+    async def run() -> None:
+        names = ["Mass.11", "Mass.12", "Mass.13"]
+        async with talk(plant, ours("Counter", *names)) as one:
+            await one.until_told()
+            await plant.deafen(names)
+            await plant.set_many([{"node": name, "value": -1} for name in names])
+            with pytest.raises(DeviceSilent, match="connected but silent: 3 variables changed and nothing was told"):
+                await one.looked_after(plant)
 
     asyncio.run(run())
 
