@@ -579,6 +579,7 @@ class OpcUaSession:
         with client.door("an answer that cannot be read"):
             column = decode.from_data_values(chosen, self.clock.wall_us())
         self._take(piece, column)
+        self.points.quality[piece[~self.points.known[piece]]] = Quality.REFUSED
 
     async def _chosen(self, client: Client, point: int, item: Any) -> Any:
         """A DataValue with the element or the member that was asked for, in the place of the whole."""
