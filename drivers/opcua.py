@@ -88,6 +88,8 @@ TOO_LONG = frozenset({"BadTooManyOperations", "BadResponseTooLarge", "BadEncodin
 """Answers to a request of too many nodes: half of them are asked next."""
 REQUEST_TOO_LARGE = 0x80B8_0000
 NO_NODE = frozenset({"BadNodeIdUnknown", "BadNodeIdInvalid", "BadNotFound", "BadParentNodeIdInvalid"})
+NO_NAME = frozenset({"BadAttributeIdInvalid", "BadNotReadable", "BadUserAccessDenied", "BadNotSupported"})
+"""Answers of a server that never tells a BrowseName; any other may pass, and until then nobody knows which variable it is."""
 NO_NODE_CODES = np.array([code for code, each in status.STATUSES.items() if each.name in NO_NODE], np.uint32)
 NO_MORE_ITEMS = frozenset({"BadTooManyMonitoredItems", "BadOutOfMemory", "BadResourceUnavailable"})
 
@@ -259,7 +261,7 @@ class OpcUaSession:
 
     def recall(self, notes: bytes) -> None:
         """See contract.Remembers."""
-        with suppress(ValueError, TypeError, KeyError, AttributeError, zlib.error):
+        with suppress(ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, zlib.error):
             plain = json.loads(zlib.decompress(notes))
             self.memory = _Memory(
                 {str(address): (str(browse), str(kind)) for address, (browse, kind) in plain["nodes"].items()},
@@ -456,8 +458,15 @@ class OpcUaSession:
             if code & status.BAD and status.name(code) in NO_NODE:
                 self._unknown(point, f"{status.name(code)}: the server has no such variable (yet)")
                 continue
+            called = getattr(_value(browse), "Name", None)
+            if code & status.BAD and status.name(code) not in NO_NAME:
+                self._unknown(point, f"{status.name(code)}: the server does not tell the variable's name (yet)")
+                continue
             if not code & status.BAD:
-                is_called, is_of = str(_value(browse).Name), self._kind(client, _value(kind))
+                if called is None:
+                    self._unknown(point, "the server does not tell the variable's name (yet)")
+                    continue
+                is_called, is_of = str(called), self._kind(client, _value(kind))
                 if words := self._other(point, is_called, is_of):
                     self._unknown(point, words)
                     continue
@@ -491,7 +500,7 @@ class OpcUaSession:
 
     def _kind(self, client: Client, node: Any) -> str:
         """A data type in words: `Double`, or its NodeId with the namespace's URI."""
-        if node is None:
+        if not isinstance(node, client.ua.NodeId):
             return ""
         if node.NamespaceIndex == 0 and isinstance(node.Identifier, int):
             return str(client.ua.ObjectIdNames.get(node.Identifier, f"i={node.Identifier}"))
@@ -533,11 +542,19 @@ class OpcUaSession:
             else:
                 await self._take_by_hand(client, piece, raw)
         except Refused as refused:
-            if refused.name not in TOO_LONG or len(piece) == 1:
+            if refused.name not in TOO_LONG:
                 raise
-            self._server().nodes_max = max(1, len(piece) // 2)
-            return False
+            if len(piece) > 1:
+                self._server().nodes_max = max(1, len(piece) // 2)
+                return False
+            self._take(piece, self._too_long(refused.code))  # the others must not suffer
         return True
+
+    def _too_long(self, code: int) -> decode.Column:
+        """A variable whose value alone is more than the server can send."""
+        codes, ts = np.array([code], np.uint32), np.array([self.clock.wall_us()], np.int64)
+        bad = np.array([status.quality(code)], np.uint8)
+        return decode.Column(None, np.full(1, np.nan), bad, ts, codes, np.zeros(1, np.uint8))
 
     def _request(self, client: Client, piece: Ints) -> _Request:
         key = piece.tobytes()
@@ -597,7 +614,7 @@ class OpcUaSession:
 
     def _take(self, at: Ints, column: decode.Column | Told) -> None:
         """Note readings, and tell once of values that are no numbers."""
-        self.points.note(at, column, self.clock.monotonic_us())
+        self.points.note(at, column, column.t_us if isinstance(column, Told) else self.clock.monotonic_us())
         gone = np.isin(column.status & status.NAME_MASK, NO_NODE_CODES)
         if gone.any():
             self._forget(at[gone])
@@ -638,10 +655,15 @@ class OpcUaSession:
         self._note_first()
         for each in before:
             self._leave_out(each, due)
-        read = self.points.last(due[asked])
+        at = due[asked]
+        read, read_us = self.points.last(at), self.points.news_us[at]
         blocks = [*before, *self._drained(due)]
-        # What was told had come before the answer: it must not stand after it.
-        self.points.note(due[asked], read, now)
+        # What was told before its answer came must not stand after it; what was told while others were asked, must.
+        newer = at[self.points.news_us[at] > read_us]
+        news = self.points.last(newer)
+        self.points.note(at, read, now)
+        self.points.note(newer, news, now)
+        asked = asked & ~np.isin(due, newer)
         last = self._now(due, asked, wall)
         if not blocks:
             readings = last
@@ -679,7 +701,12 @@ class OpcUaSession:
         points = self.points
         same = (points.ts[told.handle] == told.ts) & (points.status[told.handle] == told.status)
         same &= (points.values[told.handle] == told.values) & (points.quality[told.handle] == told.quality)
-        return told.only(~same) if same.any() else told
+        if not same.any():
+            return told
+        # Only before any news of its point: 0, 1, 0 within one stamp of a coarse clock ends at 0.
+        news, first = np.flatnonzero(~same), np.full(len(points), len(same))
+        np.minimum.at(first, told.handle[news], news)
+        return told.only(~(same & (np.arange(len(same)) < first[told.handle])))
 
     def _points_of(self, handles: Ints) -> Ints:
         """Their points, -1 for those that nobody wants any more."""
@@ -705,6 +732,7 @@ class OpcUaSession:
         telling = self.subscription
         if telling is not None and telling.confirmed_us > self._read_us and not telling.resync:
             sure = points.told[due] & (points.quality[due] != Quality.HOLD)
+            sure &= points.suspect_us[due] == pts.NEVER_US  # a look has shown another value
             quality[sure] = Quality.CONFIRMED
         fresh = due[asked]
         values[asked], quality[asked], ts[asked] = points.values[fresh], points.quality[fresh], points.ts[fresh]
@@ -797,7 +825,9 @@ class OpcUaSession:
         raw = await client.ask_raw(*request, ua.CreateMonitoredItemsResponse, "no answer to a request to monitor")
         codes, items_made, sampling_ms = _created(client, raw, len(wanted))
         made, at = codes < status.BAD, np.array(wanted, np.int64)
-        slow = made & (sampling_ms * 1000 > SLOW * np.array([self._sampling_us(point) for point in wanted]))
+        # Asked, it would be looked at with each beat: a server that looks as often does no worse. NaN is slow.
+        wished = SLOW * np.array([self._sampling_us(point) for point in wanted], np.int64)
+        slow = made & ~(sampling_ms * 1000 <= np.maximum(wished, self.points.every[at]))
         if slow.any():  # asked, such a variable is never older than its period
             refused.add(f"it would look only every {sampling_ms[slow].max() / 1000:g} s")
             self._to_delete += items_made[slow].tolist()
@@ -850,12 +880,13 @@ class OpcUaSession:
         try:
             raw = await client.ask_raw(*request.encoded, client.ua.ReadResponse, "no answer to a look")
         except Refused as refused:
-            if refused.name not in TOO_LONG or len(piece) == 1:
+            if refused.name not in TOO_LONG:
                 raise
-            self._server().nodes_max = max(1, len(piece) // 2)
-            return
-        column = self._column(client, raw, len(piece), request.layout)
-        self._compare(piece, column, held)
+            if len(piece) > 1:
+                self._server().nodes_max = max(1, len(piece) // 2)
+                return
+        else:
+            self._compare(piece, self._column(client, raw, len(piece), request.layout), held)
         self._look_after_from = first + len(piece)
         if self._look_after_from >= len(told):
             self._look_after_from = 0

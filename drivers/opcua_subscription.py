@@ -7,6 +7,7 @@ that says nothing, not even that it has nothing to say, is silent after three ke
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,9 +30,13 @@ LIFETIME_US = 60 * SECOND_US
 """After so long without a request of ours the server drops the subscription; OPC UA Part 4, 5.14.1.1."""
 REQUESTS = 3
 """PublishRequests at the server: one may be answered while the next is on its way."""
+INTERVAL_MAX_US = 2**53
+"""What a server revises to beyond this means never."""
 VALUES_MAX = 1_000_000
 """Values that wait to be read; the oldest go first, counted, when nobody reads."""
 SEQUENCE_MAX = 0xFFFF_FFFF
+LATE_MAX = 1000
+"""Messages that one may come behind another; one that lies further back begins a new numbering."""
 OVER = frozenset(
     {
         "BadNoSubscription",
@@ -131,7 +136,7 @@ class Subscription:
 
     @property
     def silent_after_us(self) -> int:
-        return KEEP_ALIVES_MISSED * self.keep_alive_us
+        return KEEP_ALIVES_MISSED * max(self.keep_alive_us, KEEP_ALIVE_US)
 
     @property
     def answered(self) -> bool:
@@ -185,8 +190,8 @@ class Subscription:
         match refused.name:
             case "BadTooManyPublishRequests" if self.requests > 1:
                 self.requests -= 1
-            case "BadTimeout":  # the request grew old at the server; the next one follows
-                self.heard_us = self.client.clock.monotonic_us()
+            case "BadTimeout":  # the request grew old at the server; the next one follows. It is no sign of life
+                pass
             case name if name in OVER:
                 self.over = self.over or name
             case name:
@@ -227,8 +232,12 @@ class Subscription:
         if published.keep_alive:
             self.counts.keep_alives += 1
             return
-        self._expected = sequence % SEQUENCE_MAX + 1
         self.counts.overflows += published.overflows
+        if missed >= SEQUENCE_MAX // 2:  # late, or once more, or numbered anew: it may be older than what is held
+            self.resync = True
+            if SEQUENCE_MAX - missed <= LATE_MAX:
+                return
+        self._expected = sequence % SEQUENCE_MAX + 1
 
     def _keep(self, told: Told) -> None:
         self.counts.notifications += len(told.handle)
@@ -276,17 +285,24 @@ async def subscribed(client: Client, counts: TellingCounters, publishing_us: int
     wanted.MaxNotificationsPerPublish = 0
     wanted.PublishingEnabled = True
     revised = (await client.ask(request, "no subscription")).Parameters
-    revised_us = max(1000, round(revised.RevisedPublishingInterval * 1000))
+    revised_us = _sane_us(revised.RevisedPublishingInterval, publishing_us)
     now = client.clock.monotonic_us()
     subscription = Subscription(
         client,
         counts,
         int(revised.SubscriptionId),
         revised_us,
-        revised_us * max(1, int(revised.RevisedMaxKeepAliveCount)),
+        min(revised_us * max(1, int(revised.RevisedMaxKeepAliveCount)), INTERVAL_MAX_US),
         requests,
         now,
         slower=revised_us > publishing_us,
     )
     subscription.ask()
     return subscription
+
+
+def _sane_us(interval_ms: float, asked_us: int) -> int:
+    """A revised interval; NaN says nothing, so that what was asked stands."""
+    if math.isnan(interval_ms):
+        return asked_us
+    return round(min(max(interval_ms * 1000, 1000.0), float(INTERVAL_MAX_US)))
