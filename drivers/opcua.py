@@ -169,6 +169,9 @@ class OpcUaSession:
     _point_of: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     """Of each client handle the point, -1 when it is not wanted any more."""
     _to_delete: list[int] = field(default_factory=list)
+    _put_off: set[int] = field(default_factory=set)
+    """Points whose items were refused, until the others have had their turn; and why."""
+    _refusals: set[str] = field(default_factory=set)
     _told_odd: set[str] = field(default_factory=set)
     _look_us: int = 0
     _look_pause_us: int = LOOK_AGAIN_US
@@ -232,11 +235,28 @@ class OpcUaSession:
         known = self._point_of >= 0
         self._point_of[known] = places[self._point_of[known]]
         self._requests.clear()
-        self._gap = None  # its points are no longer these
-        self._late.clear()
+        self._keep_past(places)
+        self._put_off.clear()
         self._look_us = self._subscribe_us = 0
         if self.client is not None:
             self._name_nodes(self.client)
+
+    def _keep_past(self, places: Ints) -> None:
+        """What is still to come of the past of points that stay. places: of each point before its new one, -1: none."""
+        stay, first = np.flatnonzero(places >= 0), np.full(len(self.points), pts.EVER_US)
+        if len(self._first_ts) == len(places):
+            first[places[stay]] = self._first_ts[stay]
+        self._first_ts, self._gap_points = first, places[self._gap_points]
+        late, self._late = self._late, []
+        for points, readings in late:
+            self._note_late(places[points], readings)
+
+    def _note_late(self, points: Ints, readings: Readings) -> None:
+        """Keep what is to be handed on of the past of these points, but those that nobody wants any more (-1)."""
+        wanted = np.flatnonzero(points >= 0)
+        wanted = wanted[np.argsort(points[wanted])]
+        if (kept := _columns(readings, wanted)) is not None:
+            self._late.append((points[wanted], kept))
 
     def explain(self, point: int) -> str:
         """See contract.Session.explain."""
@@ -676,8 +696,15 @@ class OpcUaSession:
         self.counts.values += int(np.count_nonzero(fresh != Quality.HOLD))
         self.counts.bad_values += int(np.count_nonzero(fresh >= Quality.TIMEOUT))
         self._read_us = now
-        self.memory.heard_us, self.memory.fills = wall, 0
+        self.memory.heard_us, self.memory.fills = self._heard_until(now, wall), 0
         return readings
+
+    def _heard_until(self, now: int, wall: int) -> int:
+        """UTC µs, until when everything was heard: what a server had to tell after it fell silent was not."""
+        telling = self.subscription
+        if telling is None or not self.points.told.any():
+            return wall
+        return wall - (now - max(telling.confirmed_us, telling.begun_us))
 
     def _drained(self, due: Ints) -> list[Readings]:
         if self.subscription is None:
@@ -743,7 +770,7 @@ class OpcUaSession:
 
     def _next_work(self, now: int) -> Any:
         """What is to be done next that no reading waits for; None: nothing yet."""
-        if self._gap is not None and self._gap.open and not self._gap.waits:
+        if self._gap is not None and self._gap.open and not (self._gap.waits and now < self._gap.patience_us):
             return self._go_on_filling
         if self.settings.mode != "subscribe" or not self.points.known.any():
             return None
@@ -766,11 +793,18 @@ class OpcUaSession:
         points = self.points
         numeric = points.known & ~points.told & ~points.by_hand & (points.quality != Quality.REFUSED)
         numeric &= points.quality != Quality.HOLD
-        if self.subscription is not None and self.subscription.slower:
-            # A signal with no news for three of its periods, or 10 s, would be stale: it is asked instead.
-            patience = np.maximum(3 * points.every, PATIENCE_US)
-            numeric &= patience >= 2 * max(self.subscription.publishing_us, self.subscription.keep_alive_us)
+        telling = self.subscription
+        # A signal with no news for three of its periods, or 10 s, would be stale: it is asked instead.
+        patience = np.maximum(3 * points.every, PATIENCE_US)
+        if telling is not None and telling.slower:
+            numeric &= patience >= 2 * max(telling.publishing_us, telling.keep_alive_us)
+        elif telling is not None and self.settings.publishing is None:  # as when a faster signal came later
+            numeric &= patience >= 2 * telling.publishing_us
         return np.flatnonzero(numeric)
+
+    def _untold_yet(self) -> Ints:
+        untold = self._untold()
+        return untold[~np.isin(untold, list(self._put_off))]
 
     async def _subscribe(self) -> None:
         """Have the server tell some more of the points; those that it refuses stay polled and are tried again later."""
@@ -779,13 +813,21 @@ class OpcUaSession:
         try:
             if self.subscription is None:
                 self.subscription = await self._new_subscription(client)
-            wanted = self._untold()[: self._server().items_max]
+            wanted = self._untold_yet()[: self._server().items_max]
             refused = await self._create_items(client, self.subscription, wanted.tolist())
+            self._put_off.update(wanted[~self.points.told[wanted]].tolist())
+            if (
+                not refused & NO_MORE_ITEMS and self._untold_yet().size
+            ):  # who is refused must not stand before the others
+                self._refusals |= refused
+                return
         except Refused as fault:
             if fault.name in TOO_LONG and self._server().items_max > 1:
                 self._server().items_max = max(1, self._server().items_max // 2)
                 return
             refused = {fault.name}
+        refused, self._refusals = refused | self._refusals, set()
+        self._put_off.clear()
         if refused:
             self._subscribe_later()
             log.warning(
@@ -822,7 +864,11 @@ class OpcUaSession:
         # What is told while the answer is on its way must find its point.
         self._point_of = np.append(self._point_of, np.array(wanted, np.int64))
         request = client.prefix(ua.CreateMonitoredItemsRequest), encode.create_items(subscription.number, items)
-        raw = await client.ask_raw(*request, ua.CreateMonitoredItemsResponse, "no answer to a request to monitor")
+        try:
+            raw = await client.ask_raw(*request, ua.CreateMonitoredItemsResponse, "no answer to a request to monitor")
+        except Refused:
+            self._point_of = self._point_of[:first]
+            raise
         codes, items_made, sampling_ms = _created(client, raw, len(wanted))
         made, at = codes < status.BAD, np.array(wanted, np.int64)
         # Asked, it would be looked at with each beat: a server that looks as often does no worse. NaN is slow.
@@ -994,7 +1040,7 @@ class OpcUaSession:
         if gap is not None and not gap.open:
             self._gap = None
             if (readings := self._from_history(gap)) is not None:
-                self._late.append((self._gap_points, readings))
+                self._note_late(self._gap_points, readings)
         for place, (points, readings) in enumerate(self._late):
             if not (self._first_ts[points] == pts.EVER_US).any():
                 del self._late[place]
@@ -1020,7 +1066,7 @@ def _merge(blocks: list[Readings], last: Readings, now: int, read: Bools) -> Non
     tail.ts[-1, fresh] = last.ts[fresh]
 
 
-def _columns(readings: Readings, chosen: Bools) -> Readings | None:
+def _columns(readings: Readings, chosen: Bools | Ints) -> Readings | None:
     """Some columns, and the rows in which they say something; None: none do."""
     assert readings.t is not None
     values, quality, ts = readings.values[:, chosen], readings.quality[:, chosen], readings.ts[:, chosen]

@@ -96,7 +96,7 @@ class TellingCounters:
 class Subscription:
     """A subscription that lives; made by `subscribed`.
 
-    publishing_us, keep_alive_us: as the server revised them. confirmed_us: monotonic, up to when everything is known that
+    publishing_us, keep_alive_us: as the server revised them. begun_us: monotonic, when it was made. confirmed_us: monotonic, up to when everything is known that
     the server had to tell. lost: why it tells no more, '' while it does. over: the same, while the session stands.
     """
 
@@ -109,6 +109,7 @@ class Subscription:
     heard_us: int
     slower: bool = False
     """The server tells more seldom than it was asked to."""
+    begun_us: int = 0
     confirmed_us: int = 0
     lost: str = ""
     over: str = ""
@@ -286,16 +287,18 @@ async def subscribed(client: Client, counts: TellingCounters, publishing_us: int
     wanted.PublishingEnabled = True
     revised = (await client.ask(request, "no subscription")).Parameters
     revised_us = _sane_us(revised.RevisedPublishingInterval, publishing_us)
+    keep_alive_us = min(revised_us * max(1, int(revised.RevisedMaxKeepAliveCount)), INTERVAL_MAX_US)
     now = client.clock.monotonic_us()
     subscription = Subscription(
         client,
         counts,
         int(revised.SubscriptionId),
         revised_us,
-        min(revised_us * max(1, int(revised.RevisedMaxKeepAliveCount)), INTERVAL_MAX_US),
+        keep_alive_us,
         requests,
         now,
-        slower=revised_us > publishing_us,
+        slower=revised_us > publishing_us or keep_alive_us > 2 * keep_alive * publishing_us,
+        begun_us=now,
     )
     subscription.ask()
     return subscription

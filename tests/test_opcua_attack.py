@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from drivers import opcua
+from drivers import opcua_decode as decode
 from drivers import opcua_points as pts
 from drivers import opcua_structure as structure
 from drivers.opcua_client import Refused
@@ -71,7 +72,7 @@ class Spoken:
         """A Read was answered: (point, value, the source's time) each."""
         self.clock.now_us += after_us
         one = told(self.clock.now_us, *values)
-        column = opcua.decode.Column(None, one.values, one.quality, one.ts, one.status, one.typed)
+        column = decode.Column(None, one.values, one.quality, one.ts, one.status, one.typed)
         self.session._take(one.handle, column)
 
     def shown(self, *asked: int, after_us: int = 1000) -> Readings:
@@ -160,7 +161,7 @@ def test_a_value_of_which_a_look_has_shown_another_is_not_confirmed() -> None:
     line.shown()
     other = told(0, (0, 2.0, 2), (1, 1.0, 1))
     held = line.session.points.values.copy(), line.session.points.status.copy(), line.session.points.news_us.copy()
-    column = opcua.decode.Column(None, other.values, other.quality, other.ts, other.status, other.typed)
+    column = decode.Column(None, other.values, other.quality, other.ts, other.status, other.typed)
     line.session._compare(np.arange(2), column, held)
     line.telling.confirmed_us = line.clock.now_us + 1
     assert line.shown().quality.tolist() == [HOLD, CONFIRMED]
@@ -178,9 +179,9 @@ def test_a_message_that_comes_late_or_once_more_is_not_believed_to_be_the_newest
     telling = spoken("a").telling
     for sequence in (1, 2, 3):
         telling._count(published(sequence))
-    assert not telling.resync
+    held = telling.resync
     telling._count(published(late))
-    assert telling.resync
+    assert (held, telling.resync) == (False, True)
     telling.resync = False
     telling._count(published(4))
     telling._count(published(4, keep_alive=True))
@@ -421,3 +422,111 @@ class BentServices:
 
     async def ask(self, request: Any, doing: str) -> Any:
         return self.bend(await self.client.ask(request, doing))
+
+
+def test_whose_items_are_refused_stand_in_nobodys_way() -> None:
+    async def run() -> None:
+        async with foreign.server(publishing_min_ms=20, mass=5, limits={"maxMonitoredItemsPerCall": 2}) as plant:
+            await plant.refuse_items(["Mass.0", "Mass.1", "Mass.2"], "BadMonitoredItemFilterUnsupported")
+            async with talk(plant, ours(*(f"Mass.{n}" for n in range(5)))) as line:
+                await line.until(lambda: line.session.points.told.sum() == 2)
+                assert line.session.points.told.tolist() == [False, False, False, True, True]
+                await plant.refuse_items([])
+                line.clock.skip(2 * SECOND_US)
+                await line.turn()
+                assert line.session.points.told.sum() == 2, "not at once"
+                await plant.ramp(["Mass.4"], 0.001, start=100, count=1)
+                await line.until(lambda: line.shown[4].is_good(100))
+                line.clock.skip(2_500_000)
+                await plant.ramp(["Mass.4"], 0.001, start=200, count=1)
+                await line.until(lambda: line.session.points.told.all())
+
+    asyncio.run(run())
+
+
+def test_a_request_for_items_that_is_refused_as_a_whole_leaves_nothing_behind(plant: foreign.Plant) -> None:
+    async def run() -> None:
+        async with talk(plant, ours("Types.Double", "Types.Int16")) as line:
+            await plant.refuse("CreateMonitoredItems", "BadOutOfMemory", 1)
+            await line.turn()
+            await line.turn()
+            assert not line.session.points.told.any()
+            assert len(line.session._point_of) == 0
+
+    asyncio.run(run())
+
+
+def test_a_signal_that_comes_later_and_is_faster_than_the_server_tells_is_asked(plant: foreign.Plant) -> None:
+    async def run() -> None:
+        slow, fast = ours("Types.Int16", "Types.Double")
+        async with talk(plant, [slow], every_us=60 * SECOND_US) as line:
+            await line.turn()
+            await line.turn()
+            assert line.session.points.told.all()
+            line.session.use([*line.session.points.points, Point("m.s1", Address(address=fast), 100_000)])
+            for value in (3.5, 4.5, 2.5):
+                await plant.set("Types.Double", value)
+                await line.session.idle(line.clock.monotonic_us() + SECOND_US)
+                readings = await line.session.read(np.arange(2))
+                assert good_of(readings, 1)[-1] == value
+
+    asyncio.run(run())
+
+
+# ----------------------------------------------------------------------------------------------------------- the past
+
+
+def test_what_a_silent_server_had_to_tell_counts_as_not_heard() -> None:
+    line = spoken("a")
+    line.hear((0, 1.0, 1))
+    heard_us = line.clock.wall_us()
+    line.shown()
+    line.shown(after_us=2 * SECOND_US)
+    assert line.session.memory.heard_us == heard_us
+
+
+def past_of(line: Spoken, points: Sequence[int], ago_s: int) -> Readings:
+    """A row of the past: each point shows its number."""
+    values = np.array([points], np.float64)
+    ts = np.full(values.shape, line.clock.wall_us() - ago_s * SECOND_US)
+    return Readings(values, np.zeros(values.shape, np.uint8), ts, np.array([0]))
+
+
+def test_the_past_that_is_still_to_come_is_that_of_the_same_signals_after_a_reload() -> None:
+    line = spoken("a", "b", "c")
+    line.hear((0, 1.0, 1), (1, 1.0, 1))
+    line.session._late.append((np.array([0, 1, 2]), past_of(line, [0, 1, 2], 60)))
+    line.shown()
+    assert line.session.belated() is None, "c has no live value yet"
+    a, b, c = line.session.points.points
+    line.session.use([c, Point("d", Address(address="nsu=urn:x;s=d"), SECOND_US), a])
+    line.hear((2, 1.0, 1))
+    line.shown()
+    line.shown()
+    found = line.session.belated()
+    assert found is not None
+    points, readings = found
+    assert points.tolist() == [0, 2]
+    assert readings.values.tolist() == [[2.0, 0.0]]
+    assert line.session.belated() is None
+
+
+def test_a_history_that_is_never_answered_ends_and_what_came_before_it_is_handed_on(plant: foreign.Plant) -> None:
+    async def run() -> None:
+        async with talk(plant, ours("Types.Double", "History.Level"), mode="poll") as line:
+            line.session.memory.heard_us = line.clock.wall_us() - 60 * SECOND_US
+            await plant.delay("HistoryRead", 5)
+            asyncio.get_running_loop().call_later(0.2, line.clock.skip, 6 * SECOND_US)
+            await line.read()
+            gap = line.session._gap
+            assert gap is not None
+            await line.turn()
+            assert gap.waits
+            line.clock.skip(60 * SECOND_US)
+            await line.turn()
+            assert not gap.open
+            line.session.belated()
+            assert line.session._gap is None
+        await plant.delay("HistoryRead", 0)
+
+    asyncio.run(run())

@@ -1160,3 +1160,34 @@ def test_what_comes_too_late_to_be_judged_goes_beside_the_frames_in_its_own_time
     assert np.diff(frame.t).tolist() == [30 * SECOND]
     assert frame.t[0] < start
     assert all(len(each.t) == 1 for each in frames)
+
+
+def test_the_past_that_comes_while_other_signals_are_put_in_is_never_shown_as_theirs() -> None:
+    class Historian(Device):
+        async def idle(self, until_us: int) -> int:
+            if running.line is before:
+                await asyncio.sleep(0.1)
+                running.use(after)
+            return until_us
+
+        def belated(self) -> tuple[Ints, Readings] | None:
+            due = np.array([1], dtype=np.int64)
+            return (due, rows_of(self, due, 60, 30)) if self.points[1:] else None
+
+    device = Historian()
+    before = line(device, points(1, 1))
+    after = line(device, points(1, 1)[::-1])
+
+    async def story() -> list[Frame]:
+        nonlocal running
+        clock, past = VirtualClock(), list[Frame]()
+        time = AgentTime(clock, clock.monotonic_us())
+        running = Poller(before, clock, time, lambda _: None, lambda *_: None, belated=past.extend)
+        task = asyncio.create_task(running.run())
+        await asyncio.sleep(1.95)
+        task.cancel()
+        await asyncio.wait([task])
+        return past
+
+    running: Any = None
+    assert virtual.run(story()) == []
