@@ -359,7 +359,7 @@ class OpcUaSession:
     def _poll_meanwhile(self, client: Client, over: Subscription) -> None:
         """The subscription is over and the session stands: everything is polled until there is another one."""
         log.warning("%s: polled, since the subscription is over: %s", self.name, over.over)
-        self.telling.dropped += len(over.waiting())
+        self.telling.dropped += over.unread
         self.subscription, self._over = None, over
         self._tell_nothing()
         self._subscribe_later()
@@ -710,7 +710,7 @@ class OpcUaSession:
         if self.subscription is None:
             return []
         told = []
-        for each in self.subscription.drain():
+        for each in self.subscription.drain(np.unique(self.points.every[due]).tolist()):
             points = self._points_of(each.handle)
             wanted = points >= 0
             ours = (each if wanted.all() else each.only(wanted))._replace(handle=points[wanted])
@@ -720,7 +720,10 @@ class OpcUaSession:
             told.append(ours)
         blocks, others = pts.rows_of(told, due, len(self.points), self._read_us)
         for each in others:
-            self.subscription.put_back(each._replace(handle=self._handles(each.handle)))
+            periods = self.points.every[each.handle]
+            for period in np.unique(periods).tolist():
+                its = each.only(periods == period)
+                self.subscription.put_back(its._replace(handle=self._handles(its.handle)), period)
         return blocks
 
     def _without_repeats(self, told: Told) -> Told:

@@ -96,8 +96,9 @@ class TellingCounters:
 class Subscription:
     """A subscription that lives; made by `subscribed`.
 
-    publishing_us, keep_alive_us: as the server revised them. begun_us: monotonic, when it was made. confirmed_us: monotonic, up to when everything is known that
-    the server had to tell. lost: why it tells no more, '' while it does. over: the same, while the session stands.
+    publishing_us, keep_alive_us: as the server revised them. begun_us: monotonic, when it was made. confirmed_us: up to
+    when everything is known that the server had to tell. lost: why it tells no more, '' while it does. over: the same, while
+    the session stands.
     """
 
     client: Client
@@ -121,6 +122,8 @@ class Subscription:
     _acknowledge: list[int] = field(default_factory=list)
     _told: deque[list[Told]] = field(default_factory=deque)
     """Of each moment of the server's its answers; they are put together when they are read."""
+    _kept: dict[int, deque[Told]] = field(default_factory=dict)
+    """What was put back, by how often those whose it is are read (µs): an hour of it must not be walked each second."""
     _values: int = 0
 
     def check(self) -> None:
@@ -144,20 +147,27 @@ class Subscription:
         """Whether no request of it is left at the server, which another subscription's words might take."""
         return self._waiting == 0
 
-    def drain(self) -> list[Told]:
-        """What came since the last call, in its order."""
-        told = [_together(parts) for parts in self._told]
+    def drain(self, periods: Sequence[int] = ()) -> list[Told]:
+        """What came since the last call, and what was put back for these periods, in its order."""
+        told = [each for period in periods for each in self._kept.pop(period, ())]
+        told += [_together(parts) for parts in self._told]
+        told.sort(key=lambda each: each.t_us)
         self._told.clear()
-        self._values = 0
+        self._values -= sum(len(each.handle) for each in told)
         return told
 
     def waiting(self) -> Ints:
         """The handles of what came and was not drained yet."""
         return np.concatenate([np.zeros(0, np.int64), *(part.handle for parts in self._told for part in parts)])
 
-    def put_back(self, told: Told) -> None:
-        """What was noted and nobody wanted yet, for the next call."""
-        self._told.append([told._replace(noted=True)])
+    @property
+    def unread(self) -> int:
+        """How many values wait to be read."""
+        return self._values
+
+    def put_back(self, told: Told, period: int) -> None:
+        """What was noted and nobody wanted yet, for the call that asks for this period."""
+        self._kept.setdefault(period, deque()).append(told._replace(noted=True))
         self._values += len(told.handle)
 
     def ask(self) -> None:
@@ -243,15 +253,25 @@ class Subscription:
     def _keep(self, told: Told) -> None:
         self.counts.notifications += len(told.handle)
         self._values += len(told.handle)
-        if self._more and self._told and not self._told[-1][-1].noted:
+        if self._more and self._told:
             self._told[-1].append(told)
         else:
             self._told.append([told])
-        while self._values > VALUES_MAX and len(self._told) > 1:
-            oldest = sum(len(part.handle) for part in self._told.popleft())
+        while self._values > VALUES_MAX and (parts := self._oldest()):
+            oldest = sum(len(part.handle) for part in parts)
             self._values -= oldest
             self.counts.dropped += oldest
             self.resync = True
+
+    def _oldest(self) -> list[Told]:
+        """Taken out; [] when there is only what has just come."""
+        if self._kept:
+            period = min(self._kept, key=lambda each: self._kept[each][0].t_us)
+            oldest = self._kept[period].popleft()
+            if not self._kept[period]:
+                del self._kept[period]
+            return [oldest]
+        return self._told.popleft() if len(self._told) > 1 else []
 
 
 def _joined(now: int, columns: Sequence[decode.Column]) -> Told:

@@ -439,7 +439,7 @@ def test_whose_items_are_refused_stand_in_nobodys_way() -> None:
                 await line.until(lambda: line.shown[4].is_good(100))
                 line.clock.skip(2_500_000)
                 await plant.ramp(["Mass.4"], 0.001, start=200, count=1)
-                await line.until(lambda: line.session.points.told.all())
+                await line.until(line.session.points.told.all)
 
     asyncio.run(run())
 
@@ -473,6 +473,28 @@ def test_a_signal_that_comes_later_and_is_faster_than_the_server_tells_is_asked(
     asyncio.run(run())
 
 
+def test_what_waits_an_hour_for_a_slow_signal_is_not_walked_with_each_beat_of_a_fast_one() -> None:
+    line = spoken("fast", "slow")
+    session, telling = line.session, line.telling
+    session.points.every[1] = 3600 * SECOND_US
+    line.hear((0, 1.0, 1), (1, 1.0, 1))
+    line.shown()
+    for number in range(5):
+        line.hear((1, float(number), 2 + number), (0, float(number), 2 + number))
+    (fast, slow) = np.array([0]), np.array([0, 1])
+    assert good_of(session._readings(fast, np.array([False]), []), 0) == [0, 1, 2, 3, 4]
+    kept = [*telling._kept[3600 * SECOND_US]]
+    line.hear((1, 5.0, 7))
+    session._readings(fast, np.array([False]), [])
+    assert [*telling._kept[3600 * SECOND_US]][:5] == kept
+    assert telling.unread == 6
+    line.hear((1, 6.0, 8), (0, 6.0, 8))
+    readings = session._readings(slow, np.array([False, False]), [])
+    assert good_of(readings, 1) == [0, 1, 2, 3, 4, 5, 6]
+    assert good_of(readings, 0) == [6]
+    assert telling.unread == 0
+
+
 # ----------------------------------------------------------------------------------------------------------- the past
 
 
@@ -498,7 +520,7 @@ def test_the_past_that_is_still_to_come_is_that_of_the_same_signals_after_a_relo
     line.session._late.append((np.array([0, 1, 2]), past_of(line, [0, 1, 2], 60)))
     line.shown()
     assert line.session.belated() is None, "c has no live value yet"
-    a, b, c = line.session.points.points
+    a, _, c = line.session.points.points
     line.session.use([c, Point("d", Address(address="nsu=urn:x;s=d"), SECOND_US), a])
     line.hear((2, 1.0, 1))
     line.shown()

@@ -1164,30 +1164,37 @@ def test_what_comes_too_late_to_be_judged_goes_beside_the_frames_in_its_own_time
 
 def test_the_past_that_comes_while_other_signals_are_put_in_is_never_shown_as_theirs() -> None:
     class Historian(Device):
+        brought = False
+        poller: Poller | None = None
+
         async def idle(self, until_us: int) -> int:
-            if running.line is before:
+            if not self.used:
                 await asyncio.sleep(0.1)
-                running.use(after)
+                assert self.poller is not None
+                self.poller.use(line(self, after))
             return until_us
 
         def belated(self) -> tuple[Ints, Readings] | None:
-            due = np.array([1], dtype=np.int64)
-            return (due, rows_of(self, due, 60, 30)) if self.points[1:] else None
+            if self.brought:
+                return None
+            self.brought = True
+            names = self.used[-1] if self.used else [signal.point.name for signal in before]
+            due = np.array([names.index("m.s1")], dtype=np.int64)
+            return due, rows_of(self, due, 60, 30)
 
-    device = Historian()
-    before = line(device, points(1, 1))
-    after = line(device, points(1, 1)[::-1])
+    before, after = points(1, 1), points(1, 1)[::-1]
 
     async def story() -> list[Frame]:
-        nonlocal running
-        clock, past = VirtualClock(), list[Frame]()
+        clock, past, device = VirtualClock(), list[Frame](), Historian()
         time = AgentTime(clock, clock.monotonic_us())
-        running = Poller(before, clock, time, lambda _: None, lambda *_: None, belated=past.extend)
+        running = Poller(line(device, before), clock, time, lambda _: None, lambda *_: None, belated=past.extend)
+        device.poller = running
         task = asyncio.create_task(running.run())
-        await asyncio.sleep(1.95)
+        await asyncio.sleep(3.5)
         task.cancel()
         await asyncio.wait([task])
         return past
 
-    running: Any = None
-    assert virtual.run(story()) == []
+    (frame,) = virtual.run(story())
+    assert (frame.quality[:, 0] == HOLD).all()
+    assert frame.quality[1, 1] == GOOD
