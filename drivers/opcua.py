@@ -306,7 +306,9 @@ class OpcUaSession:
 
     async def connect(self) -> None:
         """A new client, session and resolved namespaces. Raises DeviceSilent or DeviceRefused; the caller calls `close`."""
-        client = self.client = await opened(self.settings, self.pki, self.clock, self.client_counts)
+        client = self.client = await opened(
+            self.settings, self.pki, self.clock, self.client_counts, int(self.points.every.max(initial=0))
+        )
         self.expiries[self.settings.url] = client.expiries
         for words in client.warnings:
             log.warning("%s: %s", self.name, words)

@@ -35,6 +35,9 @@ OPEN_FACTOR = 4
 CLOSE_S = 1.0
 CLOSE_CANCELLED_S = 0.05
 """A cancelled session still says goodbye (servers count sessions), but must be gone within 100 ms."""
+SESSION_US, SESSION_MAX_US = 120 * SECOND_US, 3600 * SECOND_US
+"""After so long without a request the server ends a session. One that a cut line left behind takes a place until then, and
+small controllers have few; who reads more seldom is given three of his periods."""
 RENEW_SHARE = 0.75
 """Of the lifetime of a secure channel or session, after which it is renewed: OPC UA Part 4, 5.5.2.1."""
 HEADERS_MAX = 512
@@ -157,6 +160,7 @@ class Client:
         with self.door(doing):
             async with asyncio.timeout(self.timeout_s):
                 raw = bytes(await self._send(prefix, tail, self.timeout_s))
+        self.used_us = self.clock.monotonic_us()
         return self.checked(raw, response)
 
     def encoded(self, request: Any) -> tuple[bytes, bytes]:
@@ -251,13 +255,13 @@ class Client:
 
     def outlived(self) -> bool:
         """Not used for so long that the server may have ended the session: a poll period may be longer than it lives."""
-        lifetime_us = 1000 * min(self.library.session_timeout, self.library.secure_channel_timeout)
-        return bool(self.clock.monotonic_us() - self.used_us > RENEW_SHARE * lifetime_us)
+        now, library = self.clock.monotonic_us(), self.library
+        rested = now - self.used_us > RENEW_SHARE * 1000 * library.session_timeout
+        return bool(rested or now - self.channel_us > 1000 * library.secure_channel_timeout)
 
     async def keep(self) -> None:
         """Renew the secure channel when it is due; called before each use. Raises DeviceSilent, DeviceRefused."""
         now = self.clock.monotonic_us()
-        self.used_us = now
         if now - self.channel_us <= RENEW_SHARE * 1000 * self.library.secure_channel_timeout:
             return
         with self.door("the secure channel was not renewed"):
@@ -310,8 +314,10 @@ async def open_client(
         await client.close(CLOSE_S)
 
 
-async def opened(settings: Connection, pki: str | None, clock: Clock, counts: ClientCounters) -> Client:
-    """The same for who closes it himself."""
+async def opened(
+    settings: Connection, pki: str | None, clock: Clock, counts: ClientCounters, slowest_us: int = 0
+) -> Client:
+    """The same for who closes it himself. slowest_us: how long there may be no request."""
     timeout_s = settings.timeout / SECOND_US
     ua = await library_module()
     url, library = settings.url, None
@@ -319,6 +325,7 @@ async def opened(settings: Connection, pki: str | None, clock: Clock, counts: Cl
     try:
         async with asyncio.timeout(timeout_s * OPEN_FACTOR):
             library = _library(settings)
+            library.session_timeout = min(SESSION_MAX_US, max(SESSION_US, 3 * slowest_us)) // 1000
             if settings.security != "none":
                 verdict = await _secure(library, settings, pki, clock, ua)
             begun = clock.monotonic_us()

@@ -495,6 +495,33 @@ def test_what_waits_an_hour_for_a_slow_signal_is_not_walked_with_each_beat_of_a_
     assert telling.unread == 0
 
 
+@pytest.mark.parametrize(("every_s", "kept_s"), [(0.1, 120), (600, 1800), (7200, 3000)])
+def test_a_session_that_a_cut_line_leaves_behind_takes_its_place_for_a_short_time(
+    plant: foreign.Plant, every_s: float, kept_s: int
+) -> None:
+    """The foreign server keeps none for more than 50 minutes."""
+
+    async def run() -> None:
+        async with talk(plant, ours("Types.Double"), every_us=round(every_s * SECOND_US), mode="poll") as line:
+            await line.read()
+            sessions = (await plant.statistics())["sessions"]
+            assert sessions[-1]["timeout_ms"] == 1000 * kept_s
+
+    asyncio.run(run())
+
+
+def test_waiting_is_no_request_that_keeps_a_session(plant: foreign.Plant) -> None:
+    async def run() -> None:
+        async with talk(plant, ours("Types.Double"), every_us=600 * SECOND_US, mode="poll") as line:
+            await line.read()
+            for _ in range(14):
+                line.clock.skip(100 * SECOND_US)
+                await line.session.idle(line.clock.monotonic_us() + SECOND_US)
+            assert line.counted("sessions") == 2, "the server would have ended the first one"
+
+    asyncio.run(run())
+
+
 # ----------------------------------------------------------------------------------------------------------- the past
 
 

@@ -414,11 +414,11 @@ def test_a_channel_is_renewed_in_time_and_a_session_that_rested_too_long_is_made
         proxy = Proxy(server.port)
         await proxy.start()
         async with session_to(proxy.port, ours("v.double"), clock) as session:
-            for _ in range(7):  # asyncua's server keeps an idle session for 10 min; its channels live for an hour
-                clock.skip(7 * 60_000_000)
+            for _ in range(35):  # a session is kept for two minutes without a request; a channel lives for an hour
+                clock.skip(80_000_000)
                 assert (await session.read(np.arange(1))).values[0] == 2.5
             assert (session.counters()["renewals"], proxy.lines) == (1, 1)
-            clock.skip(8 * 60_000_000)
+            clock.skip(100_000_000)
             assert (await session.read(np.arange(1))).values[0] == 2.5
             assert (session.counters()["sessions"], proxy.lines) == (2, 2)
         await proxy.stop()
