@@ -72,6 +72,8 @@ SLOW = 2
 """Times what was asked; a server that looks at a variable more seldom than that is asked for it instead."""
 PATIENCE_US = 10 * SECOND_US
 """The least time without news after which a signal is stale: contract §6, bad rows."""
+FIRST_WORD_US = 3 * SECOND_US
+"""An item says its first value with the next telling; who has not yet after so long is asked."""
 SUSPECT_US = 10 * SECOND_US
 """A difference that is not told for so long is no change on its way."""
 REQUESTS_KEPT = 64
@@ -488,7 +490,7 @@ class OpcUaSession:
                 if called is None:
                     self._unknown(point, "the server does not tell the variable's name (yet)")
                     continue
-                is_called, is_of = str(called), self._kind(client, _value(kind))
+                is_called, is_of = status.readable(str(called)), status.readable(self._kind(client, _value(kind)))
                 if words := self._other(point, is_called, is_of):
                     self._unknown(point, words)
                     continue
@@ -535,7 +537,8 @@ class OpcUaSession:
         if self.subscription is not None and self.subscription.resync:
             points.again |= points.told
             self.subscription.resync = False
-        chosen: Bools = points.known[due] & (~points.told[due] | points.again[due])
+        mute = ~points.heard[due] & (self.clock.monotonic_us() - points.news_us[due] > FIRST_WORD_US)
+        chosen: Bools = points.known[due] & (~points.told[due] | points.again[due] | mute)
         return chosen
 
     async def _ask(self, wanted: Ints) -> None:
@@ -717,6 +720,7 @@ class OpcUaSession:
             wanted = points >= 0
             ours = (each if wanted.all() else each.only(wanted))._replace(handle=points[wanted])
             if not ours.noted:
+                self.points.heard[ours.handle] = True
                 ours = self._without_repeats(ours)
                 self._take(ours.handle, ours)
             told.append(ours)
@@ -763,7 +767,7 @@ class OpcUaSession:
         ts = np.full(len(due), wall, np.int64)
         telling = self.subscription
         if telling is not None and telling.confirmed_us > self._read_us and not telling.resync:
-            sure = points.told[due] & (points.quality[due] != Quality.HOLD)
+            sure = points.told[due] & points.heard[due] & (points.quality[due] != Quality.HOLD)
             sure &= points.suspect_us[due] == pts.NEVER_US  # a look has shown another value
             quality[sure] = Quality.CONFIRMED
         fresh = due[asked]
@@ -885,6 +889,7 @@ class OpcUaSession:
         good = made & ~slow
         self._point_of[first:][~good] = -1
         self.points.told[at[good]], self.points.item[at[good]] = True, items_made[good]
+        self.points.heard[at[good]] = False
         # Between its reading and its item a value may have come and gone.
         self.points.news_us[at[good]] = self.clock.monotonic_us()
         self.counts.monitored_items += int(np.count_nonzero(good))
@@ -1151,7 +1156,7 @@ def _text(item: "ua.DataValue") -> str | None:
     if raw is None or (item.StatusCode is not None and item.StatusCode.value & status.BAD):
         return None
     raw = getattr(raw, "Text", raw)
-    return raw if isinstance(raw, str) else str(raw)
+    return status.readable(raw if isinstance(raw, str) else str(raw))
 
 
 class OpcUa:

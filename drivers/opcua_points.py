@@ -33,6 +33,7 @@ class Points:
     """All arrays are (points,).
 
     known: the node was found and is the one that was meant. told: the server tells its changes. item: its number there.
+    heard: its item has said its first word; until then nobody vouches for what was read before it was made.
     values, quality, ts, status, typed: the last reading; quality HOLD while there was none. news_us: monotonic µs of it.
     suspect_us: when a look showed another value than the server had told, NEVER_US: it did not.
     again: must be read once although the server tells its changes.
@@ -46,6 +47,7 @@ class Points:
     """An element of an array or a member of a structure: decoded one by one."""
     known: Bools
     told: Bools
+    heard: Bools
     item: Ints
     again: Bools
     values: Floats
@@ -122,6 +124,7 @@ def points_of(points: Sequence[Point]) -> Points:
         by_hand=np.array(by_hand, np.bool_),
         known=np.zeros(n, np.bool_),
         told=np.zeros(n, np.bool_),
+        heard=np.zeros(n, np.bool_),
         item=np.full(n, -1, np.int64),
         again=np.zeros(n, np.bool_),
         values=np.full(n, np.nan),

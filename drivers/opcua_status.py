@@ -186,6 +186,17 @@ def name(status: int) -> str:
     return f"{_severity(status).name} (0x{status & NAME_MASK:08X})"
 
 
+def readable(text: str) -> str:
+    """A text of a server as UTF-8 can hold it. What was none keeps its bytes as surrogates, which nobody else takes: it is
+    read as Windows-1252, which is what controllers write.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="surrogateescape").decode("cp1252", "replace")
+    return text
+
+
 def quality(status: int) -> Quality:
     """What a status says of one value."""
     return STATUSES.get(status & NAME_MASK, _severity(status)).quality

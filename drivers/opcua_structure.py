@@ -10,6 +10,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
+from drivers import opcua_status as status
 from drivers.opcua_client import Client, Refused
 from edge_agent.contract import DeviceSilent
 
@@ -109,7 +110,7 @@ class Shapes:
                 if each.ValueRank not in ONE_OR_MANY:
                     raise Unreadable(f"has a member {each.Name} of several dimensions")
                 its = await self._shape(client, each.DataType, depth + 1)
-                members.append(Member(str(each.Name), its, each.ValueRank >= 1, bool(each.IsOptional)))
+                members.append(Member(status.readable(str(each.Name)), its, each.ValueRank >= 1, bool(each.IsOptional)))
             return Shape(tuple(members), int(definition.StructureType) == OPTIONAL_FIELDS)
         try:
             return await self._shape(client, await _parent(client, kind), depth + 1)

@@ -21,6 +21,7 @@ from drivers.opcua_client import Refused
 from drivers.opcua_settings import Address, Connection
 from drivers.opcua_subscription import Subscription, TellingCounters, Told, _sane_us
 from edge_agent.contract import SECOND_US, DeviceSilent, Point, Quality, Readings
+from edge_agent.messages import topics
 from tests import foreign
 from tests.opcua_line import ours, shared, talk
 
@@ -167,6 +168,21 @@ def test_a_value_of_which_a_look_has_shown_another_is_not_confirmed() -> None:
     assert line.shown().quality.tolist() == [HOLD, CONFIRMED]
 
 
+def test_nobody_vouches_for_what_was_read_before_an_item_said_its_first_word() -> None:
+    line = spoken("a", "b")
+    line.answer((0, 1.0, 1), (1, 1.0, 1))
+    line.shown(0, 1)
+    line.hear((0, 1.0, 1))
+    assert line.shown().quality.tolist() == [CONFIRMED, HOLD]
+    due = np.arange(2)
+    assert not line.session._to_ask(due).any()
+    line.clock.now_us += 4 * SECOND_US
+    assert line.session._to_ask(due).tolist() == [False, True], "an item that never speaks is asked"
+    line.hear((1, 1.0, 1))
+    assert line.shown().quality.tolist() == [CONFIRMED, CONFIRMED]
+    assert not line.session._to_ask(due).any()
+
+
 # ------------------------------------------------------------------------------------------------ the subscription's words
 
 
@@ -242,6 +258,19 @@ def test_damaged_notes_are_as_none(notes: bytes) -> None:
     session = spoken("a").session
     session.recall(notes)
     assert session.memory.heard_us == 0
+
+
+# ----------------------------------------------------------------------------------------------------------------- texts
+
+
+@pytest.mark.parametrize("raw", [b"M\xfcller", "Müller".encode(), b"\xed\xa0\x80", b"\x81\xff"])
+def test_a_text_that_is_no_utf_8_can_be_told_to_others(raw: bytes) -> None:
+    text = raw.decode("utf-8", "surrogateescape")  # as the library has it
+    item: Any = SimpleNamespace(Value=SimpleNamespace(Value=text), StatusCode=None)
+    shown = opcua._text(item)
+    assert json.loads(topics.health(WALL, {"attributes": {"m.maker": shown}}))["attributes"]["m.maker"] == shown
+    if b"ller" in raw:
+        assert shown == "Müller"
 
 
 # ------------------------------------------------------------------------------------------------------------- structures
