@@ -276,7 +276,12 @@ class OpcUaSession:
         nodes = [self._node(client, name) for name, point in zip(names, points, strict=True)]
         there = [node for node in nodes if node is not None]
         with self._services():
-            values = iter(await _read_values(client, there, client.ua.AttributeIds.Value) if there else [])
+            try:
+                values = iter(await _read_values(client, there, client.ua.AttributeIds.Value) if there else [])
+            except Refused as refused:
+                if refused.name not in TOO_LONG:
+                    raise
+                return [None] * len(nodes)  # a text that is too long to be sent is none; the readings must not suffer
         return [None if node is None else _text(next(values)) for node in nodes]
 
     # --- what outlives it ---------------------------------------------------------------------------------------------

@@ -377,6 +377,22 @@ def test_one_variable_that_is_too_large_for_the_server_to_send_takes_no_other_on
     asyncio.run(run())
 
 
+def test_a_text_that_is_too_long_for_the_server_to_send_ends_no_session(plant: foreign.Plant) -> None:
+    async def run() -> None:
+        async with talk(plant, ours("Types.Double"), mode="poll") as line:
+            sane: Any = line.session.client
+            bent: Any = Bent(sane, lambda _, tail: TOO_LARGE if b"Types.String" in tail else 0)
+            line.session.client = bent
+            text = Point("m.t", Address.model_validate({"address": ours("Types.String")[0], "type": "string"}), 0)
+            assert await line.session.describe([text]) == [None]
+            line.session.client = sane
+            assert await line.session.describe([text]) == ["warm"]
+            await line.read()
+            assert line.shown[0].is_good(2.5)
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     ("code", "value"), [(0x800A_0000, None), (0x800E_0000, None), (0, None), (0, 17), (0x8002_0000, None)]
 )
