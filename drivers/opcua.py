@@ -1012,9 +1012,9 @@ class OpcUaSession:
             levels += await _read_attributes(client, piece, (client.ua.AttributeIds.UserAccessLevel,))
         gap = history.begun(nodes, levels, from_us, wall)
         await history.filled(client, gap)
-        if gap.open:
-            self._gap, self._gap_points = gap, wanted
         readings = self._from_history(gap)
+        if gap.open or gap.found:
+            self._gap, self._gap_points = gap, wanted
         if readings is None:
             return []
         now = np.isin(wanted, due)
@@ -1052,10 +1052,11 @@ class OpcUaSession:
     def belated(self) -> tuple[Ints, Readings] | None:
         """See contract.Belated: what came late, and the past of slower signals once they were read themselves."""
         gap = self._gap
-        if gap is not None and not gap.open:
-            self._gap = None
+        if gap is not None and not gap.open and not self._late:
             if (readings := self._from_history(gap)) is not None:
                 self._note_late(self._gap_points, readings)
+            if not gap.found:
+                self._gap = None
         for place, (points, readings) in enumerate(self._late):
             if not (self._first_ts[points] == pts.EVER_US).any():
                 del self._late[place]

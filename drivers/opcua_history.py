@@ -15,7 +15,7 @@ import numpy as np
 from drivers import opcua_decode as decode
 from drivers import opcua_status as status
 from drivers.opcua_client import Client
-from edge_agent.contract import SECOND_US, Ints, Quality, Readings
+from edge_agent.contract import SECOND_US, Bools, Ints, Quality, Readings
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +23,10 @@ WAIT_S = 5.0
 """The most that the first live value waits: contract §6, HistoryRead."""
 ANSWER_US = 60 * SECOND_US
 """After this an answer is given up, so that what came before it is handed on."""
-NODES_AT_ONCE, VALUES_AT_ONCE = 20, 1000
-"""Variables in one HistoryRead, and values of each in one answer; decoded one by one, 15 µs each."""
+NODES_AT_ONCE, VALUES_AT_ONCE = 20, 100
+"""Variables in one HistoryRead, and values of each in one answer; decoded one by one, 15 µs each: 30 ms."""
+CELLS_MAX = 1_000_000
+"""Rows times variables that are handed on at once: stamps that nobody shares are a row each, of all variables."""
 VALUES_MAX = 1_000_000
 HISTORY_READ = 0x04
 """Bit of AccessLevel: OPC UA Part 3, 8.57."""
@@ -127,10 +129,8 @@ def _note(gap: Gap, place: int, answer: Any) -> None:
     ts = np.array(stamps, np.int64)
     quality = np.where(column.quality == Quality.CLOCK, np.uint8(Quality.GOOD), column.quality)
     inside = (ts > gap.from_us) & (ts < gap.until_us)
-    told = decode.Column(
-        None, column.values[inside], quality[inside], ts[inside], column.status[inside], column.typed[inside]
-    )
-    gap.found.append((place, told))
+    stamped_so = decode.Column(None, column.values, quality, ts, column.status, column.typed)
+    gap.found.append((place, _only(stamped_so, inside)))
     gap.values += len(values)
     if answer.ContinuationPoint and gap.values < VALUES_MAX:
         gap.left.append((place, answer.ContinuationPoint))
@@ -147,12 +147,12 @@ async def filled(client: Client, gap: Gap) -> None:
 
 
 def taken(gap: Gap, monotonic_us: int, wall_us: int) -> Readings | None:
-    """What was found, as rows in the order of their time, for all nodes; None: nothing.
+    """What was found, as rows in the order of their time, for all nodes; None: nothing. What is too much for once is left.
 
     t: when they were measured, by the agent's own clock.
     """
-    found, gap.found = gap.found, []
-    parts = [(np.full(len(column.ts), place, np.int64), column) for place, column in found if len(column.ts)]
+    found = _earliest(gap, max(1, CELLS_MAX // max(1, len(gap.nodes))))
+    parts = [(np.full(len(column.ts), place, np.int64), column) for place, column in found]
     if not parts:
         return None
     at = np.concatenate([place for place, _ in parts])
@@ -164,6 +164,29 @@ def taken(gap: Gap, monotonic_us: int, wall_us: int) -> Readings | None:
     quality[row, at] = np.concatenate([column.quality for _, column in parts])
     ts = np.repeat(times[:, np.newaxis], shape[1], axis=1)
     return Readings(values, quality, ts, monotonic_us - (wall_us - times))
+
+
+def _earliest(gap: Gap, rows: int) -> list[tuple[int, decode.Column]]:
+    """Take out of what was found what lies in so many rows, the oldest ones."""
+    found = [(place, column) for place, column in gap.found if len(column.ts)]
+    times = np.unique(np.concatenate([column.ts for _, column in found])) if found else np.zeros(0, np.int64)
+    if len(times) <= rows:
+        gap.found = []
+        return found
+    early = [(place, column, column.ts < times[rows]) for place, column in found]
+    gap.found = [(place, _only(column, ~chosen)) for place, column, chosen in early if not chosen.all()]
+    return [(place, _only(column, chosen)) for place, column, chosen in early if chosen.any()]
+
+
+def _only(column: decode.Column, chosen: Bools) -> decode.Column:
+    return decode.Column(
+        None,
+        column.values[chosen],
+        column.quality[chosen],
+        column.ts[chosen],
+        column.status[chosen],
+        column.typed[chosen],
+    )
 
 
 def _time(us: int) -> datetime:

@@ -15,6 +15,7 @@ import pytest
 
 from drivers import opcua
 from drivers import opcua_decode as decode
+from drivers import opcua_history as history
 from drivers import opcua_points as pts
 from drivers import opcua_structure as structure
 from drivers.opcua_client import Refused
@@ -603,6 +604,26 @@ def test_the_past_that_is_still_to_come_is_that_of_the_same_signals_after_a_relo
     assert points.tolist() == [0, 2]
     assert readings.values.tolist() == [[2.0, 0.0]]
     assert line.session.belated() is None
+
+
+def test_a_past_whose_stamps_nobody_shares_is_handed_on_in_pieces_that_fit_into_memory() -> None:
+    nodes, each = 2000, 10
+    gap = history.Gap([None] * nodes, 0, WALL)
+    rng = np.random.default_rng(1)
+    for place in range(nodes):
+        ts = np.sort(rng.choice(10**9, each, replace=False))
+        zeros = np.zeros(each, np.uint32)
+        one = decode.Column(None, ts.astype(np.float64), np.zeros(each, np.uint8), ts, zeros, np.zeros(each, np.uint8))
+        gap.found.append((place, one))
+    shown, times = 0, [np.zeros(1, np.int64)]
+    while (readings := history.taken(gap, 0, WALL)) is not None:
+        assert readings.values.size <= history.CELLS_MAX
+        row, _ = np.nonzero(readings.quality == GOOD)
+        assert (readings.values[readings.quality == GOOD] == readings.ts[readings.quality == GOOD]).all()
+        shown += len(row)
+        times.append(readings.ts[:, 0])
+    assert shown == nodes * each
+    assert (np.diff(np.concatenate(times)) > 0).all(), "in the order of time over all pieces"
 
 
 def test_a_history_that_is_never_answered_ends_and_what_came_before_it_is_handed_on(plant: foreign.Plant) -> None:
