@@ -8,9 +8,11 @@ Rule 3: whatever the library raises becomes one of the two errors of the contrac
 """
 
 import asyncio
+import errno
 import gc
 import importlib
 import logging
+import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -423,7 +425,8 @@ def _own(settings: Connection, folder: Path, now_us: int) -> Any:
     except ValueError as error:
         raise DeviceRefused(f"{settings.url}: {error}") from error
     except OSError as error:  # a disk that is full or read-only may be mended meanwhile
-        raise DeviceSilent(f"{settings.url}: our certificate: {error}") from error
+        words = f"our certificate cannot be kept in {error.filename or folder}: {error.strerror or error}"
+        raise DeviceSilent(f"{settings.url}: {words}; it needs a few kB that this user may write") from error
 
 
 def _verdict(endpoint: "ua.EndpointDescription", settings: Connection, folder: Path, now_us: int) -> Any:
@@ -534,10 +537,22 @@ def _status_name(error: BaseException) -> str:
 
 
 def _words(error: BaseException, name: str) -> str:
+    if isinstance(error, OSError):
+        return _system_words(error)
     if not name:
         return str(error) or type(error).__name__
     advice = OF_OURS.get(name) or status.advice(getattr(error, "code", 0))
     return f"{name}: {advice}" if advice else name
+
+
+def _system_words(error: OSError) -> str:
+    """The system's own words without the numbers and addresses that asyncio puts beside them, and where to look."""
+    if isinstance(error, socket.gaierror):
+        return f"{error.strerror}: check the host's name, or write its IP address"
+    text = str(error)
+    if error.errno == errno.ECONNREFUSED or f"[Errno {errno.ECONNREFUSED}]" in text:  # one of several addresses
+        return f"{os.strerror(errno.ECONNREFUSED)}: is the server running there, and is it this port?"
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else text or type(error).__name__
 
 
 # -------------------------------------------------------------------------------------------------------- the library
