@@ -68,6 +68,7 @@ REFUSALS = frozenset(
         "BadCertificateRevoked",
         "BadCertificateIssuerRevoked",
         "BadCertificateChainIncomplete",
+        "BadCertificatePolicyCheckFailed",
         "BadApplicationSignatureInvalid",
         "BadServiceUnsupported",
         "BadTcpEndpointUrlInvalid",
