@@ -131,6 +131,8 @@ class Client:
     """About the server's certificate, for people."""
     expiries: tuple[Expiry, ...] = ()
     """When the server's certificate and its issuers end."""
+    offered: tuple[str, ...] = ()
+    """The securities that the server offers, as they are written in a configuration."""
     _prefixes: dict[type, bytes] = field(default_factory=dict)
     _token: tuple[Any, bytes] = (None, b"")
     """The session's authentication token, and encoded."""
@@ -326,7 +328,7 @@ async def opened(settings: Connection, pki: str | None, clock: Clock, counts: Cl
                 verdict = await _secure(library, settings, pki, clock, ua)
             begun = clock.monotonic_us()
             await library.connect_sessionless()
-            await library.create_session()
+            offered = await _create_session(library, settings, ua)
             _check_user(library, settings, ua)
             await _activate(library, settings, clock)
     except BaseException as error:
@@ -340,7 +342,29 @@ async def opened(settings: Connection, pki: str | None, clock: Clock, counts: Cl
         raise translated(error, f"{url}: no session") from error
     counts.sessions += 1
     warnings, expiries = (verdict.warnings, verdict.expiries) if verdict else ((), ())
-    return Client(url, timeout_s, clock, counts, ua, library, begun, clock.monotonic_us(), warnings, expiries)
+    return Client(url, timeout_s, clock, counts, ua, library, begun, clock.monotonic_us(), warnings, expiries, offered)
+
+
+async def _create_session(library: "Library", settings: Connection, ua: Any) -> tuple[str, ...]:
+    """Returns the securities that the server offers. Raises DeviceRefused with them when `none` is not among them."""
+    try:
+        return _securities((await library.create_session()).ServerEndpoints)
+    except ua.UaError as error:
+        if settings.security != "none":
+            raise
+        offered: tuple[str, ...] = ()
+        with suppress(Exception):
+            offered = _securities(await library.get_endpoints())
+        if not offered or "none" in offered:
+            raise
+        raise DeviceRefused(
+            f"{settings.url}: the server does not offer security none; it offers {', '.join(offered)}"
+        ) from error
+
+
+def _securities(offered: "Sequence[ua.EndpointDescription] | None") -> tuple[str, ...]:
+    """As they are written in a configuration."""
+    return tuple(sorted({_shown(each.SecurityPolicyUri, each.SecurityMode.name) for each in offered or ()}))
 
 
 def _library(settings: Connection) -> "Library":
@@ -455,10 +479,8 @@ def _endpoint(offered: "Sequence[ua.EndpointDescription]", settings: Connection,
     found = [each for each in offered if (each.SecurityPolicyUri, each.SecurityMode) == wanted]
     if found:
         return found[0]
-    shown = sorted({_shown(each.SecurityPolicyUri, each.SecurityMode.name) for each in offered})
-    raise DeviceRefused(
-        f"{settings.url}: the server does not offer security {settings.security}; it offers {', '.join(shown) or 'nothing'}"
-    )
+    shown = ", ".join(_securities(offered)) or "nothing"
+    raise DeviceRefused(f"{settings.url}: the server does not offer security {settings.security}; it offers {shown}")
 
 
 def _uri(policy: str) -> str:
