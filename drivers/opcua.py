@@ -93,7 +93,7 @@ NO_NODE = frozenset({"BadNodeIdUnknown", "BadNodeIdInvalid", "BadNotFound", "Bad
 NO_NAME = frozenset({"BadAttributeIdInvalid", "BadNotReadable", "BadUserAccessDenied", "BadNotSupported"})
 """Answers of a server that never tells a BrowseName; any other may pass, and until then nobody knows which variable it is."""
 NO_NODE_CODES = np.array([code for code, each in status.STATUSES.items() if each.name in NO_NODE], np.uint32)
-NO_MORE_ITEMS = frozenset({"BadTooManyMonitoredItems", "BadOutOfMemory", "BadResourceUnavailable"})
+NO_MORE_ITEMS = ("BadTooManyMonitoredItems", "BadOutOfMemory", "BadResourceUnavailable")
 
 
 @dataclass(slots=True)
@@ -830,23 +830,25 @@ class OpcUaSession:
             wanted = self._untold_yet()[: self._server().items_max]
             refused = await self._create_items(client, self.subscription, wanted.tolist())
             self._put_off.update(wanted[~self.points.told[wanted]].tolist())
-            if (
-                not refused & NO_MORE_ITEMS and self._untold_yet().size
-            ):  # who is refused must not stand before the others
+            full = any(words.startswith(NO_MORE_ITEMS) for words in refused)
+            if not full and self._untold_yet().size:  # who is refused must not stand before the others
                 self._refusals |= refused
                 return
         except Refused as fault:
             if fault.name in TOO_LONG and self._server().items_max > 1:
                 self._server().items_max = max(1, self._server().items_max // 2)
                 return
-            refused = {fault.name}
+            refused = {f"{fault.name}: {status.advice(fault.code)}"}
         refused, self._refusals = refused | self._refusals, set()
         self._put_off.clear()
         if refused:
             self._subscribe_later()
-            log.warning(
-                "%s: polled, since the server will not tell by itself: %s", self.name, ", ".join(sorted(refused))
-            )
+            self._tell_once(f"polled, since the server will not tell by itself: {'; '.join(sorted(refused))}")
+
+    def _tell_once(self, words: str) -> None:
+        if words not in self._told_odd:
+            self._told_odd.add(words)
+            log.warning("%s: %s", self.name, words)
 
     async def _new_subscription(self, client: Client) -> Subscription:
         profile = self._server().profile
@@ -865,7 +867,7 @@ class OpcUaSession:
         return made
 
     async def _create_items(self, client: Client, subscription: Subscription, wanted: Sequence[int]) -> set[str]:
-        """CreateMonitoredItems of these points. Returns the names of the statuses of those that were refused."""
+        """CreateMonitoredItems of these points. Returns in words which were refused, and why."""
         ua = client.ua
         limit = self._server().profile.items_max
         room = len(wanted) if limit is None else max(0, limit - int(np.count_nonzero(self.points.told)))
@@ -889,7 +891,8 @@ class OpcUaSession:
         wished = SLOW * np.array([self._sampling_us(point) for point in wanted], np.int64)
         slow = made & ~(sampling_ms * 1000 <= np.maximum(wished, self.points.every[at]))
         if slow.any():  # asked, such a variable is never older than its period
-            refused.add(f"it would look only every {sampling_ms[slow].max() / 1000:g} s")
+            most = f"it would look only every {sampling_ms[slow].max() / 1000:g} s"
+            refused.add(f"{most} ({self._called(at[slow])})")
             self._to_delete += items_made[slow].tolist()
         good = made & ~slow
         self._point_of[first:][~good] = -1
@@ -898,7 +901,14 @@ class OpcUaSession:
         # Between its reading and its item a value may have come and gone.
         self.points.news_us[at[good]] = self.clock.monotonic_us()
         self.counts.monitored_items += int(np.count_nonzero(good))
-        return refused | {status.name(code) for code in np.unique(codes[~made]).tolist()}
+        for code in np.unique(codes[~made]).tolist():
+            refused.add(f"{status.name(code)} ({self._called(at[codes == code])}): {status.advice(code)}")
+        return refused
+
+    def _called(self, points: Ints) -> str:
+        """The first of these, and how many there are."""
+        more = f" and {len(points) - 1} more" if len(points) > 1 else ""
+        return f"{self.points.points[int(points[0])].name}{more}"
 
     def _item(self, client: Client, point: int, handle: int, subscription: Subscription) -> bytes:
         """The MonitoredItemCreateRequest of a point, encoded."""

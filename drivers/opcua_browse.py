@@ -129,7 +129,7 @@ class OpcUaBrowse:
             settings = settings.model_copy(update={"password": _password(self.options.password_file)})
         home = str(self.options.data_dir / "pki")
         async with open_client(settings, home, self.clock, self.counts) as client:
-            self.found.warnings = client.warnings
+            self.found.warnings, self.found.offered = client.warnings, client.offered
             yield client
 
     async def _begun(self, client: Client) -> Walk:

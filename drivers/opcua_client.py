@@ -8,9 +8,11 @@ Rule 3: whatever the library raises becomes one of the two errors of the contrac
 """
 
 import asyncio
+import errno
 import gc
 import importlib
 import logging
+import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -69,6 +71,7 @@ REFUSALS = frozenset(
         "BadCertificateRevoked",
         "BadCertificateIssuerRevoked",
         "BadCertificateChainIncomplete",
+        "BadCertificatePolicyCheckFailed",
         "BadApplicationSignatureInvalid",
         "BadServiceUnsupported",
         "BadTcpEndpointUrlInvalid",
@@ -131,6 +134,8 @@ class Client:
     """About the server's certificate, for people."""
     expiries: tuple[Expiry, ...] = ()
     """When the server's certificate and its issuers end."""
+    offered: tuple[str, ...] = ()
+    """The securities that the server offers, as they are written in a configuration."""
     _prefixes: dict[type, bytes] = field(default_factory=dict)
     _token: tuple[Any, bytes] = (None, b"")
     """The session's authentication token, and encoded."""
@@ -330,7 +335,7 @@ async def opened(
                 verdict = await _secure(library, settings, pki, clock, ua)
             begun = clock.monotonic_us()
             await library.connect_sessionless()
-            await library.create_session()
+            offered = await _create_session(library, settings, ua)
             _check_user(library, settings, ua)
             await _activate(library, settings, clock)
     except BaseException as error:
@@ -344,7 +349,29 @@ async def opened(
         raise translated(error, f"{url}: no session") from error
     counts.sessions += 1
     warnings, expiries = (verdict.warnings, verdict.expiries) if verdict else ((), ())
-    return Client(url, timeout_s, clock, counts, ua, library, begun, clock.monotonic_us(), warnings, expiries)
+    return Client(url, timeout_s, clock, counts, ua, library, begun, clock.monotonic_us(), warnings, expiries, offered)
+
+
+async def _create_session(library: "Library", settings: Connection, ua: Any) -> tuple[str, ...]:
+    """Returns the securities that the server offers. Raises DeviceRefused with them when `none` is not among them."""
+    try:
+        return _securities((await library.create_session()).ServerEndpoints)
+    except ua.UaError as error:
+        if settings.security != "none":
+            raise
+        offered: tuple[str, ...] = ()
+        with suppress(Exception):
+            offered = _securities(await library.get_endpoints())
+        if not offered or "none" in offered:
+            raise
+        raise DeviceRefused(
+            f"{settings.url}: the server does not offer security none; it offers {', '.join(offered)}"
+        ) from error
+
+
+def _securities(offered: "Sequence[ua.EndpointDescription] | None") -> tuple[str, ...]:
+    """As they are written in a configuration."""
+    return tuple(sorted({_shown(each.SecurityPolicyUri, each.SecurityMode.name) for each in offered or ()}))
 
 
 def _library(settings: Connection) -> "Library":
@@ -430,7 +457,8 @@ def _own(settings: Connection, folder: Path, now_us: int) -> Any:
     except ValueError as error:
         raise DeviceRefused(f"{settings.url}: {error}") from error
     except OSError as error:  # a disk that is full or read-only may be mended meanwhile
-        raise DeviceSilent(f"{settings.url}: our certificate: {error}") from error
+        words = f"our certificate cannot be kept in {error.filename or folder}: {error.strerror or error}"
+        raise DeviceSilent(f"{settings.url}: {words}; it needs a few kB that this user may write") from error
 
 
 def _verdict(endpoint: "ua.EndpointDescription", settings: Connection, folder: Path, now_us: int) -> Any:
@@ -458,10 +486,8 @@ def _endpoint(offered: "Sequence[ua.EndpointDescription]", settings: Connection,
     found = [each for each in offered if (each.SecurityPolicyUri, each.SecurityMode) == wanted]
     if found:
         return found[0]
-    shown = sorted({_shown(each.SecurityPolicyUri, each.SecurityMode.name) for each in offered})
-    raise DeviceRefused(
-        f"{settings.url}: the server does not offer security {settings.security}; it offers {', '.join(shown) or 'nothing'}"
-    )
+    shown = ", ".join(_securities(offered)) or "nothing"
+    raise DeviceRefused(f"{settings.url}: the server does not offer security {settings.security}; it offers {shown}")
 
 
 def _uri(policy: str) -> str:
@@ -541,10 +567,22 @@ def _status_name(error: BaseException) -> str:
 
 
 def _words(error: BaseException, name: str) -> str:
+    if isinstance(error, OSError):
+        return _system_words(error)
     if not name:
         return str(error) or type(error).__name__
     advice = OF_OURS.get(name) or status.advice(getattr(error, "code", 0))
     return f"{name}: {advice}" if advice else name
+
+
+def _system_words(error: OSError) -> str:
+    """The system's own words without the numbers and addresses that asyncio puts beside them, and where to look."""
+    if isinstance(error, socket.gaierror):
+        return f"{error.strerror}: check the host's name, or write its IP address"
+    text = str(error)
+    if error.errno == errno.ECONNREFUSED or f"[Errno {errno.ECONNREFUSED}]" in text:  # one of several addresses
+        return f"{os.strerror(errno.ECONNREFUSED)}: is the server running there, and is it this port?"
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else text or type(error).__name__
 
 
 # -------------------------------------------------------------------------------------------------------- the library

@@ -142,6 +142,8 @@ class Found:
     took_us: int = 0
     read_us: int = 0
     warnings: tuple[str, ...] = ()
+    offered: tuple[str, ...] = ()
+    """The securities that the server offers."""
 
     def path(self, place: int) -> tuple[str, ...]:
         """Names from below Objects down to the node."""
@@ -203,6 +205,8 @@ class _Row:
 def lines(found: Found, columns: int = 0) -> Lines:
     """(style, text): the whole report. columns: of the terminal; 0: nothing needs to be cut."""
     told: Lines = [("head", _head(found))]
+    if found.offered:
+        told.append(("weak", f"  security: {printable(', '.join(found.offered))}"))
     told += [("warn", f"  {printable(words)}") for words in found.warnings]
     if not found.whole and found.nodes:
         told.append(("warn", "  The walk did not come to its end: this is what was found until then."))
@@ -446,6 +450,7 @@ def facts(found: Found) -> dict[str, Any]:
         "url": found.url,
         "server": found.server,
         "namespaces": list(found.uris),
+        "security": list(found.offered),
         "whole": found.whole and not found.cut,
         "cut": found.cut,
         "requests": found.requests,

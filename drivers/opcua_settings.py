@@ -23,6 +23,8 @@ MODES = ("Sign", "SignAndEncrypt")
 QUEUE_MAX = 10_000
 INDEX_RANGE = re.compile(r"[0-9]{1,9}(,[0-9]{1,9}){0,3}")
 NODE_ID = re.compile(r"(?:nsu=(?P<uri>[^;]+);|ns=(?P<index>[0-9]{1,5});)?(?P<kind>[isgb])=(?P<text>.+)", re.DOTALL)
+NO_PORT = "the port is a number from 1 to 65535, after the last colon"
+NO_HOST = "the host cannot be read; an IPv6 address stands in brackets, like opc.tcp://[2001:db8::20]:4840"
 BROWSE_NAME = re.compile(r"[^\x00-\x1f]{1,512}")
 
 
@@ -151,6 +153,8 @@ def policy_and_mode(security: str) -> tuple[str, str]:
         raise ValueError(f"security policy {outdated} is broken (it rests on SHA-1); allowed is {allowed}")
     found = [name for name in POLICIES if name.lower() == policy.replace("_", "").lower()]
     how = [name for name in MODES if name.lower() == mode.lower()]
+    if found and not mode.strip():
+        raise ValueError(f"security {security!r} lacks its mode; write {found[0]}/SignAndEncrypt, or {found[0]}/Sign")
     if not found or not how:
         raise ValueError(f"security {security!r} is not known; allowed is {allowed}")
     return found[0], how[0]
@@ -286,11 +290,15 @@ def _identifier(kind: str, text: str) -> int | str | uuid.UUID | bytes:
 
 def split_url(url: str) -> SplitResult:
     """The parts of an opc.tcp URL; raises ValueError with words. A password does not belong into a URL."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:  # in the words of Python's own reader
+        raise ValueError(f"{url!r}: {NO_PORT if 'ort ' in str(error) else NO_HOST}") from None
     if parts.scheme != "opc.tcp" or not parts.hostname or not url.isprintable() or " " in url:
         raise ValueError(f"{url!r} is no OPC UA address; write it like opc.tcp://192.0.2.20:4840")
     if parts.username is not None:
         raise ValueError("user and password do not stand in the url; use the keys user and password")
-    if parts.port == 0:
+    if port == 0:
         raise ValueError("port 0 cannot be reached")
     return parts

@@ -83,8 +83,15 @@ async def run(
     try:
         return await agent.run()
     except (control.AlreadyRunning, SecretError, NoBrokerError, OSError) as error:
-        _complain([f"edge-agent: {error.strerror if isinstance(error, OSError) and error.strerror else error}"])
+        _complain([f"edge-agent: {_words(error)}"])
         return WRONG_CONFIG
+
+
+def _words(error: Exception) -> str:
+    """What the system refused, and of which file or folder."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 @dataclass(frozen=True, slots=True)

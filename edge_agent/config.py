@@ -44,7 +44,7 @@ from edge_agent.yamlfile import Place, Problem
 __all__ = [
     "AgentConfig", "BandConfig", "Config", "ConfigError", "ConfigErrors", "ConnectionConfig", "CurrentLoop", "Loaded",
     "MachineConfig", "MqttConfig", "NormConfig", "SecretError", "SecretRef", "SignalConfig", "StoreConfig", "TlsConfig",
-    "WebConfig", "data_dir_of", "from_resolved_json", "load", "missing_secrets", "secret", "secrets_of",
+    "WebConfig", "at_its_place", "data_dir_of", "from_resolved_json", "load", "missing_secrets", "printable", "secret", "secrets_of",
     "to_resolved_json", "with_periods", "with_secrets",
 ]  # fmt: skip
 
@@ -90,11 +90,12 @@ class ConfigError:
 
     def __str__(self) -> str:
         # One line, whatever somebody put into a key.
-        where = f"{_printable(self.path)}: " if self.path else ""
+        where = f"{printable(self.path)}: " if self.path else ""
         return f"{self.file}:{self.line}:{self.column}: {where}{self.words}"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    r"""On one line, whoever wrote it: a line end is `\n`, an escape sequence is shown and does nothing to a terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
@@ -156,6 +157,11 @@ def missing_secrets(loaded: Loaded) -> list[ConfigError]:
             except SecretError as error:
                 found.append(ConfigError(*place, path, None, None, str(error)))
     return found
+
+
+def at_its_place(error: SecretError, loaded: Loaded) -> list[ConfigError]:
+    """Where the configuration names the secret that could not be had."""
+    return [each for each in missing_secrets(loaded) if each.text == str(error)]
 
 
 def _told(problems: Sequence[Problem], tree: yamlfile.Tree) -> list[ConfigError]:

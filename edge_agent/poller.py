@@ -217,18 +217,19 @@ def _signals(config: Config, connection: str) -> Iterator[PolledSignal]:
 class ReadOnce:
     """One reading of everything. faults: by connection, why it could not be reached. reasons: by point name, why it is bad.
 
-    attributes: by point name, the texts that the devices gave.
+    attributes: by point name, the texts that the devices gave. lost: by connection with a fault, the quality that it has.
     """
 
     frames: list[Frame]
     faults: dict[str, str]
     reasons: dict[str, str]
     attributes: dict[str, str]
+    lost: dict[str, Quality]
 
 
 async def read_once(lines_: Sequence[Line], clock: Clock, time: AgentTime) -> ReadOnce:
     """Open every line, read each of its signals once, and close it again: what `read` and `check --connect` do."""
-    once = ReadOnce([], {}, {}, {})
+    once = ReadOnce([], {}, {}, {}, {})
 
     async def one(line: Line) -> None:
         await Poller(line, clock, time, once.frames.extend, lambda *_: None).once(once)
@@ -307,7 +308,7 @@ class Poller:
         if readings is None:
             readings = self.nothing(beat, self._why)
         if self.health.reason:
-            into.faults[self.line.name] = self.health.reason
+            into.faults[self.line.name], into.lost[self.line.name] = self.health.reason, self._why
         self._intake(self.frames(beat, readings))
 
     def _reasons(self, beat: _Beat, readings: Readings) -> Iterator[tuple[str, str]]:

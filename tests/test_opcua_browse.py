@@ -711,6 +711,15 @@ def test_foreign_texts_are_made_fit_for_a_line() -> None:
     assert (fitted("温度計", 5), padded("ab", 4), padded("ab", 4, right=True)) == ("温度…", "ab  ", "  ab")
 
 
+def test_it_tells_which_securities_the_server_offers() -> None:
+    async def test(plant: foreign.Plant) -> None:
+        browse = await browsed(plant, under="Plant/Line1")
+        assert browse.facts()["security"] == ["Basic256Sha256/Sign", "none"]
+        assert browse.lines()[1] == ("weak", "  security: Basic256Sha256/Sign, none")
+
+    run(test, policies=["None", "Basic256Sha256"], modes=["None", "Sign"])
+
+
 WRONG_USE = {
     "": "URL",
     "http://x": "is no OPC UA address",

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
+import socket
 import struct
 import subprocess
 import sys
@@ -477,7 +479,11 @@ def test_what_is_no_node_id_is_refused(text: str) -> None:
     [
         ({"url": "http://h"}, "no OPC UA address"),
         ({"url": "opc.tcp://u:p@h"}, "do not stand in the url"),
-        ({"security": "Basic256Sha256"}, "not known; allowed is none, or one of Basic256Sha256, Aes128"),
+        ({"url": "opc.tcp://h:99999"}, "port is a number from 1 to 65535"),
+        ({"url": "opc.tcp://h:abc"}, "port is a number from 1 to 65535"),
+        ({"url": "opc.tcp://[::1:4840"}, "stands in brackets"),
+        ({"security": "basic256sha256"}, "lacks its mode; write Basic256Sha256/SignAndEncrypt"),
+        ({"security": "Basic256Sha256/None"}, "not known; allowed is none, or one of Basic256Sha256, Aes128"),
         ({"security": "Basic128Rsa15/Sign"}, "is broken"),
         ({"mode": "push"}, "should be 'subscribe' or 'poll'"),
         ({"timeout": 4}, "needs its unit"),
@@ -509,8 +515,21 @@ def test_nobody_at_the_port_is_silence(server: Server) -> None:
         async with session_to(proxy.port, ours("v.double")):
             pass
 
-    with pytest.raises(DeviceSilent, match=r"127\.0\.0\.1"):
+    with pytest.raises(DeviceSilent, match=r"127\.0\.0\.1:\d+: no session: Connection refused: is the server running"):
         asyncio.run(opening())
+
+
+def test_why_a_host_is_not_reached_is_told_without_numbers_of_the_system() -> None:
+    several = OSError(
+        "Multiple exceptions: [Errno 111] Connect call failed ('::1', 1), [Errno 111] Connect call failed"
+    )
+    unknown = socket.gaierror(-2, "Name or service not known")
+    cut = OSError(errno.EHOSTUNREACH, "Connect call failed ('192.0.2.1', 1)")
+    assert [str(opcua_client.translated(each, "no session")) for each in (several, unknown, cut)] == [
+        "no session: Connection refused: is the server running there, and is it this port?",
+        "no session: Name or service not known: check the host's name, or write its IP address",
+        "no session: No route to host",
+    ]
 
 
 if __name__ == "__main__":

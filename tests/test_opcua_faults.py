@@ -20,8 +20,8 @@ from tests import foreign
 from tests.opcua_line import FRESH, KEEP_ALIVES_S, ours, shared, talk, watched
 
 ROOT = Path(__file__).resolve().parent.parent
-RESTARTS = int(os.environ.get("RESTARTS", "5"))
-SEED = int(os.environ.get("SEED", "1"))
+RESTARTS = int(os.environ.get("RESTARTS") or 5)
+SEED = int(os.environ.get("SEED") or 1)
 
 
 @pytest.fixture(scope="module")
@@ -389,7 +389,9 @@ def test_when_the_server_ends_a_subscription_it_is_polled_until_there_is_another
     asyncio.run(run(lambda: plant.refuse("Publish", "BadTooManyPublishRequests")))
 
 
-def test_items_that_the_server_refuses_are_polled_beside_those_that_it_tells(plant: foreign.Plant) -> None:
+def test_items_that_the_server_refuses_are_polled_beside_those_that_it_tells(
+    plant: foreign.Plant, caplog: pytest.LogCaptureFixture
+) -> None:
     async def run() -> None:
         await plant.refuse_items(["Types.Float"])
         async with talk(plant, ours("Types.Double", "Types.Float", "Counter")) as one:
@@ -400,8 +402,13 @@ def test_items_that_the_server_refuses_are_polled_beside_those_that_it_tells(pla
                 assert one.shown[1].is_good(number)
                 await one.until(lambda number=number: one.holds([2.5, number, -number]))  # type: ignore[misc]
             assert one.counted("polled") == 1
-            await plant.refuse_items([])
             await one.skip(11, plant)
+            await one.turn()
+            told = [each.getMessage() for each in caplog.records if "will not tell by itself" in each.getMessage()]
+            assert len(told) == 1, "once, however often it is asked for again"
+            assert "BadTooManyMonitoredItems (m.s1): watch fewer variables" in told[0]
+            await plant.refuse_items([])
+            await one.skip(21, plant)
             await one.until(lambda: one.counted("polled") == 0)
         await plant.set("Types.Float", 0.5)
 

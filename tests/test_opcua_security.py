@@ -94,6 +94,16 @@ def test_every_policy_and_mode_with_every_kind_of_user(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def test_a_server_that_takes_none_without_security_says_what_it_offers(tmp_path: Path) -> None:
+    async def story() -> None:
+        modes = {"policies": ["Basic256Sha256"], "modes": ["Sign", "SignAndEncrypt"]}
+        async with foreign.server(**offered(**modes)) as plant:
+            words = await refusal(plant, tmp_path, security="none")
+            assert "security none; it offers Basic256Sha256/Sign, Basic256Sha256/SignAndEncrypt" in words
+
+    asyncio.run(story())
+
+
 def test_a_chain_is_trusted_by_its_issuer_and_only_with_its_list_of_revoked_certificates(tmp_path: Path) -> None:
     root = certificates.authority("Plant root", valid_days=LONG)
     issuing = certificates.authority(

@@ -3,9 +3,9 @@
 import pytest
 from asyncua.ua.status_codes import StatusCodes, get_name_and_doc
 
-from drivers import opcua_status
+from drivers import opcua, opcua_client, opcua_status
 from drivers.opcua_status import STATUSES, Status
-from edge_agent.contract import Quality
+from edge_agent.contract import DeviceRefused, Quality
 
 ALL = {name: code for name, code in vars(StatusCodes).items() if isinstance(code, int)}
 MEANT = {
@@ -64,3 +64,15 @@ def test_every_code_that_is_not_good_says_what_to_do() -> None:
     assert [
         status.name for status in STATUSES.values() if status.quality is not Quality.GOOD and not status.advice
     ] == []
+
+
+@pytest.mark.parametrize("name", sorted(opcua_client.REFUSALS))
+def test_what_no_second_try_changes_is_called_by_its_name_and_needs_a_person(name: str) -> None:
+    told = opcua_client.translated(opcua_client.Refused(ALL[name]), "no session")
+    assert isinstance(told, DeviceRefused)
+    assert str(told).startswith(f"no session: {name}: ")
+
+
+def test_no_code_that_decides_something_is_without_a_name() -> None:
+    decide = opcua_client.OF_OURS.keys() | opcua.TOO_LONG | opcua.NO_NODE | set(opcua.NO_MORE_ITEMS)
+    assert {name for name in decide if opcua_status.name(ALL[name]) != name} == set()

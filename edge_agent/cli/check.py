@@ -68,7 +68,7 @@ def check(args: argparse.Namespace) -> int:
             args, f"{args.config} has no connections: it is for recordings, there is nothing to connect to"
         )
     if args.connect:
-        return _connect(args, loaded.config, summary)
+        return _connect(args, loaded, summary)
     if args.json:
         print(json.dumps(summary, ensure_ascii=False))
     else:
@@ -76,15 +76,18 @@ def check(args: argparse.Namespace) -> int:
     return VALID
 
 
-def _connect(args: argparse.Namespace, found: "Config", summary: dict[str, Any]) -> int:
+def _connect(args: argparse.Namespace, loaded: "Loaded", summary: dict[str, Any]) -> int:
     """Every signal once: which fail, and why."""
     from edge_agent import config
     from edge_agent.cli import read
 
     try:
-        rows, faults = read.read_all(found)
+        rows, faults = read.read_all(loaded.config)
     except config.SecretError as error:
-        return _wrong_use(args, str(error))
+        if not (told := config.at_its_place(error, loaded)):
+            return _wrong_use(args, str(error))
+        _tell_errors(told, as_json=args.json)
+        return INVALID
     failing = [row for row in rows if row.verdict == "bad"]
     if args.json:
         signals = [
@@ -101,10 +104,10 @@ def _connect(args: argparse.Namespace, found: "Config", summary: dict[str, Any])
     else:
         _print_summary(args.config, summary)
         for connection, fault in faults.items():
-            print(f"  connection {connection}: {fault}")
+            print(f"  connection {connection}: {config.printable(fault)}")
         for row in failing:
             why = f": {row.reason}" if row.reason and row.reason not in faults.values() else ""
-            print(f"  {row.machine}.{row.signal}: {row.quality}{why}")
+            print(f"  {row.machine}.{row.signal}: {row.quality}{config.printable(why)}")
         print(f"{len(rows) - len(failing)} of {_counted(len(rows), 'signals')} can be read")
     if rows and all(row.quality in read.UNREACHED for row in rows):
         return read.UNREACHABLE

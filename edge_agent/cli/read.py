@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 DONE, NOT_SO, WRONG_USE, UNREACHABLE = 0, 1, 2, 3
 UNREACHED = ("disconnected", "timeout")
 """Qualities of a signal whose device was not reached at all."""
+TEXT_MAX = 100
+"""Characters of a device's text in the table; `--json` has all of it."""
 JUDGED = ("good", "clock")
 EXACT = 2**53
 FRESH = (*JUDGED, "uncertain")
@@ -72,7 +74,8 @@ def read(arguments: argparse.Namespace) -> int:
     try:
         rows, faults = read_all(loaded.config, chosen)
     except config.SecretError as error:
-        print(f"edge-agent: {error}", file=sys.stderr)
+        places = config.at_its_place(error, loaded)
+        print("\n".join(map(str, places)) or f"edge-agent: {error}", file=sys.stderr)
         return WRONG_USE
     rows = [row for row in rows if not arguments.signals or _wanted(arguments.signals, row.machine, row.signal)]
     show(rows, faults, as_json=arguments.json)
@@ -104,10 +107,20 @@ def _needed(config: "Config", chosen: "Sequence[tuple[str, str]]") -> set[str]:
         machine_name, signal = waiting.pop()
         if f"{machine_name}.{signal}" not in found:
             found.add(f"{machine_name}.{signal}")
+            waiting += _beside(config, machine_name, signal)
             signals = config.machines[machine_name].signals
             formula = signals[signal].formula if signal in signals else None
             waiting += [(machine_name, used) for used in (expression.parse(formula, signals).names if formula else ())]
     return found
+
+
+def _beside(config: "Config", machine: str, text: str) -> "Sequence[tuple[str, str]]":
+    """A line is opened for its signals: a text brings one of them along. Nothing for what is no text."""
+    about = config.machines[machine].attributes.get(text)
+    if about is None:
+        return ()
+    signals = ((name, of) for name, its in config.machines.items() for of in its.signals.values())
+    return [(name, of.name) for name, of in signals if of.connection == about.connection and of.point is not None][:1]
 
 
 def read_all(config: "Config", chosen: "Sequence[tuple[str, str]] | None" = None) -> tuple[list[Row], dict[str, str]]:
@@ -165,24 +178,19 @@ def _rows(config: "Config", plant: Any, once: Any) -> list[Row]:
                 )
             )
         for name in config.machines[machine.name].attributes:
-            text = once.attributes.get(f"{machine.name}.{name}")
-            given = text is not None
-            rows.append(
-                Row(
-                    machine.name,
-                    name,
-                    None,
-                    "",
-                    "good" if given else "missing",
-                    0,
-                    {},
-                    "none" if given else "bad",
-                    "" if given else "the device gave no text",
-                    "",
-                    text,
-                )
-            )
+            its_line = config.machines[machine.name].attributes[name].connection or ""
+            rows.append(_text_row(machine.name, name, its_line, once))
     return rows
+
+
+def _text_row(machine: str, name: str, line: str, once: Any) -> Row:
+    """A device's text; where its line is lost, that is why there is none."""
+    from edge_agent import judge
+
+    text, fault = once.attributes.get(f"{machine}.{name}"), once.faults.get(line, "")
+    quality = "good" if text is not None else judge.word_of(once.lost[line]) if line in once.lost else "missing"
+    reason = "" if text is not None else fault or "the device gave no text"
+    return Row(machine, name, None, "", quality, 0, {}, "none" if text is not None else "bad", reason, "", text)
 
 
 def verdict(value: float, band: dict[str, dict[str, float]]) -> str:
@@ -196,10 +204,11 @@ def verdict(value: float, band: dict[str, dict[str, float]]) -> str:
 
 def show(rows: "Sequence[Row]", faults: dict[str, str], *, as_json: bool) -> None:
     """Rows for people or for a script; faults of connections on stderr."""
+    from edge_agent.config import printable
     from edge_agent.messages import topics as messages
 
     for connection, fault in faults.items():
-        print(f"{connection}: {fault}", file=sys.stderr)
+        print(f"{connection}: {printable(fault)}", file=sys.stderr)
     if as_json:
         import json
 
@@ -236,8 +245,10 @@ def show(rows: "Sequence[Row]", faults: dict[str, str], *, as_json: bool) -> Non
 
 def _why(row: Row, faults: dict[str, str]) -> str:
     """Why it is bad; what is told of its connection already is not told again for each signal."""
+    from edge_agent.config import printable
+
     line = next((connection for connection, fault in faults.items() if fault == row.reason), "")
-    return f"see {line} above" if line else row.reason
+    return f"see {line} above" if line else printable(row.reason)
 
 
 def _shown(row: Row) -> str:
@@ -245,12 +256,19 @@ def _shown(row: Row) -> str:
     from edge_agent import texts
 
     if row.text is not None:
-        return f'"{row.text}"'
+        return f'"{_on_one_line(row.text)}"'
     if row.value is None:
         return "–"
     whole = row.value == int(row.value) and abs(row.value) <= EXACT
     text = f"{int(row.value)} {row.unit}".strip() if whole else texts.quantity(row.value, row.unit)
     return f"{text} ({row.name})" if row.name else text
+
+
+def _on_one_line(text: str) -> str:
+    """A device's text is never trusted: no line end and no escape sequence of it reaches the terminal."""
+    from edge_agent.config import printable
+
+    return printable(text if len(text) <= TEXT_MAX else text[: TEXT_MAX - 1] + "…")
 
 
 def _band(norm: dict[str, dict[str, float]]) -> str:
