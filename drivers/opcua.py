@@ -1020,7 +1020,9 @@ class OpcUaSession:
         for start in range(0, len(nodes), most := self._server().nodes_max):
             piece = nodes[start : start + most]
             levels += await _read_attributes(client, piece, (client.ua.AttributeIds.UserAccessLevel,))
-        gap = history.begun(nodes, levels, from_us, wall)
+        time = client.ua.NodeId(client.ua.ObjectIds.Server_ServerStatus_CurrentTime, 0)
+        (told,) = await _read_values(client, [time], client.ua.AttributeIds.Value)
+        gap = history.begun(nodes, levels, from_us, wall, history.ahead_us(told, self.clock.wall_us()))
         await history.filled(client, gap)
         readings = self._from_history(gap)
         if gap.open or gap.found:

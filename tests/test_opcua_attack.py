@@ -23,6 +23,7 @@ from drivers.opcua_settings import Address, Connection
 from drivers.opcua_subscription import Subscription, TellingCounters, Told, _sane_us
 from edge_agent.contract import SECOND_US, DeviceSilent, Point, Quality, Readings
 from edge_agent.messages import topics
+from edge_agent.testing import SkippingClock
 from tests import foreign
 from tests.opcua_line import ours, shared, talk
 
@@ -604,6 +605,25 @@ def test_the_past_that_is_still_to_come_is_that_of_the_same_signals_after_a_relo
     assert points.tolist() == [0, 2]
     assert readings.values.tolist() == [[2.0, 0.0]]
     assert line.session.belated() is None
+
+
+@pytest.mark.parametrize("ahead_s", [0, 120, -120, -3000])
+def test_a_gap_is_filled_by_the_servers_clock_when_ours_is_another(ahead_s: int) -> None:
+    async def run() -> None:
+        async with foreign.server(publishing_min_ms=20, history=300, history_period_ms=1000) as plant:
+            clock = SkippingClock()
+            clock._wall_base_us += ahead_s * SECOND_US
+            async with talk(plant, ours("History.Level"), clock=clock, mode="poll") as line:
+                line.session.memory.heard_us = clock.wall_us() - 60 * SECOND_US
+                now_us = clock.monotonic_us()
+                readings = await line.read()
+                assert line.shown[0].good[-1] == 299
+                assert min(line.shown[0].good) in range(236, 246)
+                assert 50 <= line.counted("back_filled") <= 64
+                assert readings.t is not None
+                assert 50 * SECOND_US < now_us - readings.t[0] < 65 * SECOND_US
+
+    asyncio.run(run())
 
 
 def test_a_past_whose_stamps_nobody_shares_is_handed_on_in_pieces_that_fit_into_memory() -> None:
