@@ -85,8 +85,9 @@ OF_OURS = {
     "accept it there (`edge-agent trust --export-own FILE` gives it)",
     "BadCertificateTimeInvalid": "by the server's clock this agent's certificate is not valid; compare the clocks of both",
     "BadCertificateUriInvalid": "the server finds another ApplicationUri in this agent's certificate than it expects",
-    "BadIdentityTokenRejected": "the server does not take this kind of user",
-    "BadIdentityTokenInvalid": "the server does not take this kind of user",
+    "BadIdentityTokenRejected": "the server does not take this user, or not this kind; check user and password",
+    "BadIdentityTokenInvalid": "the server does not take this user, or not this kind; check user and password (one that "
+    "is empty, or not given, may be the reason)",
     "BadUserAccessDenied": "the server does not take this user; check user and password",
 }
 """What a server's refusal of our session means, and who can mend it."""
