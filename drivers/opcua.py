@@ -591,6 +591,10 @@ class OpcUaSession:
                 self._unknown(point, f"{settings.address} {fault}")
                 return structure.with_value(client, item, None)
         raw = _value(item)
+        if settings.index is not None and raw is not None and not isinstance(raw, list):
+            # Some servers leave the index aside where there is nothing to choose from (Part 4, 7.27: the answer is an array).
+            self._unknown(point, f"{settings.address} is no array: take its index away, or correct its address")
+            return structure.with_value(client, item, None)
         while isinstance(raw, list) and len(raw) == 1:
             (raw,) = raw
         return item if isinstance(raw, list) else structure.with_value(client, item, raw)
