@@ -88,8 +88,10 @@ TOO_LONG = frozenset({"BadTooManyOperations", "BadResponseTooLarge", "BadEncodin
 """Answers to a request of too many nodes: half of them are asked next."""
 REQUEST_TOO_LARGE = 0x80B8_0000
 NO_NODE = frozenset({"BadNodeIdUnknown", "BadNodeIdInvalid", "BadNotFound", "BadParentNodeIdInvalid"})
+NO_NAME = frozenset({"BadAttributeIdInvalid", "BadNotReadable", "BadUserAccessDenied", "BadNotSupported"})
+"""Answers of a server that never tells a BrowseName; any other may pass, and until then nobody knows which variable it is."""
 NO_NODE_CODES = np.array([code for code, each in status.STATUSES.items() if each.name in NO_NODE], np.uint32)
-NO_MORE_ITEMS = frozenset({"BadTooManyMonitoredItems", "BadOutOfMemory", "BadResourceUnavailable"})
+NO_MORE_ITEMS = ("BadTooManyMonitoredItems", "BadOutOfMemory", "BadResourceUnavailable")
 
 
 @dataclass(slots=True)
@@ -167,6 +169,9 @@ class OpcUaSession:
     _point_of: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     """Of each client handle the point, -1 when it is not wanted any more."""
     _to_delete: list[int] = field(default_factory=list)
+    _put_off: set[int] = field(default_factory=set)
+    """Points whose items were refused, until the others have had their turn; and why."""
+    _refusals: set[str] = field(default_factory=set)
     _told_odd: set[str] = field(default_factory=set)
     _look_us: int = 0
     _look_pause_us: int = LOOK_AGAIN_US
@@ -230,11 +235,28 @@ class OpcUaSession:
         known = self._point_of >= 0
         self._point_of[known] = places[self._point_of[known]]
         self._requests.clear()
-        self._gap = None  # its points are no longer these
-        self._late.clear()
+        self._keep_past(places)
+        self._put_off.clear()
         self._look_us = self._subscribe_us = 0
         if self.client is not None:
             self._name_nodes(self.client)
+
+    def _keep_past(self, places: Ints) -> None:
+        """What is still to come of the past of points that stay. places: of each point before its new one, -1: none."""
+        stay, first = np.flatnonzero(places >= 0), np.full(len(self.points), pts.EVER_US)
+        if len(self._first_ts) == len(places):
+            first[places[stay]] = self._first_ts[stay]
+        self._first_ts, self._gap_points = first, places[self._gap_points]
+        late, self._late = self._late, []
+        for points, readings in late:
+            self._note_late(places[points], readings)
+
+    def _note_late(self, points: Ints, readings: Readings) -> None:
+        """Keep what is to be handed on of the past of these points, but those that nobody wants any more (-1)."""
+        wanted = np.flatnonzero(points >= 0)
+        wanted = wanted[np.argsort(points[wanted])]
+        if (kept := _columns(readings, wanted)) is not None:
+            self._late.append((points[wanted], kept))
 
     def explain(self, point: int) -> str:
         """See contract.Session.explain."""
@@ -259,7 +281,7 @@ class OpcUaSession:
 
     def recall(self, notes: bytes) -> None:
         """See contract.Remembers."""
-        with suppress(ValueError, TypeError, KeyError, AttributeError, zlib.error):
+        with suppress(ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, zlib.error):
             plain = json.loads(zlib.decompress(notes))
             self.memory = _Memory(
                 {str(address): (str(browse), str(kind)) for address, (browse, kind) in plain["nodes"].items()},
@@ -337,7 +359,7 @@ class OpcUaSession:
     def _poll_meanwhile(self, client: Client, over: Subscription) -> None:
         """The subscription is over and the session stands: everything is polled until there is another one."""
         log.warning("%s: polled, since the subscription is over: %s", self.name, over.over)
-        self.telling.dropped += len(over.waiting())
+        self.telling.dropped += over.unread
         self.subscription, self._over = None, over
         self._tell_nothing()
         self._subscribe_later()
@@ -456,8 +478,15 @@ class OpcUaSession:
             if code & status.BAD and status.name(code) in NO_NODE:
                 self._unknown(point, f"{status.name(code)}: the server has no such variable (yet)")
                 continue
+            called = getattr(_value(browse), "Name", None)
+            if code & status.BAD and status.name(code) not in NO_NAME:
+                self._unknown(point, f"{status.name(code)}: the server does not tell the variable's name (yet)")
+                continue
             if not code & status.BAD:
-                is_called, is_of = str(_value(browse).Name), self._kind(client, _value(kind))
+                if called is None:
+                    self._unknown(point, "the server does not tell the variable's name (yet)")
+                    continue
+                is_called, is_of = str(called), self._kind(client, _value(kind))
                 if words := self._other(point, is_called, is_of):
                     self._unknown(point, words)
                     continue
@@ -491,7 +520,7 @@ class OpcUaSession:
 
     def _kind(self, client: Client, node: Any) -> str:
         """A data type in words: `Double`, or its NodeId with the namespace's URI."""
-        if node is None:
+        if not isinstance(node, client.ua.NodeId):
             return ""
         if node.NamespaceIndex == 0 and isinstance(node.Identifier, int):
             return str(client.ua.ObjectIdNames.get(node.Identifier, f"i={node.Identifier}"))
@@ -533,11 +562,19 @@ class OpcUaSession:
             else:
                 await self._take_by_hand(client, piece, raw)
         except Refused as refused:
-            if refused.name not in TOO_LONG or len(piece) == 1:
+            if refused.name not in TOO_LONG:
                 raise
-            self._server().nodes_max = max(1, len(piece) // 2)
-            return False
+            if len(piece) > 1:
+                self._server().nodes_max = max(1, len(piece) // 2)
+                return False
+            self._take(piece, self._too_long(refused.code))  # the others must not suffer
         return True
+
+    def _too_long(self, code: int) -> decode.Column:
+        """A variable whose value alone is more than the server can send."""
+        codes, ts = np.array([code], np.uint32), np.array([self.clock.wall_us()], np.int64)
+        bad = np.array([status.quality(code)], np.uint8)
+        return decode.Column(None, np.full(1, np.nan), bad, ts, codes, np.zeros(1, np.uint8))
 
     def _request(self, client: Client, piece: Ints) -> _Request:
         key = piece.tobytes()
@@ -601,7 +638,7 @@ class OpcUaSession:
 
     def _take(self, at: Ints, column: decode.Column | Told) -> None:
         """Note readings, and tell once of values that are no numbers."""
-        self.points.note(at, column, self.clock.monotonic_us())
+        self.points.note(at, column, column.t_us if isinstance(column, Told) else self.clock.monotonic_us())
         gone = np.isin(column.status & status.NAME_MASK, NO_NODE_CODES)
         if gone.any():
             self._forget(at[gone])
@@ -642,10 +679,15 @@ class OpcUaSession:
         self._note_first()
         for each in before:
             self._leave_out(each, due)
-        read = self.points.last(due[asked])
+        at = due[asked]
+        read, read_us = self.points.last(at), self.points.news_us[at]
         blocks = [*before, *self._drained(due)]
-        # What was told had come before the answer: it must not stand after it.
-        self.points.note(due[asked], read, now)
+        # What was told before its answer came must not stand after it; what was told while others were asked, must.
+        newer = at[self.points.news_us[at] > read_us]
+        news = self.points.last(newer)
+        self.points.note(at, read, now)
+        self.points.note(newer, news, now)
+        asked = asked & ~np.isin(due, newer)
         last = self._now(due, asked, wall)
         if not blocks:
             readings = last
@@ -658,14 +700,21 @@ class OpcUaSession:
         self.counts.values += int(np.count_nonzero(fresh != Quality.HOLD))
         self.counts.bad_values += int(np.count_nonzero(fresh >= Quality.TIMEOUT))
         self._read_us = now
-        self.memory.heard_us, self.memory.fills = wall, 0
+        self.memory.heard_us, self.memory.fills = self._heard_until(now, wall), 0
         return readings
+
+    def _heard_until(self, now: int, wall: int) -> int:
+        """UTC µs, until when everything was heard: what a server had to tell after it fell silent was not."""
+        telling = self.subscription
+        if telling is None or not self.points.told.any():
+            return wall
+        return wall - (now - max(telling.confirmed_us, telling.begun_us))
 
     def _drained(self, due: Ints) -> list[Readings]:
         if self.subscription is None:
             return []
         told = []
-        for each in self.subscription.drain():
+        for each in self.subscription.drain(np.unique(self.points.every[due]).tolist()):
             points = self._points_of(each.handle)
             wanted = points >= 0
             ours = (each if wanted.all() else each.only(wanted))._replace(handle=points[wanted])
@@ -675,7 +724,10 @@ class OpcUaSession:
             told.append(ours)
         blocks, others = pts.rows_of(told, due, len(self.points), self._read_us)
         for each in others:
-            self.subscription.put_back(each._replace(handle=self._handles(each.handle)))
+            periods = self.points.every[each.handle]
+            for period in np.unique(periods).tolist():
+                its = each.only(periods == period)
+                self.subscription.put_back(its._replace(handle=self._handles(its.handle)), period)
         return blocks
 
     def _without_repeats(self, told: Told) -> Told:
@@ -683,7 +735,12 @@ class OpcUaSession:
         points = self.points
         same = (points.ts[told.handle] == told.ts) & (points.status[told.handle] == told.status)
         same &= (points.values[told.handle] == told.values) & (points.quality[told.handle] == told.quality)
-        return told.only(~same) if same.any() else told
+        if not same.any():
+            return told
+        # Only before any news of its point: 0, 1, 0 within one stamp of a coarse clock ends at 0.
+        news, first = np.flatnonzero(~same), np.full(len(points), len(same))
+        np.minimum.at(first, told.handle[news], news)
+        return told.only(~(same & (np.arange(len(same)) < first[told.handle])))
 
     def _points_of(self, handles: Ints) -> Ints:
         """Their points, -1 for those that nobody wants any more."""
@@ -709,6 +766,7 @@ class OpcUaSession:
         telling = self.subscription
         if telling is not None and telling.confirmed_us > self._read_us and not telling.resync:
             sure = points.told[due] & (points.quality[due] != Quality.HOLD)
+            sure &= points.suspect_us[due] == pts.NEVER_US  # a look has shown another value
             quality[sure] = Quality.CONFIRMED
         fresh = due[asked]
         values[asked], quality[asked], ts[asked] = points.values[fresh], points.quality[fresh], points.ts[fresh]
@@ -719,7 +777,7 @@ class OpcUaSession:
 
     def _next_work(self, now: int) -> Any:
         """What is to be done next that no reading waits for; None: nothing yet."""
-        if self._gap is not None and self._gap.open and not self._gap.waits:
+        if self._gap is not None and self._gap.open and not (self._gap.waits and now < self._gap.patience_us):
             return self._go_on_filling
         if self.settings.mode != "subscribe" or not self.points.known.any():
             return None
@@ -742,11 +800,18 @@ class OpcUaSession:
         points = self.points
         numeric = points.known & ~points.told & ~points.by_hand & (points.quality != Quality.REFUSED)
         numeric &= points.quality != Quality.HOLD
-        if self.subscription is not None and self.subscription.slower:
-            # A signal with no news for three of its periods, or 10 s, would be stale: it is asked instead.
-            patience = np.maximum(3 * points.every, PATIENCE_US)
-            numeric &= patience >= 2 * max(self.subscription.publishing_us, self.subscription.keep_alive_us)
+        telling = self.subscription
+        # A signal with no news for three of its periods, or 10 s, would be stale: it is asked instead.
+        patience = np.maximum(3 * points.every, PATIENCE_US)
+        if telling is not None and telling.slower:
+            numeric &= patience >= 2 * max(telling.publishing_us, telling.keep_alive_us)
+        elif telling is not None and self.settings.publishing is None:  # as when a faster signal came later
+            numeric &= patience >= 2 * telling.publishing_us
         return np.flatnonzero(numeric)
+
+    def _untold_yet(self) -> Ints:
+        untold = self._untold()
+        return untold[~np.isin(untold, list(self._put_off))]
 
     async def _subscribe(self) -> None:
         """Have the server tell some more of the points; those that it refuses stay polled and are tried again later."""
@@ -755,13 +820,20 @@ class OpcUaSession:
         try:
             if self.subscription is None:
                 self.subscription = await self._new_subscription(client)
-            wanted = self._untold()[: self._server().items_max]
+            wanted = self._untold_yet()[: self._server().items_max]
             refused = await self._create_items(client, self.subscription, wanted.tolist())
+            self._put_off.update(wanted[~self.points.told[wanted]].tolist())
+            full = any(words.startswith(NO_MORE_ITEMS) for words in refused)
+            if not full and self._untold_yet().size:  # who is refused must not stand before the others
+                self._refusals |= refused
+                return
         except Refused as fault:
             if fault.name in TOO_LONG and self._server().items_max > 1:
                 self._server().items_max = max(1, self._server().items_max // 2)
                 return
             refused = {f"{fault.name}: {status.advice(fault.code)}"}
+        refused, self._refusals = refused | self._refusals, set()
+        self._put_off.clear()
         if refused:
             self._subscribe_later()
             self._tell_once(f"polled, since the server will not tell by itself: {'; '.join(sorted(refused))}")
@@ -801,10 +873,16 @@ class OpcUaSession:
         # What is told while the answer is on its way must find its point.
         self._point_of = np.append(self._point_of, np.array(wanted, np.int64))
         request = client.prefix(ua.CreateMonitoredItemsRequest), encode.create_items(subscription.number, items)
-        raw = await client.ask_raw(*request, ua.CreateMonitoredItemsResponse, "no answer to a request to monitor")
+        try:
+            raw = await client.ask_raw(*request, ua.CreateMonitoredItemsResponse, "no answer to a request to monitor")
+        except Refused:
+            self._point_of = self._point_of[:first]
+            raise
         codes, items_made, sampling_ms = _created(client, raw, len(wanted))
         made, at = codes < status.BAD, np.array(wanted, np.int64)
-        slow = made & (sampling_ms * 1000 > SLOW * np.array([self._sampling_us(point) for point in wanted]))
+        # Asked, it would be looked at with each beat: a server that looks as often does no worse. NaN is slow.
+        wished = SLOW * np.array([self._sampling_us(point) for point in wanted], np.int64)
+        slow = made & ~(sampling_ms * 1000 <= np.maximum(wished, self.points.every[at]))
         if slow.any():  # asked, such a variable is never older than its period
             most = f"it would look only every {sampling_ms[slow].max() / 1000:g} s"
             refused.add(f"{most} ({self._called(at[slow])})")
@@ -865,12 +943,13 @@ class OpcUaSession:
         try:
             raw = await client.ask_raw(*request.encoded, client.ua.ReadResponse, "no answer to a look")
         except Refused as refused:
-            if refused.name not in TOO_LONG or len(piece) == 1:
+            if refused.name not in TOO_LONG:
                 raise
-            self._server().nodes_max = max(1, len(piece) // 2)
-            return
-        column = self._column(client, raw, len(piece), request.layout)
-        self._compare(piece, column, held)
+            if len(piece) > 1:
+                self._server().nodes_max = max(1, len(piece) // 2)
+                return
+        else:
+            self._compare(piece, self._column(client, raw, len(piece), request.layout), held)
         self._look_after_from = first + len(piece)
         if self._look_after_from >= len(told):
             self._look_after_from = 0
@@ -978,7 +1057,7 @@ class OpcUaSession:
         if gap is not None and not gap.open:
             self._gap = None
             if (readings := self._from_history(gap)) is not None:
-                self._late.append((self._gap_points, readings))
+                self._note_late(self._gap_points, readings)
         for place, (points, readings) in enumerate(self._late):
             if not (self._first_ts[points] == pts.EVER_US).any():
                 del self._late[place]
@@ -1004,7 +1083,7 @@ def _merge(blocks: list[Readings], last: Readings, now: int, read: Bools) -> Non
     tail.ts[-1, fresh] = last.ts[fresh]
 
 
-def _columns(readings: Readings, chosen: Bools) -> Readings | None:
+def _columns(readings: Readings, chosen: Bools | Ints) -> Readings | None:
     """Some columns, and the rows in which they say something; None: none do."""
     assert readings.t is not None
     values, quality, ts = readings.values[:, chosen], readings.quality[:, chosen], readings.ts[:, chosen]

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 WAIT_S = 5.0
 """The most that the first live value waits: contract §6, HistoryRead."""
+ANSWER_US = 60 * SECOND_US
+"""After this an answer is given up, so that what came before it is handed on."""
 NODES_AT_ONCE, VALUES_AT_ONCE = 20, 1000
 """Variables in one HistoryRead, and values of each in one answer; decoded one by one, 15 µs each."""
 VALUES_MAX = 1_000_000
@@ -47,6 +49,8 @@ class Gap:
     answer: "asyncio.Future[Any] | None" = None
     found: list[tuple[int, decode.Column]] = field(default_factory=list)
     values: int = 0
+    patience_us: int = 0
+    """Monotonic, when an answer that has not come yet is given up."""
 
     @property
     def open(self) -> bool:
@@ -77,8 +81,13 @@ def go_on(client: Client, gap: Gap) -> None:
                 gap.left.clear()
                 return
             _take(client, gap, bytes(answer.result()))
+        elif gap.answer is not None and client.clock.monotonic_us() >= gap.patience_us:
+            gap.answer.cancel()
+            gap.answer = None
+            raise TimeoutError(f"no answer within {ANSWER_US / SECOND_US:g} s")
         if gap.answer is None and gap.left:
             gap.answer = client.leave(_request(client.ua, gap))
+            gap.patience_us = client.clock.monotonic_us() + ANSWER_US
     except Exception as error:  # noqa: BLE001 - the library's own, see opcua_client, rule 3
         gap.left.clear()
         log.warning("%s: the history is left aside: %s", client.url, str(error) or type(error).__name__)

@@ -23,8 +23,10 @@ DATA_TYPE, DATA_TYPE_DEFINITION = 14, 23
 FORMS = {1: "<?", 2: "<b", 3: "<B", 4: "<h", 5: "<H", 6: "<i", 7: "<I", 8: "<q", 9: "<Q", 10: "<f", 11: "<d"}
 WIDTHS = {13: 8, 14: 16, 19: 4}
 TEXTS = (12, 15, 16)
-OPTIONAL_FIELDS = 1
-"""StructureType: a structure with optional fields begins with a mask of those that are there."""
+PLAIN, OPTIONAL_FIELDS = 0, 1
+"""StructureType: a structure with optional fields begins with a mask of those that are there. Above: Part 3, 8.48."""
+ONE_OR_MANY = (-1, 0, 1)
+"""ValueRank of a member: one, or an array. Some servers leave it 0 where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +102,21 @@ class Shapes:
     async def _asked(self, client: Client, kind: Any, depth: int) -> "Shape | int":
         (definition,) = await _attributes(client, [kind], DATA_TYPE_DEFINITION)
         if hasattr(definition, "StructureType"):
+            if int(definition.StructureType) not in (PLAIN, OPTIONAL_FIELDS):
+                raise Unreadable("is a union, or holds subtypes: its numbers are not at fixed places")
             members = []
-            for each in definition.Fields[:FIELDS_MAX]:
+            for each in (definition.Fields or ())[:FIELDS_MAX]:
+                if each.ValueRank not in ONE_OR_MANY:
+                    raise Unreadable(f"has a member {each.Name} of several dimensions")
                 its = await self._shape(client, each.DataType, depth + 1)
                 members.append(Member(str(each.Name), its, each.ValueRank >= 1, bool(each.IsOptional)))
             return Shape(tuple(members), int(definition.StructureType) == OPTIONAL_FIELDS)
-        if definition is not None:  # the names of an enumeration
-            return 6
-        return await self._shape(client, await _parent(client, kind), depth + 1)
+        try:
+            return await self._shape(client, await _parent(client, kind), depth + 1)
+        except Unreadable:
+            if definition is None:
+                raise
+            return 6  # the names of an enumeration; those of a set of options are as wide as its parent
 
 
 def member_of(body: bytes, shape: "Shape | int", path: Sequence[str]) -> Any:
@@ -115,9 +124,12 @@ def member_of(body: bytes, shape: "Shape | int", path: Sequence[str]) -> Any:
     if isinstance(shape, int):
         raise Unreadable("is no structure")
     try:
-        return _walked(body, 0, shape, path)[0]
+        value, ends = _walked(body, 0, shape, path)[0], _walked(body, 0, shape, ())[1]
     except struct.error:
         raise Unreadable("ends too early") from None
+    if ends != len(body):  # another type's, or a type that changed: its numbers lie elsewhere
+        raise Unreadable(f"has {len(body)} bytes and its data type {ends}: it is built otherwise than the server says")
+    return value
 
 
 def _walked(body: bytes, at: int, shape: Shape, path: Sequence[str]) -> tuple[Any, int]:

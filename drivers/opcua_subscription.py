@@ -7,6 +7,7 @@ that says nothing, not even that it has nothing to say, is silent after three ke
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,9 +30,13 @@ LIFETIME_US = 60 * SECOND_US
 """After so long without a request of ours the server drops the subscription; OPC UA Part 4, 5.14.1.1."""
 REQUESTS = 3
 """PublishRequests at the server: one may be answered while the next is on its way."""
+INTERVAL_MAX_US = 2**53
+"""What a server revises to beyond this means never."""
 VALUES_MAX = 1_000_000
 """Values that wait to be read; the oldest go first, counted, when nobody reads."""
 SEQUENCE_MAX = 0xFFFF_FFFF
+LATE_MAX = 1000
+"""Messages that one may come behind another; one that lies further back begins a new numbering."""
 OVER = frozenset(
     {
         "BadNoSubscription",
@@ -91,8 +96,9 @@ class TellingCounters:
 class Subscription:
     """A subscription that lives; made by `subscribed`.
 
-    publishing_us, keep_alive_us: as the server revised them. confirmed_us: monotonic, up to when everything is known that
-    the server had to tell. lost: why it tells no more, '' while it does. over: the same, while the session stands.
+    publishing_us, keep_alive_us: as the server revised them. begun_us: monotonic, when it was made. confirmed_us: up to
+    when everything is known that the server had to tell. lost: why it tells no more, '' while it does. over: the same, while
+    the session stands.
     """
 
     client: Client
@@ -104,6 +110,7 @@ class Subscription:
     heard_us: int
     slower: bool = False
     """The server tells more seldom than it was asked to."""
+    begun_us: int = 0
     confirmed_us: int = 0
     lost: str = ""
     over: str = ""
@@ -115,6 +122,8 @@ class Subscription:
     _acknowledge: list[int] = field(default_factory=list)
     _told: deque[list[Told]] = field(default_factory=deque)
     """Of each moment of the server's its answers; they are put together when they are read."""
+    _kept: dict[int, deque[Told]] = field(default_factory=dict)
+    """What was put back, by how often those whose it is are read (µs): an hour of it must not be walked each second."""
     _values: int = 0
 
     def check(self) -> None:
@@ -131,27 +140,34 @@ class Subscription:
 
     @property
     def silent_after_us(self) -> int:
-        return KEEP_ALIVES_MISSED * self.keep_alive_us
+        return KEEP_ALIVES_MISSED * max(self.keep_alive_us, KEEP_ALIVE_US)
 
     @property
     def answered(self) -> bool:
         """Whether no request of it is left at the server, which another subscription's words might take."""
         return self._waiting == 0
 
-    def drain(self) -> list[Told]:
-        """What came since the last call, in its order."""
-        told = [_together(parts) for parts in self._told]
+    def drain(self, periods: Sequence[int] = ()) -> list[Told]:
+        """What came since the last call, and what was put back for these periods, in its order."""
+        told = [each for period in periods for each in self._kept.pop(period, ())]
+        told += [_together(parts) for parts in self._told]
+        told.sort(key=lambda each: each.t_us)
         self._told.clear()
-        self._values = 0
+        self._values -= sum(len(each.handle) for each in told)
         return told
 
     def waiting(self) -> Ints:
         """The handles of what came and was not drained yet."""
         return np.concatenate([np.zeros(0, np.int64), *(part.handle for parts in self._told for part in parts)])
 
-    def put_back(self, told: Told) -> None:
-        """What was noted and nobody wanted yet, for the next call."""
-        self._told.append([told._replace(noted=True)])
+    @property
+    def unread(self) -> int:
+        """How many values wait to be read."""
+        return self._values
+
+    def put_back(self, told: Told, period: int) -> None:
+        """What was noted and nobody wanted yet, for the call that asks for this period."""
+        self._kept.setdefault(period, deque()).append(told._replace(noted=True))
         self._values += len(told.handle)
 
     def ask(self) -> None:
@@ -185,8 +201,8 @@ class Subscription:
         match refused.name:
             case "BadTooManyPublishRequests" if self.requests > 1:
                 self.requests -= 1
-            case "BadTimeout":  # the request grew old at the server; the next one follows
-                self.heard_us = self.client.clock.monotonic_us()
+            case "BadTimeout":  # the request grew old at the server; the next one follows. It is no sign of life
+                pass
             case name if name in OVER:
                 self.over = self.over or name
             case name:
@@ -227,21 +243,35 @@ class Subscription:
         if published.keep_alive:
             self.counts.keep_alives += 1
             return
-        self._expected = sequence % SEQUENCE_MAX + 1
         self.counts.overflows += published.overflows
+        if missed >= SEQUENCE_MAX // 2:  # late, or once more, or numbered anew: it may be older than what is held
+            self.resync = True
+            if SEQUENCE_MAX - missed <= LATE_MAX:
+                return
+        self._expected = sequence % SEQUENCE_MAX + 1
 
     def _keep(self, told: Told) -> None:
         self.counts.notifications += len(told.handle)
         self._values += len(told.handle)
-        if self._more and self._told and not self._told[-1][-1].noted:
+        if self._more and self._told:
             self._told[-1].append(told)
         else:
             self._told.append([told])
-        while self._values > VALUES_MAX and len(self._told) > 1:
-            oldest = sum(len(part.handle) for part in self._told.popleft())
+        while self._values > VALUES_MAX and (parts := self._oldest()):
+            oldest = sum(len(part.handle) for part in parts)
             self._values -= oldest
             self.counts.dropped += oldest
             self.resync = True
+
+    def _oldest(self) -> list[Told]:
+        """Taken out; [] when there is only what has just come."""
+        if self._kept:
+            period = min(self._kept, key=lambda each: self._kept[each][0].t_us)
+            oldest = self._kept[period].popleft()
+            if not self._kept[period]:
+                del self._kept[period]
+            return [oldest]
+        return self._told.popleft() if len(self._told) > 1 else []
 
 
 def _joined(now: int, columns: Sequence[decode.Column]) -> Told:
@@ -276,17 +306,26 @@ async def subscribed(client: Client, counts: TellingCounters, publishing_us: int
     wanted.MaxNotificationsPerPublish = 0
     wanted.PublishingEnabled = True
     revised = (await client.ask(request, "no subscription")).Parameters
-    revised_us = max(1000, round(revised.RevisedPublishingInterval * 1000))
+    revised_us = _sane_us(revised.RevisedPublishingInterval, publishing_us)
+    keep_alive_us = min(revised_us * max(1, int(revised.RevisedMaxKeepAliveCount)), INTERVAL_MAX_US)
     now = client.clock.monotonic_us()
     subscription = Subscription(
         client,
         counts,
         int(revised.SubscriptionId),
         revised_us,
-        revised_us * max(1, int(revised.RevisedMaxKeepAliveCount)),
+        keep_alive_us,
         requests,
         now,
-        slower=revised_us > publishing_us,
+        slower=revised_us > publishing_us or keep_alive_us > 2 * keep_alive * publishing_us,
+        begun_us=now,
     )
     subscription.ask()
     return subscription
+
+
+def _sane_us(interval_ms: float, asked_us: int) -> int:
+    """A revised interval; NaN says nothing, so that what was asked stands."""
+    if math.isnan(interval_ms):
+        return asked_us
+    return round(min(max(interval_ms * 1000, 1000.0), float(INTERVAL_MAX_US)))

@@ -523,6 +523,8 @@ class Poller:
 
     def _take_belated(self) -> None:
         """What a session found of the past: handed on beside the judge, in its own time."""
+        if self._asked is not self.line:  # what a session says of its points is no word about those that come next
+            return
         if self._belated is None or (found := self._belated.belated()) is None:
             return
         due, readings = found

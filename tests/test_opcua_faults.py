@@ -20,8 +20,8 @@ from tests import foreign
 from tests.opcua_line import FRESH, KEEP_ALIVES_S, ours, shared, talk, watched
 
 ROOT = Path(__file__).resolve().parent.parent
-RESTARTS = int(os.environ.get("RESTARTS", "5"))
-SEED = int(os.environ.get("SEED", "1"))
+RESTARTS = int(os.environ.get("RESTARTS") or 5)
+SEED = int(os.environ.get("SEED") or 1)
 
 
 @pytest.fixture(scope="module")

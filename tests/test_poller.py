@@ -1160,3 +1160,41 @@ def test_what_comes_too_late_to_be_judged_goes_beside_the_frames_in_its_own_time
     assert np.diff(frame.t).tolist() == [30 * SECOND]
     assert frame.t[0] < start
     assert all(len(each.t) == 1 for each in frames)
+
+
+def test_the_past_that_comes_while_other_signals_are_put_in_is_never_shown_as_theirs() -> None:
+    class Historian(Device):
+        brought = False
+        poller: Poller | None = None
+
+        async def idle(self, until_us: int) -> int:
+            if not self.used:
+                await asyncio.sleep(0.1)
+                assert self.poller is not None
+                self.poller.use(line(self, after))
+            return until_us
+
+        def belated(self) -> tuple[Ints, Readings] | None:
+            if self.brought:
+                return None
+            self.brought = True
+            names = self.used[-1] if self.used else [signal.point.name for signal in before]
+            due = np.array([names.index("m.s1")], dtype=np.int64)
+            return due, rows_of(self, due, 60, 30)
+
+    before, after = points(1, 1), points(1, 1)[::-1]
+
+    async def story() -> list[Frame]:
+        clock, past, device = VirtualClock(), list[Frame](), Historian()
+        time = AgentTime(clock, clock.monotonic_us())
+        running = Poller(line(device, before), clock, time, lambda _: None, lambda *_: None, belated=past.extend)
+        device.poller = running
+        task = asyncio.create_task(running.run())
+        await asyncio.sleep(3.5)
+        task.cancel()
+        await asyncio.wait([task])
+        return past
+
+    (frame,) = virtual.run(story())
+    assert (frame.quality[:, 0] == HOLD).all()
+    assert frame.quality[1, 1] == GOOD
