@@ -560,6 +560,11 @@ def _status_name(error: BaseException) -> str:
     return status.name(code) if isinstance(code, int) else ""
 
 
+def in_words(error: BaseException) -> str:
+    """What an error of the library or of the system says to people."""
+    return _words(error, _status_name(error))
+
+
 def _words(error: BaseException, name: str) -> str:
     if isinstance(error, OSError):
         return _system_words(error)
