@@ -38,7 +38,7 @@ def add_trust(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
         "trust",
         help="certificates: which are trusted, which were refused and why; accept or remove one",
         description="List the certificates of servers, or trust those that are named: by the name in the list, or by the "
-        "first digits of the thumbprint. Compare the thumbprint with what the server shows before you do. It is in force "
+        "first six digits (or more) of the thumbprint. Compare the thumbprint with what the server shows before you do. It is in force "
         "from the next connection on. Exit status 1 when there is none of this name.",
         epilog="Example: edge-agent trust press-3f2a91aabbcc",
     )
