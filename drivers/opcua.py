@@ -476,7 +476,7 @@ class OpcUaSession:
             browse, kind = names[2 * place], names[2 * place + 1]
             code = browse.StatusCode.value if browse.StatusCode is not None else 0
             if code & status.BAD and status.name(code) in NO_NODE:
-                self._unknown(point, f"{status.name(code)}: the server has no such variable (yet)")
+                self._unknown(point, f"{status.name(code)}: {self._nowhere(point)}")
                 continue
             called = getattr(_value(browse), "Name", None)
             if code & status.BAD and status.name(code) not in NO_NAME:
@@ -495,6 +495,12 @@ class OpcUaSession:
             self.points.words.pop(point, None)
             if self.points.quality[point] == Quality.REFUSED:
                 self.points.quality[point] = Quality.HOLD
+
+    def _nowhere(self, point: int) -> str:
+        name, count = self.points.names[point], len(self._server().uris)
+        if self._uri(name) is None and name.index >= count:
+            return f"the server has no namespace {name.index}, only 0 … {count - 1}; write nsu=URI, which does not move"
+        return "the server has no such variable (yet); it is looked for again, and `browse` shows what there is"
 
     def _other(self, point: int, is_called: str, is_of: str) -> str:
         """In words, when the node is another variable than the one that was meant; else it is learned."""
