@@ -57,6 +57,8 @@ CLOSE_LIMIT_S = 5.0
 READ_LIMIT_S = 30.0
 """The most that one read may take beyond its period; drivers bound their own requests far below."""
 PAUSE_MIN_S, PAUSE_MAX_S = 1.0, 60.0
+QUICK_TRIES = 4
+"""A device that restarts is back within seconds, and its signals should be."""
 FAULT_PAUSE_S = 60.0
 """After a bug in a driver: long, since trying again will not mend it."""
 APART_US = SECOND_US
@@ -433,8 +435,8 @@ class Poller:
         return FAULT_PAUSE_S
 
     def _pause_s(self, failures: int) -> float:
-        """Grows from the first failure on, with jitter so that many lines do not knock at once."""
-        pause_s: float = min(PAUSE_MAX_S, PAUSE_MIN_S * 2 ** min(failures, 10))
+        """Grows after some quick tries, with jitter so that many lines do not knock at once."""
+        pause_s: float = min(PAUSE_MAX_S, PAUSE_MIN_S * 2 ** min(max(0, failures - QUICK_TRIES), 10))
         return pause_s * self._rng.uniform(0.5, 1.0)
 
     def _lost(self, error: Exception) -> None:
