@@ -485,7 +485,7 @@ class OpcUaSession:
             browse, kind = names[2 * place], names[2 * place + 1]
             code = browse.StatusCode.value if browse.StatusCode is not None else 0
             if code & status.BAD and status.name(code) in NO_NODE:
-                self._unknown(point, f"{status.name(code)}: the server has no such variable (yet)")
+                self._unknown(point, f"{status.name(code)}: {self._nowhere(point)}")
                 continue
             called = getattr(_value(browse), "Name", None)
             if code & status.BAD and status.name(code) not in NO_NAME:
@@ -504,6 +504,12 @@ class OpcUaSession:
             self.points.words.pop(point, None)
             if self.points.quality[point] == Quality.REFUSED:
                 self.points.quality[point] = Quality.HOLD
+
+    def _nowhere(self, point: int) -> str:
+        name, count = self.points.names[point], len(self._server().uris)
+        if self._uri(name) is None and name.index >= count:
+            return f"the server has no namespace {name.index}, only 0 … {count - 1}; write nsu=URI, which does not move"
+        return "the server has no such variable (yet); it is looked for again, and `browse` shows what there is"
 
     def _other(self, point: int, is_called: str, is_of: str) -> str:
         """In words, when the node is another variable than the one that was meant; else it is learned."""
@@ -638,6 +644,10 @@ class OpcUaSession:
                 self._unknown(point, f"{settings.address} {fault}")
                 return structure.with_value(client, item, None)
         raw = _value(item)
+        if settings.index is not None and raw is not None and not isinstance(raw, list):
+            # Some servers leave the index aside where there is nothing to choose from (Part 4, 7.27: the answer is an array).
+            self._unknown(point, f"{settings.address} is no array: take its index away, or correct its address")
+            return structure.with_value(client, item, None)
         while isinstance(raw, list) and len(raw) == 1:
             (raw,) = raw
         return item if isinstance(raw, list) else structure.with_value(client, item, raw)

@@ -88,8 +88,9 @@ OF_OURS = {
     "accept it there (`edge-agent trust --export-own FILE` gives it)",
     "BadCertificateTimeInvalid": "by the server's clock this agent's certificate is not valid; compare the clocks of both",
     "BadCertificateUriInvalid": "the server finds another ApplicationUri in this agent's certificate than it expects",
-    "BadIdentityTokenRejected": "the server does not take this kind of user",
-    "BadIdentityTokenInvalid": "the server does not take this kind of user",
+    "BadIdentityTokenRejected": "the server does not take this user, or not this kind; check user and password",
+    "BadIdentityTokenInvalid": "the server does not take this user, or not this kind; check user and password (one that "
+    "is empty, or not given, may be the reason)",
     "BadUserAccessDenied": "the server does not take this user; check user and password",
 }
 """What a server's refusal of our session means, and who can mend it."""
@@ -564,6 +565,11 @@ def _status_name(error: BaseException) -> str:
     """The name of the status code that a library's error carries, or ''."""
     code = getattr(error, "code", None)
     return status.name(code) if isinstance(code, int) else ""
+
+
+def in_words(error: BaseException) -> str:
+    """What an error of the library or of the system says to people."""
+    return _words(error, _status_name(error))
 
 
 def _words(error: BaseException, name: str) -> str:

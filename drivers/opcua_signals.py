@@ -217,7 +217,9 @@ def _signal_lines(node: Node, name: str, below: tuple[str, ...], reason: str) ->
     said = printable(value_words(about), COMMENT_MAX)
     if about.of_array and not reason.startswith(("bad", "this", "its")) and not about.members:
         hint = "`index` chooses an element" if _has_numbers(about) else "no numbers"
-        yield f"# {key}: {{{_keys(node, below, 'index: 0')}}}  # {printable(type_words(about), 80)} {said}; {hint}"
+        first = ",".join("0" * max(1, about.rank))
+        index = f"index: {first}" if about.rank < 2 else f'index: "{first}"'
+        yield f"# {key}: {{{_keys(node, below, index)}}}  # {printable(type_words(about), 80)} {said}; {hint}"
         return
     for path, value in list(about.members.items())[:MEMBERS_SHOWN] if reason == "a structure" else ():
         member = word(f"{name}_{path}")

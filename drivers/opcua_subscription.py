@@ -18,7 +18,7 @@ import numpy as np
 from drivers import opcua_decode as decode
 from drivers import opcua_encode as encode
 from drivers import opcua_status as status
-from drivers.opcua_client import Client, Refused
+from drivers.opcua_client import Client, Refused, in_words
 from edge_agent.contract import SECOND_US, Bools, Codes, DeviceSilent, Floats, Ints, Quality
 
 log = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ class Subscription:
                 prefix = self.client.prefix(self.client.ua.PublishRequest)
                 self.client.publish(prefix, encode.publish(self.number, acknowledge), self._answered)
             except Exception as error:  # noqa: BLE001 - the library's own, see opcua_client, rule 3
-                self.lost = str(error) or type(error).__name__
+                self.lost = in_words(error)
                 return
             self._waiting += 1
 
@@ -187,7 +187,7 @@ class Subscription:
         if future.cancelled():
             return
         if (error := future.exception()) is not None:
-            self.lost = self.lost or str(error) or type(error).__name__
+            self.lost = self.lost or in_words(error)
             return
         try:
             self._take(bytes(future.result()))

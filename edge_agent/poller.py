@@ -63,6 +63,9 @@ FAULT_PAUSE_S = 60.0
 """After a bug in a driver: long, since trying again will not mend it."""
 APART_US = SECOND_US
 """Readings further than this from their row's `ts` get a stamp of their own."""
+LAG_US = 3 * SECOND_US
+"""A source tells what it measured a little later: its stamp is the row's `ts` (contract §6), not that of the look at it."""
+NEVER_US = -(2**60)
 LOOP_BROKEN_MA = 3.6
 LOOP_SHORTED_MA = 21.0
 """NAMUR NE 43: at or beyond these currents the transmitter signals a failure."""
@@ -819,10 +822,13 @@ def _frame(target: _Target, values: Floats, quality: Codes, stamps: Ints, t: Int
     out, trust = np.full((rows, target.width), np.nan), np.full((rows, target.width), HOLD, dtype=np.uint8)
     out[:, target.put], trust[:, target.put] = values[:, target.take], quality[:, target.take]
     own = stamps[:, target.take]
-    newest, oldest = own.max(axis=1), own.min(axis=1)
-    ts = np.where(np.abs(wall - newest) <= APART_US, newest, wall)
+    # What only stands has no time of its own; it is counted with the row.
+    fresh = (quality[:, target.take] & CODE_MASK) != HOLD
+    newest = np.where(fresh, own, NEVER_US).max(axis=1)
+    ts = np.where((wall - newest <= LAG_US) & (newest - wall <= APART_US), newest, wall)
+    apart = np.where(fresh, own, ts[:, np.newaxis]) - ts[:, np.newaxis]
     at = None
-    if ((ts - oldest > APART_US) | (newest - ts > APART_US)).any():
+    if (np.abs(apart) > APART_US).any():
         at = np.repeat(ts[:, np.newaxis], target.width, axis=1)
         at[:, target.put] = own
     return Frame(target.machine, t, ts, out, trust, at)

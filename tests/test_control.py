@@ -195,6 +195,13 @@ def test_status_shows_what_the_agent_answers(tmp_path: Path, capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out) == {"ok": True} | STATUS
 
 
+def test_what_a_device_says_commands_no_terminal_in_the_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(tmp_path, {"connections": {"plc": {"state": "lost", "reason": "a\x1b[2J\nb"}}}, "status") == 0
+    assert "reason a\\x1b[2J\\nb" in capsys.readouterr().out
+
+
 def test_status_of_an_agent_that_says_little_is_shown_all_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

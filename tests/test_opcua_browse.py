@@ -656,6 +656,11 @@ def test_a_folder_is_a_machine_of_its_own_and_an_object_keeps_what_is_in_it() ->
     }
 
 
+def test_the_first_element_of_a_matrix_is_at_its_row_and_column() -> None:
+    matrix = double([[1.0, 2.0], [3.0, 4.0]], rank=2, dimensions=(2, 2))
+    assert 'index: "0,0"}' in written_for(found_of((("A", "flow"), matrix), (("A", "x"), double())))
+
+
 def test_a_range_that_the_value_leaves_or_that_is_none_is_left_out() -> None:
     found = found_of(
         (("A", "within"), double(5.0, range=(0.0, 10.0))),

@@ -645,15 +645,19 @@ def test_elements_of_arrays_and_members_of_structures_are_read_and_what_is_none_
             {"address": drive, "member": "Nonsense"},
             array,
             drive,
+            {"address": ours("Types.Double")[0], "index": 5},
+            "ns=77;s=Types.Double",
         ]
         async with talk(plant, wanted) as one:
             for _ in range(3):
                 await one.turn()
             assert [each.last for each in (one.shown[0], one.shown[2])] == [(23, Quality.GOOD), (12.5, Quality.GOOD)]
-            for place in (1, 3, 4, 5):
+            for place in (1, 3, 4, 5, 6, 7):
                 assert one.shown[place].last[1] not in FRESH
                 assert isnan(one.shown[place].last[0])
                 assert one.session.explain(place)
+            assert "is no array" in one.session.explain(6), "this server gives the whole, whatever index is asked for"
+            assert "no namespace 77, only 0 … 3" in one.session.explain(7)
             await plant.set("Typed.Drive", {"speed": 7, "torque": 3.25, "errors": 0, "running": False, "name": "d"})
             await one.until(lambda: one.shown[2].is_good(3.25))
 

@@ -781,6 +781,20 @@ def test_stamps_more_than_a_second_apart_are_kept_each() -> None:
     assert frame.ts.tolist() == [WALL]
 
 
+def test_what_a_source_tells_a_little_later_has_the_time_at_which_it_was_measured() -> None:
+    """Else each value of a subscription would carry a stamp of its own, and rows of the past would stand after the present."""
+    told = stamped(-2.5, -2.0)
+    assert (told.ts.tolist(), told.at) == ([WALL - 2 * SECOND], None)
+    device = Device()
+    device.answer = lambda due: Readings(
+        np.zeros(len(due)),
+        np.array([Quality.GOOD, Quality.HOLD], np.uint8),
+        device.good(due).ts - np.array([2 * SECOND, 0]),
+    )
+    (frame,) = watch(device, 1, points(1, 1)).frames
+    assert (frame.ts.tolist(), frame.at) == ([WALL - 2 * SECOND], None), "what only stands has no time of its own"
+
+
 @pytest.mark.parametrize("offset", [-30.0, 30.0])
 def test_a_row_far_from_the_wall_clock_has_its_time_and_the_values_their_own(offset: float) -> None:
     frame = stamped(offset)

@@ -1,6 +1,7 @@
 """`edge-agent trust`: what an operator sees, what is accepted and removed, and the exit statuses."""
 
 import json
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,8 @@ def test_our_own_is_written_for_the_servers_administrator(
     assert str(folder_of(config) / "own" / "certificate.der") in text
     assert ":edge-agent" in text
     told(capsys, config, "--export-own", tmp_path / "again.der")
+    told(capsys, config, "--export-own", tmp_path / "ours.pem")
+    assert ssl.PEM_cert_to_DER_cert((tmp_path / "ours.pem").read_text()) == (tmp_path / "ours.der").read_bytes()
     assert (tmp_path / "again.der").read_bytes() == (tmp_path / "ours.der").read_bytes()
 
 

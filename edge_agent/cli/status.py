@@ -55,8 +55,10 @@ def status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(answer, ensure_ascii=False))
     elif answer.get("ok"):
+        from edge_agent.config import printable
+
         for line in status_lines(answer):
-            print(line)
+            print(printable(line))
     else:
         print(f"edge-agent: {answer.get('error', 'refused')}", file=sys.stderr)
     return DONE if answer.get("ok") else NOT_SO

@@ -38,7 +38,7 @@ def add_trust(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
         "trust",
         help="certificates: which are trusted, which were refused and why; accept or remove one",
         description="List the certificates of servers, or trust those that are named: by the name in the list, or by the "
-        "first digits of the thumbprint. Compare the thumbprint with what the server shows before you do. It is in force "
+        "first six digits (or more) of the thumbprint. Compare the thumbprint with what the server shows before you do. It is in force "
         "from the next connection on. Exit status 1 when there is none of this name.",
         epilog="Example: edge-agent trust press-3f2a91aabbcc",
     )
@@ -50,7 +50,10 @@ def add_trust(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     what.add_argument("--remove", metavar="NAME", help="trust it no longer")
     what.add_argument("--import", metavar="FILE", type=Path, dest="add", help="trust a certificate, or take up a CRL")
     what.add_argument(
-        "--export-own", metavar="FILE", type=Path, help="write our own certificate, for the server's trust list"
+        "--export-own",
+        metavar="FILE",
+        type=Path,
+        help="write our own certificate, for the server's trust list (DER; a FILE.pem is PEM)",
     )
     what.add_argument("--show", metavar="NAME", help="everything that stands in one")
     parser.add_argument(
@@ -128,12 +131,14 @@ def _acceptable(store: "CertificateStore", name: str, place: str) -> None:
 
 def _export(store: "CertificateStore", arguments: argparse.Namespace, now_us: int) -> int:
     import socket
+    import ssl
 
     try:
         own, data = store.own(socket.gethostname(), now_us)
     except ValueError as error:
         return _failed(arguments, str(error), NOT_SO)
-    arguments.export_own.write_bytes(data)
+    pem = arguments.export_own.suffix.lower() == ".pem"
+    arguments.export_own.write_bytes(ssl.DER_cert_to_PEM_cert(data).encode() if pem else data)
     _tell(arguments, [own], lambda each: exported(each, arguments.export_own))
     return DONE
 
