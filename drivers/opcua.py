@@ -6,9 +6,7 @@ Rule 3: what the server tells is believed as long as it says that it lives, and 
 """
 
 import importlib
-import json
 import logging
-import zlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -24,10 +22,33 @@ from drivers import opcua_history as history
 from drivers import opcua_points as pts
 from drivers import opcua_status as status
 from drivers import opcua_structure as structure
-from drivers.opcua_client import CLOSE_CANCELLED_S, CLOSE_S, Client, ClientCounters, Refused, opened, translated
+from drivers.opcua_client import (
+    CLOSE_CANCELLED_S,
+    CLOSE_S,
+    TOO_LONG,
+    Client,
+    ClientCounters,
+    Refused,
+    opened,
+    read_attributes,
+    read_values,
+    translated,
+    value_of,
+)
+from drivers.opcua_items import Items
+from drivers.opcua_memory import Memory, recalled
+from drivers.opcua_past import Past, places_of
 from drivers.opcua_profiles import Profile, profile_of
 from drivers.opcua_settings import Address, Connection, NodeName, parse_node_id
-from drivers.opcua_subscription import REQUESTS, Subscription, TellingCounters, Told, subscribed
+from drivers.opcua_subscription import (
+    REQUESTS,
+    Subscription,
+    TellingCounters,
+    Told,
+    change_filter,
+    created,
+    subscribed,
+)
 from edge_agent.contract import (
     SECOND_US,
     Bools,
@@ -86,8 +107,6 @@ FILLS_MAX = 2
 HEARD_EVERY_US = 60 * SECOND_US
 """How often it is noted until when everything was heard: a later session fills the gap from there."""
 
-TOO_LONG = frozenset({"BadTooManyOperations", "BadResponseTooLarge", "BadEncodingLimitsExceeded", "BadRequestTooLarge"})
-"""Answers to a request of too many nodes: half of them are asked next."""
 REQUEST_TOO_LARGE = 0x80B8_0000
 NO_NODE = frozenset({"BadNodeIdUnknown", "BadNodeIdInvalid", "BadNotFound", "BadParentNodeIdInvalid"})
 NO_NAME = frozenset({"BadAttributeIdInvalid", "BadNotReadable", "BadUserAccessDenied", "BadNotSupported"})
@@ -105,8 +124,6 @@ class _Counters:
     monitored_items: int = 0
     deaf_items: int = 0
     """Items that told nothing while their variable had changed."""
-    back_filled: int = 0
-    """Values that were read from the server's history."""
 
 
 @dataclass(slots=True)
@@ -129,19 +146,6 @@ class _Request:
 
 
 @dataclass(slots=True)
-class _Memory:
-    """What outlives a session. nodes: BrowseName and data type by address. uris: of namespaces named by number.
-
-    heard_us: UTC µs, until when everything was heard; 0: never. fills: looks into the history that ended with no reading.
-    """
-
-    nodes: dict[str, tuple[str, str]] = field(default_factory=dict)
-    uris: dict[int, str] = field(default_factory=dict)
-    heard_us: int = 0
-    fills: int = 0
-
-
-@dataclass(slots=True)
 class OpcUaSession:
     """An open session. One task owns it. See contract.Session, Idles, Describes, Remembers."""
 
@@ -160,7 +164,7 @@ class OpcUaSession:
     subscription: Subscription | None = None
     _over: Subscription | None = None
     """The subscription before this one, whose requests may still lie at the server."""
-    memory: _Memory = field(default_factory=_Memory)
+    memory: Memory = field(default_factory=Memory)
     _nodes: list[Any] = field(default_factory=list)
     """Of each point its NodeId in this session; None where the server has no such namespace."""
     _ids: dict[int, bytes] = field(default_factory=dict)
@@ -168,9 +172,7 @@ class OpcUaSession:
     _missing: tuple[str, ...] = ()
     """Namespaces that points want and the server has not."""
     _requests: dict[bytes, "_Request"] = field(default_factory=dict)
-    _point_of: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Of each client handle the point, -1 when it is not wanted any more."""
-    _to_delete: list[int] = field(default_factory=list)
+    items: Items = field(default_factory=Items)
     _put_off: set[int] = field(default_factory=set)
     """Points whose items were refused, until the others have had their turn; and why."""
     _refusals: set[str] = field(default_factory=set)
@@ -182,15 +184,7 @@ class OpcUaSession:
     _look_after_us: int = 0
     _look_after_from: int = 0
     _read_us: int = 0
-    _noted_us: int = 0
-    _dirty: bool = False
-    _gap: history.Gap | None = None
-    """Of the time before this session, while not all of it has come."""
-    _late: list[tuple[Ints, Readings]] = field(default_factory=list)
-    """Points and what is still to be handed on of their past."""
-    _first_ts: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
-    """UTC µs of each point's first live value in this session."""
-    _gap_points: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    past: Past = field(default_factory=Past)
     _shapes: structure.Shapes = field(default_factory=structure.Shapes)
 
     # --- what the poller asks -----------------------------------------------------------------------------------------
@@ -231,34 +225,15 @@ class OpcUaSession:
         """See contract.Session.use."""
         self._ids.clear()
         self.points, moved, dropped = pts.carried_over(old := self.points, points)
-        self._to_delete += [int(old.item[place]) for place in dropped]
-        places = np.full(len(old), -1, np.int64)
-        places[list(moved)] = list(moved.values())
-        known = self._point_of >= 0
-        self._point_of[known] = places[self._point_of[known]]
+        self.items.to_delete += [int(old.item[place]) for place in dropped]
+        places = places_of(moved, len(old))
+        self.items.move(places)
         self._requests.clear()
-        self._keep_past(places)
+        self.past.move(places, len(self.points))
         self._put_off.clear()
         self._look_us = self._subscribe_us = 0
         if self.client is not None:
             self._name_nodes(self.client)
-
-    def _keep_past(self, places: Ints) -> None:
-        """What is still to come of the past of points that stay. places: of each point before its new one, -1: none."""
-        stay, first = np.flatnonzero(places >= 0), np.full(len(self.points), pts.EVER_US)
-        if len(self._first_ts) == len(places):
-            first[places[stay]] = self._first_ts[stay]
-        self._first_ts, self._gap_points = first, places[self._gap_points]
-        late, self._late = self._late, []
-        for points, readings in late:
-            self._note_late(places[points], readings)
-
-    def _note_late(self, points: Ints, readings: Readings) -> None:
-        """Keep what is to be handed on of the past of these points, but those that nobody wants any more (-1)."""
-        wanted = np.flatnonzero(points >= 0)
-        wanted = wanted[np.argsort(points[wanted])]
-        if (kept := _columns(readings, wanted)) is not None:
-            self._late.append((points[wanted], kept))
 
     def explain(self, point: int) -> str:
         """See contract.Session.explain."""
@@ -266,6 +241,7 @@ class OpcUaSession:
 
     def counters(self) -> dict[str, int | float]:
         counts = {**asdict(self.client_counts), **asdict(self.counts), **asdict(self.telling)}
+        counts["back_filled"] = self.past.back_filled  # values that were read from the server's history
         counts["polled"] = int(np.count_nonzero(~self.points.told))
         return counts
 
@@ -277,7 +253,7 @@ class OpcUaSession:
         there = [node for node in nodes if node is not None]
         with self._services():
             try:
-                values = iter(await _read_values(client, there, client.ua.AttributeIds.Value) if there else [])
+                values = iter(await read_values(client, there, client.ua.AttributeIds.Value) if there else [])
             except Refused as refused:
                 if refused.name not in TOO_LONG:
                     raise
@@ -288,26 +264,21 @@ class OpcUaSession:
 
     def recall(self, notes: bytes) -> None:
         """See contract.Remembers."""
-        with suppress(ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, zlib.error):
-            plain = json.loads(zlib.decompress(notes))
-            self.memory = _Memory(
-                {str(address): (str(browse), str(kind)) for address, (browse, kind) in plain["nodes"].items()},
-                {int(number): str(uri) for number, uri in plain["uris"].items()},
-                int(plain["heard_us"]),
-                int(plain["fills"]),
-            )
+        found = recalled(notes)
+        if found is not None:
+            self.memory = found
             if self.client is not None:
                 self._name_nodes(self.client)
 
     def notes(self) -> bytes | None:
         """See contract.Remembers: when something was learned, and now and then until when everything was heard."""
-        heard = self.memory.heard_us - self._noted_us
-        if not self._dirty and (heard < HEARD_EVERY_US or not self.settings.history) and self.client is not None:
+        memory = self.memory
+        heard = memory.heard_us - memory.written_us
+        if not memory.changed and (heard < HEARD_EVERY_US or not self.settings.history) and self.client is not None:
             return None
-        if not self.memory.heard_us or (self.client is None and not heard):
+        if not memory.heard_us or (self.client is None and not heard):
             return None
-        self._dirty, self._noted_us = False, self.memory.heard_us
-        return zlib.compress(json.dumps(asdict(self.memory)).encode(), 6)
+        return memory.notes()
 
     # --- its life -----------------------------------------------------------------------------------------------------
 
@@ -342,10 +313,10 @@ class OpcUaSession:
         try:
             yield
         except Refused as refused:
-            self._dirty = True
+            self.memory.changed = True
             raise translated(refused, f"{self.settings.url}: no answer") from refused
         except (DeviceSilent, DeviceRefused):
-            self._dirty = True
+            self.memory.changed = True
             raise
 
     async def _ready(self) -> Client:
@@ -370,7 +341,7 @@ class OpcUaSession:
         log.warning("%s: polled, since the subscription is over: %s", self.name, over.over)
         self.telling.dropped += over.unread
         self.subscription, self._over = None, over
-        self._tell_nothing()
+        self.items.clear(self.points)
         self._subscribe_later()
         request = client.ua.DeleteSubscriptionsRequest()
         request.Parameters.SubscriptionIds = [over.number]
@@ -381,17 +352,11 @@ class OpcUaSession:
         self._subscribe_us = self.clock.monotonic_us() + self._subscribe_pause_us
         self._subscribe_pause_us = min(2 * self._subscribe_pause_us, SUBSCRIBE_AGAIN_MAX_US)
 
-    def _tell_nothing(self) -> None:
-        """No item is any more: each point is asked with every beat."""
-        self.points.told[:] = False
-        self.points.item[:] = self._point_of[:] = -1
-        self._to_delete.clear()
-
     async def _anew(self) -> None:
         """The session rested for so long that the server will have ended it: a poll period may be longer than it lives."""
         await self.close(CLOSE_S)
         self.points.known[:] = False  # the server may be another one by now
-        self._tell_nothing()
+        self.items.clear(self.points)
         self._over = None
         self._shapes = structure.Shapes()
         await self.connect()
@@ -410,7 +375,7 @@ class OpcUaSession:
             ids.Server_ServerStatus_BuildInfo_ManufacturerName,
         )
         nodes = [client.ua.NodeId(int(number), 0) for number in wanted]
-        uris, *limits = [_value(each) for each in await _read_values(client, nodes, client.ua.AttributeIds.Value)]
+        uris, *limits = [value_of(each) for each in await read_values(client, nodes, client.ua.AttributeIds.Value)]
         if not isinstance(uris, list):
             raise DeviceSilent(f"{client.url}: the server does not tell its namespaces")
         said = " ".join(str(text) for text in limits[2:] if text)
@@ -480,14 +445,14 @@ class OpcUaSession:
         """Find out of each of these whether it is the variable that was meant."""
         kinds = client.ua.AttributeIds
         nodes = [self._nodes[point] for point in wanted]
-        names = await _read_attributes(client, nodes, (kinds.BrowseName, kinds.DataType))
+        names = await read_attributes(client, nodes, (kinds.BrowseName, kinds.DataType))
         for place, point in enumerate(wanted):
             browse, kind = names[2 * place], names[2 * place + 1]
             code = browse.StatusCode.value if browse.StatusCode is not None else 0
             if code & status.BAD and status.name(code) in NO_NODE:
                 self._unknown(point, f"{status.name(code)}: {self._nowhere(point)}")
                 continue
-            called = getattr(_value(browse), "Name", None)
+            called = getattr(value_of(browse), "Name", None)
             if code & status.BAD and status.name(code) not in NO_NAME:
                 self._unknown(point, f"{status.name(code)}: the server does not tell the variable's name (yet)")
                 continue
@@ -495,7 +460,7 @@ class OpcUaSession:
                 if called is None:
                     self._unknown(point, "the server does not tell the variable's name (yet)")
                     continue
-                is_called, is_of = status.readable(str(called)), status.readable(self._kind(client, _value(kind)))
+                is_called, is_of = status.readable(str(called)), status.readable(self._kind(client, value_of(kind)))
                 if words := self._other(point, is_called, is_of):
                     self._unknown(point, words)
                     continue
@@ -513,24 +478,11 @@ class OpcUaSession:
 
     def _other(self, point: int, is_called: str, is_of: str) -> str:
         """In words, when the node is another variable than the one that was meant; else it is learned."""
-        settings = self.points.address(point)
-        address = settings.address
-        if settings.browse_name is not None and settings.browse_name != is_called:
-            return f"{address} is called {is_called!r}, not {settings.browse_name!r}: correct address or browse_name"
-        was = self.memory.nodes.get(address)
-        if was is not None and was != (is_called, is_of) and settings.browse_name is None:
-            return (
-                f"{address} was {was[0]!r} ({was[1]}) and is now {is_called!r} ({is_of}): another variable; if it is the "
-                f"right one, write browse_name: {json.dumps(is_called, ensure_ascii=False)} at the signal, else correct its address"
-            )
-        if was != (is_called, is_of):
-            self.memory.nodes[address] = (is_called, is_of)
-            self._dirty = True
-        name = self.points.names[point]
-        uris = self._server().uris
-        if name.uri is None and 0 < name.index < len(uris) and self.memory.uris.get(name.index) is None:
-            self.memory.uris[name.index] = uris[name.index]
-            self._dirty = True
+        if words := self.memory.another(self.points.address(point), is_called, is_of):
+            return words
+        name, uris = self.points.names[point], self._server().uris
+        if name.uri is None and 0 < name.index < len(uris):
+            self.memory.learn_uri(name.index, uris[name.index])
         return ""
 
     def _kind(self, client: Client, node: Any) -> str:
@@ -643,7 +595,7 @@ class OpcUaSession:
             except structure.Unreadable as fault:
                 self._unknown(point, f"{settings.address} {fault}")
                 return structure.with_value(client, item, None)
-        raw = _value(item)
+        raw = value_of(item)
         if settings.index is not None and raw is not None and not isinstance(raw, list):
             # Some servers leave the index aside where there is nothing to choose from (Part 4, 7.27: the answer is an array).
             self._unknown(point, f"{settings.address} is no array: take its index away, or correct its address")
@@ -669,16 +621,9 @@ class OpcUaSession:
         now = self.clock.monotonic_us()
         for point in np.unique(at).tolist():
             words = f"{status.name(int(self.points.status[point]))}: the server has no such variable any more"
-            self._untell(point)
+            self.items.untell(self.points, point)
             self._unknown(point, words)
         self._look_us, self._look_pause_us = now + LOOK_AGAIN_US, 2 * LOOK_AGAIN_US
-
-    def _untell(self, point: int) -> None:
-        """The server need not tell of this point any more."""
-        if self.points.told[point]:
-            self._to_delete.append(int(self.points.item[point]))
-        self.points.told[point], self.points.item[point] = False, -1
-        self._point_of[self._point_of == point] = -1
 
     def _tell_odd(self, point: int) -> None:
         about = self.points.points[point]
@@ -692,9 +637,9 @@ class OpcUaSession:
     def _readings(self, due: Ints, asked: Bools, before: Sequence[Readings]) -> Readings:
         """What the server told since the last read, what it was asked, and of the rest that it stands."""
         now, wall = self.clock.monotonic_us(), self.clock.wall_us()
-        self._note_first()
+        self.past.note_first(self.points, not self._read_us)
         for each in before:
-            self._leave_out(each, due)
+            self.past.leave_out(each, due)
         at = due[asked]
         read, read_us = self.points.last(at), self.points.news_us[at]
         blocks = [*before, *self._drained(due)]
@@ -708,7 +653,7 @@ class OpcUaSession:
         if not blocks:
             readings = last
         else:
-            _merge(blocks, last, now, asked)
+            pts.merge(blocks, last, now, asked)
             readings = blocks[0] if len(blocks) == 1 and len(blocks[0].values) == 1 else pts.stacked(blocks, now)
             if readings.values.shape[0] == 1:
                 readings = Readings(readings.values[0], readings.quality[0], readings.ts[0])
@@ -731,7 +676,7 @@ class OpcUaSession:
             return []
         told = []
         for each in self.subscription.drain(np.unique(self.points.every[due]).tolist()):
-            points = self._points_of(each.handle)
+            points = self.items.points(each.handle)
             wanted = points >= 0
             ours = (each if wanted.all() else each.only(wanted))._replace(handle=points[wanted])
             if not ours.noted:
@@ -744,7 +689,9 @@ class OpcUaSession:
             periods = self.points.every[each.handle]
             for period in np.unique(periods).tolist():
                 its = each.only(periods == period)
-                self.subscription.put_back(its._replace(handle=self._handles(its.handle)), period)
+                self.subscription.put_back(
+                    its._replace(handle=self.items.handles(its.handle, len(self.points))), period
+                )
         return blocks
 
     def _without_repeats(self, told: Told) -> Told:
@@ -758,20 +705,6 @@ class OpcUaSession:
         news, first = np.flatnonzero(~same), np.full(len(points), len(same))
         np.minimum.at(first, told.handle[news], news)
         return told.only(~(same & (np.arange(len(same)) < first[told.handle])))
-
-    def _points_of(self, handles: Ints) -> Ints:
-        """Their points, -1 for those that nobody wants any more."""
-        known = (handles >= 0) & (handles < len(self._point_of))
-        points = np.full(len(handles), -1, np.int64)
-        points[known] = self._point_of[handles[known]]
-        return points
-
-    def _handles(self, points: Ints) -> Ints:
-        """The other way round; -1 of those that the server tells no longer."""
-        handle = np.full(len(self.points), -1, np.int64)
-        known = np.flatnonzero(self._point_of >= 0)
-        handle[self._point_of[known]] = known
-        return handle[points]
 
     def _now(self, due: Ints, asked: Bools, wall: int) -> Readings:
         """How things stand: fresh what was asked, refused what is not there, confirmed what the server has nothing new of."""
@@ -794,11 +727,11 @@ class OpcUaSession:
 
     def _next_work(self, now: int) -> Any:
         """What is to be done next that no reading waits for; None: nothing yet."""
-        if self._gap is not None and self._gap.open and not (self._gap.waits and now < self._gap.patience_us):
+        if (gap := self.past.gap) is not None and gap.open and not (gap.waits and now < gap.patience_us):
             return self._go_on_filling
         if self.settings.mode != "subscribe" or not self.points.known.any():
             return None
-        if self._to_delete and self.subscription is not None:
+        if self.items.to_delete and self.subscription is not None:
             return self._delete_items
         free = self._over is None or self._over.answered
         if free and now >= self._subscribe_us and self._untold().size:
@@ -885,17 +818,16 @@ class OpcUaSession:
         wanted = wanted[:room]
         if not wanted:
             return refused
-        first = len(self._point_of)
-        items = [self._item(client, point, first + place, subscription) for place, point in enumerate(wanted)]
         # What is told while the answer is on its way must find its point.
-        self._point_of = np.append(self._point_of, np.array(wanted, np.int64))
+        first = self.items.add(wanted)
+        items = [self._item(client, point, first + place, subscription) for place, point in enumerate(wanted)]
         request = client.prefix(ua.CreateMonitoredItemsRequest), encode.create_items(subscription.number, items)
         try:
             raw = await client.ask_raw(*request, ua.CreateMonitoredItemsResponse, "no answer to a request to monitor")
         except Refused:
-            self._point_of = self._point_of[:first]
+            self.items.point_of = self.items.point_of[:first]
             raise
-        codes, items_made, sampling_ms = _created(client, raw, len(wanted))
+        codes, items_made, sampling_ms = created(client, raw, len(wanted))
         made, at = codes < status.BAD, np.array(wanted, np.int64)
         # Asked, it would be looked at with each beat: a server that looks as often does no worse. NaN is slow.
         wished = SLOW * np.array([self._sampling_us(point) for point in wanted], np.int64)
@@ -903,9 +835,9 @@ class OpcUaSession:
         if slow.any():  # asked, such a variable is never older than its period
             most = f"it would look only every {sampling_ms[slow].max() / 1000:g} s"
             refused.add(f"{most} ({self._called(at[slow])})")
-            self._to_delete += items_made[slow].tolist()
+            self.items.to_delete += items_made[slow].tolist()
         good = made & ~slow
-        self._point_of[first:][~good] = -1
+        self.items.point_of[first:][~good] = -1
         self.points.told[at[good]], self.points.item[at[good]] = True, items_made[good]
         self.points.heard[at[good]] = False
         # Between its reading and its item a value may have come and gone.
@@ -926,7 +858,7 @@ class OpcUaSession:
         shown_us = max(self.points.every_us(point), subscription.publishing_us)
         usual = min(QUEUE_USUAL_MAX, max(QUEUE_MIN, 2 * -(-shown_us // max(sampling, PUBLISHING_MIN_US))))
         queue = settings.queue or self.settings.queue or usual
-        filtered = _filter(client.ua, settings.report_deadband)
+        filtered = change_filter(client.ua, settings.report_deadband)
         shown = encode.NO_FILTER if filtered is None else client.extension(filtered)
         return encode.item(self._asked(client, point), handle, sampling / 1000, queue, shown)
 
@@ -942,7 +874,7 @@ class OpcUaSession:
         assert client is not None
         assert subscription is not None
         most = self._server().items_max
-        dropped, self._to_delete = self._to_delete[:most], self._to_delete[most:]
+        dropped, self.items.to_delete = self.items.to_delete[:most], self.items.to_delete[most:]
         request = client.ua.DeleteMonitoredItemsRequest()
         request.Parameters.SubscriptionId = subscription.number
         request.Parameters.MonitoredItemIds = dropped
@@ -982,7 +914,7 @@ class OpcUaSession:
         differs = (column.status != codes) | ~((column.values == values) | (np.isnan(column.values) & np.isnan(values)))
         differs &= ~self._within_deadband(piece, column, values)
         if self.subscription is not None:  # what was told of it and not yet read may be the very difference
-            differs &= ~np.isin(piece, self._points_of(self.subscription.waiting()))
+            differs &= ~np.isin(piece, self.items.points(self.subscription.waiting()))
         suspect = points.suspect_us[piece]
         deaf = differs & (suspect != pts.NEVER_US) & (now - suspect >= SUSPECT_US) & (news_us < suspect)
         points.suspect_us[piece] = np.where(differs, np.where(suspect == pts.NEVER_US, now, suspect), pts.NEVER_US)
@@ -997,7 +929,7 @@ class OpcUaSession:
             )
         log.warning("%s: %d items went deaf and are made anew", self.name, len(who))
         for point in who.tolist():
-            self._untell(point)
+            self.items.untell(self.points, point)
             points.known[point] = False  # what stands there now may be another variable
 
     def _within_deadband(self, piece: Ints, column: decode.Column, values: Floats) -> Bools:
@@ -1025,112 +957,25 @@ class OpcUaSession:
         await self._look_for_nodes(np.arange(len(self.points)))
         wanted = np.flatnonzero(self.points.known & ~self.points.by_hand)
         nodes = [self._nodes[point] for point in wanted.tolist()]
-        memory.fills, self._dirty = memory.fills + 1, True
+        memory.fills, memory.changed = memory.fills + 1, True
         levels: list[ua.DataValue] = []
         for start in range(0, len(nodes), most := self._server().nodes_max):
             piece = nodes[start : start + most]
-            levels += await _read_attributes(client, piece, (client.ua.AttributeIds.UserAccessLevel,))
+            levels += await read_attributes(client, piece, (client.ua.AttributeIds.UserAccessLevel,))
         time = client.ua.NodeId(client.ua.ObjectIds.Server_ServerStatus_CurrentTime, 0)
-        (told,) = await _read_values(client, [time], client.ua.AttributeIds.Value)
+        (told,) = await read_values(client, [time], client.ua.AttributeIds.Value)
         gap = history.begun(nodes, levels, from_us, wall, history.ahead_us(told, self.clock.wall_us()))
         await history.filled(client, gap)
-        readings = self._from_history(gap)
-        if gap.open or gap.found:
-            self._gap, self._gap_points = gap, wanted
-        if readings is None:
-            return []
-        now = np.isin(wanted, due)
-        if not now.all() and (later := _columns(readings, ~now)) is not None:
-            self._late.append((wanted[~now], later))
-        first = _columns(readings, now)
-        return [] if first is None else [_spread(first, np.searchsorted(due, wanted[now]), len(due))]
+        return self.past.keep(gap, wanted, due, self.clock)
 
     async def _go_on_filling(self) -> None:
         assert self.client is not None
-        assert self._gap is not None
-        history.go_on(self.client, self._gap)
-
-    def _from_history(self, gap: history.Gap) -> Readings | None:
-        readings = history.taken(gap, self.clock.monotonic_us(), self.clock.wall_us())
-        if readings is not None:
-            self.counts.back_filled += int(np.count_nonzero(readings.quality != Quality.HOLD))
-        return readings
-
-    def _note_first(self) -> None:
-        """When each point had its first live value, while there is a past that must end there."""
-        points = self.points
-        if not self._read_us:
-            self._first_ts = np.full(len(points), pts.EVER_US)
-        if not self._read_us or self._late or self._gap is not None:
-            first = (self._first_ts == pts.EVER_US) & (points.quality != Quality.HOLD)
-            self._first_ts[first] = points.ts[first]
-
-    def _leave_out(self, readings: Readings, points: Ints) -> None:
-        """What a history has of the first live value and after it was, or will be, shown as that."""
-        again = (readings.quality != Quality.HOLD) & (readings.ts >= self._first_ts[points])
-        readings.values[again], readings.quality[again] = np.nan, Quality.HOLD
-        self.counts.back_filled -= int(np.count_nonzero(again))
+        assert self.past.gap is not None
+        history.go_on(self.client, self.past.gap)
 
     def belated(self) -> tuple[Ints, Readings] | None:
-        """See contract.Belated: what came late, and the past of slower signals once they were read themselves."""
-        gap = self._gap
-        if gap is not None and not gap.open and not self._late:
-            if (readings := self._from_history(gap)) is not None:
-                self._note_late(self._gap_points, readings)
-            if not gap.found:
-                self._gap = None
-        for place, (points, readings) in enumerate(self._late):
-            if not (self._first_ts[points] == pts.EVER_US).any():
-                del self._late[place]
-                self._leave_out(readings, points)
-                return points, readings
-        return None
-
-
-def _merge(blocks: list[Readings], last: Readings, now: int, read: Bools) -> None:
-    """Put how things stand into the last row, where nothing was told; a row of the past gets one after it.
-
-    read: (due,) which of them were asked; what was told of them is older, and keeps its row.
-    """
-    tail = blocks[-1]
-    free = tail.quality[-1] == Quality.HOLD
-    if (tail.t is not None and now - int(tail.t[-1]) > SECOND_US) or (read & ~free).any():
-        blocks.append(
-            Readings(last.values[np.newaxis], last.quality[np.newaxis], last.ts[np.newaxis], np.array([now], np.int64))
-        )
-        return
-    tail.values[-1, free], tail.quality[-1, free] = last.values[free], last.quality[free]
-    fresh = free & (last.quality != Quality.HOLD)
-    tail.ts[-1, fresh] = last.ts[fresh]
-
-
-def _columns(readings: Readings, chosen: Bools | Ints) -> Readings | None:
-    """Some columns, and the rows in which they say something; None: none do."""
-    assert readings.t is not None
-    values, quality, ts = readings.values[:, chosen], readings.quality[:, chosen], readings.ts[:, chosen]
-    rows = (quality != Quality.HOLD).any(axis=1)
-    return Readings(values[rows], quality[rows], ts[rows], readings.t[rows]) if rows.any() else None
-
-
-def _spread(readings: Readings, at: Ints, width: int) -> Readings:
-    """The same rows with a column for each point that is due."""
-    rows = len(readings.values)
-    values, quality = np.full((rows, width), np.nan), np.full((rows, width), Quality.HOLD, np.uint8)
-    ts = np.repeat(readings.ts.max(axis=1)[:, np.newaxis], width, axis=1)
-    values[:, at], quality[:, at], ts[:, at] = readings.values, readings.quality, readings.ts
-    return Readings(values, quality, ts, readings.t)
-
-
-def _filter(ua: Any, deadband: float | str | None) -> Any:
-    """A DataChangeFilter (OPC UA Part 4, 7.22.2); None: every change of value or status."""
-    if deadband is None:
-        return None
-    percent = isinstance(deadband, str)
-    found = ua.DataChangeFilter()
-    found.Trigger = ua.DataChangeTrigger.StatusValue
-    found.DeadbandType = ua.DeadbandType.Percent if percent else ua.DeadbandType.Absolute
-    found.DeadbandValue = float(deadband.rstrip("%")) if isinstance(deadband, str) else float(deadband)
-    return found
+        """See contract.Belated."""
+        return self.past.belated(self.clock)
 
 
 def _smallest(usual: int, *limits: Any) -> int:
@@ -1138,49 +983,9 @@ def _smallest(usual: int, *limits: Any) -> int:
     return min([usual, *(int(limit) for limit in limits if isinstance(limit, int) and limit > 0)])
 
 
-async def _read_values(client: Client, nodes: Sequence[Any], attribute: Any) -> "list[ua.DataValue]":
-    return await _read_attributes(client, nodes, (attribute,))
-
-
-async def _read_attributes(client: Client, nodes: Sequence[Any], attributes: Sequence[Any]) -> "list[ua.DataValue]":
-    """Some attributes of some nodes, those of one node beside each other. Raises DeviceSilent, Refused."""
-    named = [client.node(node) for node in nodes]
-    return await _read_items(client, [encode.read_value_id(node, each) for node in named for each in attributes])
-
-
-async def _read_items(client: Client, items: Sequence[bytes]) -> "list[ua.DataValue]":
-    """Of ReadValueIds that are encoded; where the server takes less than it told, in halves."""
-    request = client.prefix(client.ua.ReadRequest), encode.read(items, encode.NEITHER)
-    try:
-        found: list[ua.DataValue] = (await client.ask_encoded(*request, client.ua.ReadResponse, "no answer")).Results
-    except Refused as refused:
-        if refused.name not in TOO_LONG or len(items) == 1:
-            raise
-        half = len(items) // 2
-        return [*await _read_items(client, items[:half]), *await _read_items(client, items[half:])]
-    if len(found) != len(items):
-        raise DeviceSilent(f"{client.url}: {len(items)} attributes asked, {len(found)} answers", Quality.PROTOCOL)
-    return found
-
-
-def _value(item: "ua.DataValue") -> Any:
-    return item.Value.Value if item.Value is not None else None
-
-
-def _created(client: Client, raw: bytes, count: int) -> tuple[decode.Words, decode.Words, Floats]:
-    """Status, number and sampling interval (ms) of each item that was asked for. Raises DeviceSilent, Refused."""
-    found = decode.created_items(raw, count)
-    if found is None:
-        with client.door("an answer that cannot be read"):
-            found = decode.from_created(client.decoded(raw, client.ua.CreateMonitoredItemsResponse))
-    if len(found[0]) != count:
-        raise DeviceSilent(f"{client.url}: {count} items asked, {len(found[0])} answered", Quality.PROTOCOL)
-    return found
-
-
 def _text(item: "ua.DataValue") -> str | None:
     """A value as a text for people; None when it is bad or none."""
-    raw = _value(item)
+    raw = value_of(item)
     if raw is None or (item.StatusCode is not None and item.StatusCode.value & status.BAD):
         return None
     raw = getattr(raw, "Text", raw)

@@ -95,6 +95,9 @@ OF_OURS = {
 }
 """What a server's refusal of our session means, and who can mend it."""
 
+TOO_LONG = frozenset({"BadTooManyOperations", "BadResponseTooLarge", "BadEncodingLimitsExceeded", "BadRequestTooLarge"})
+"""Answers to a request of too many nodes: half of them are asked next."""
+
 Result = TypeVar("Result")
 
 
@@ -556,6 +559,35 @@ def text_of(secret: SecretRef | str | None) -> str | None:
     if isinstance(secret, SecretRef):
         raise DeviceRefused(f"the secret {secret.secret!r} was not found")
     return secret
+
+
+async def read_values(client: Client, nodes: Sequence[Any], attribute: Any) -> "list[ua.DataValue]":
+    return await read_attributes(client, nodes, (attribute,))
+
+
+async def read_attributes(client: Client, nodes: Sequence[Any], attributes: Sequence[Any]) -> "list[ua.DataValue]":
+    """Some attributes of some nodes, those of one node beside each other. Raises DeviceSilent, Refused."""
+    named = [client.node(node) for node in nodes]
+    return await _read_items(client, [encode.read_value_id(node, each) for node in named for each in attributes])
+
+
+async def _read_items(client: Client, items: Sequence[bytes]) -> "list[ua.DataValue]":
+    """Of ReadValueIds that are encoded; where the server takes less than it told, in halves."""
+    request = client.prefix(client.ua.ReadRequest), encode.read(items, encode.NEITHER)
+    try:
+        found: list[ua.DataValue] = (await client.ask_encoded(*request, client.ua.ReadResponse, "no answer")).Results
+    except Refused as refused:
+        if refused.name not in TOO_LONG or len(items) == 1:
+            raise
+        half = len(items) // 2
+        return [*await _read_items(client, items[:half]), *await _read_items(client, items[half:])]
+    if len(found) != len(items):
+        raise DeviceSilent(f"{client.url}: {len(items)} attributes asked, {len(found)} answers", Quality.PROTOCOL)
+    return found
+
+
+def value_of(item: "ua.DataValue") -> Any:
+    return item.Value.Value if item.Value is not None else None
 
 
 # ------------------------------------------------------------------------------------------------------------- errors

@@ -14,7 +14,7 @@ from drivers import opcua_decode as decode
 from drivers import opcua_status as status
 from drivers.opcua_settings import Address, NodeName, node_text, parse_node_id
 from drivers.opcua_subscription import Told
-from edge_agent.contract import Bools, Codes, Floats, Ints, Point, Quality, Readings
+from edge_agent.contract import SECOND_US, Bools, Codes, Floats, Ints, Point, Quality, Readings
 
 NEVER_US, EVER_US = -(2**62), 2**62
 TYPES = {
@@ -219,6 +219,40 @@ def stacked(blocks: Sequence[Readings], now_us: int) -> Readings:
         np.concatenate([block.ts for block in blocks]),
         np.maximum.accumulate(t),
     )
+
+
+def merge(blocks: list[Readings], last: Readings, now: int, read: Bools) -> None:
+    """Put how things stand into the last row, where nothing was told; a row of the past gets one after it.
+
+    read: (due,) which of them were asked; what was told of them is older, and keeps its row.
+    """
+    tail = blocks[-1]
+    free = tail.quality[-1] == Quality.HOLD
+    if (tail.t is not None and now - int(tail.t[-1]) > SECOND_US) or (read & ~free).any():
+        blocks.append(
+            Readings(last.values[np.newaxis], last.quality[np.newaxis], last.ts[np.newaxis], np.array([now], np.int64))
+        )
+        return
+    tail.values[-1, free], tail.quality[-1, free] = last.values[free], last.quality[free]
+    fresh = free & (last.quality != Quality.HOLD)
+    tail.ts[-1, fresh] = last.ts[fresh]
+
+
+def columns(readings: Readings, chosen: Bools | Ints) -> Readings | None:
+    """Some columns, and the rows in which they say something; None: none do."""
+    assert readings.t is not None
+    values, quality, ts = readings.values[:, chosen], readings.quality[:, chosen], readings.ts[:, chosen]
+    rows = (quality != Quality.HOLD).any(axis=1)
+    return Readings(values[rows], quality[rows], ts[rows], readings.t[rows]) if rows.any() else None
+
+
+def spread(readings: Readings, at: Ints, width: int) -> Readings:
+    """The same rows with a column for each point that is due."""
+    rows = len(readings.values)
+    values, quality = np.full((rows, width), np.nan), np.full((rows, width), Quality.HOLD, np.uint8)
+    ts = np.repeat(readings.ts.max(axis=1)[:, np.newaxis], width, axis=1)
+    values[:, at], quality[:, at], ts[:, at] = readings.values, readings.quality, readings.ts
+    return Readings(values, quality, ts, readings.t)
 
 
 def title(uris: Sequence[str], index: int, identifier: Any) -> str:

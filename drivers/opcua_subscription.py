@@ -329,3 +329,26 @@ def _sane_us(interval_ms: float, asked_us: int) -> int:
     if math.isnan(interval_ms):
         return asked_us
     return round(min(max(interval_ms * 1000, 1000.0), float(INTERVAL_MAX_US)))
+
+
+def change_filter(ua: Any, deadband: float | str | None) -> Any:
+    """A DataChangeFilter (OPC UA Part 4, 7.22.2); None: every change of value or status."""
+    if deadband is None:
+        return None
+    percent = isinstance(deadband, str)
+    found = ua.DataChangeFilter()
+    found.Trigger = ua.DataChangeTrigger.StatusValue
+    found.DeadbandType = ua.DeadbandType.Percent if percent else ua.DeadbandType.Absolute
+    found.DeadbandValue = float(deadband.rstrip("%")) if isinstance(deadband, str) else float(deadband)
+    return found
+
+
+def created(client: Client, raw: bytes, count: int) -> tuple[decode.Words, decode.Words, Floats]:
+    """Status, number and sampling interval (ms) of each item that was asked for. Raises DeviceSilent, Refused."""
+    found = decode.created_items(raw, count)
+    if found is None:
+        with client.door("an answer that cannot be read"):
+            found = decode.from_created(client.decoded(raw, client.ua.CreateMonitoredItemsResponse))
+    if len(found[0]) != count:
+        raise DeviceSilent(f"{client.url}: {count} items asked, {len(found[0])} answered", Quality.PROTOCOL)
+    return found

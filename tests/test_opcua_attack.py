@@ -106,7 +106,7 @@ def spoken(*names: str, every_us: int = SECOND_US) -> Spoken:
     connection = Connection.model_validate({"url": "opc.tcp://127.0.0.1:1"})
     session = opcua.OpcUaSession("ua", connection, pts.points_of(points), clock, None)
     session.points.known[:] = session.points.told[:] = True
-    session.points.item[:] = session._point_of = np.arange(len(points))
+    session.points.item[:] = session.items.point_of = np.arange(len(points))
     client: Any = SimpleNamespace(url="opc.tcp://127.0.0.1:1", clock=clock, used_us=0)
     session.subscription = Subscription(client, TellingCounters(), 1, SECOND_US, SECOND_US, 1, clock.now_us)
     return Spoken(session, clock)
@@ -498,7 +498,7 @@ def test_a_request_for_items_that_is_refused_as_a_whole_leaves_nothing_behind(pl
             await line.turn()
             await line.turn()
             assert not line.session.points.told.any()
-            assert len(line.session._point_of) == 0
+            assert len(line.session.items.point_of) == 0
 
     asyncio.run(run())
 
@@ -591,7 +591,7 @@ def past_of(line: Spoken, points: Sequence[int], ago_s: int) -> Readings:
 def test_the_past_that_is_still_to_come_is_that_of_the_same_signals_after_a_reload() -> None:
     line = spoken("a", "b", "c")
     line.hear((0, 1.0, 1), (1, 1.0, 1))
-    line.session._late.append((np.array([0, 1, 2]), past_of(line, [0, 1, 2], 60)))
+    line.session.past.late.append((np.array([0, 1, 2]), past_of(line, [0, 1, 2], 60)))
     line.shown()
     assert line.session.belated() is None, "c has no live value yet"
     a, _, c = line.session.points.points
@@ -653,7 +653,7 @@ def test_a_history_that_is_never_answered_ends_and_what_came_before_it_is_handed
             await plant.delay("HistoryRead", 5)
             asyncio.get_running_loop().call_later(0.2, line.clock.skip, 6 * SECOND_US)
             await line.read()
-            gap = line.session._gap
+            gap = line.session.past.gap
             assert gap is not None
             await line.turn()
             assert gap.waits
@@ -661,7 +661,7 @@ def test_a_history_that_is_never_answered_ends_and_what_came_before_it_is_handed
             await line.turn()
             assert not gap.open
             line.session.belated()
-            assert line.session._gap is None
+            assert line.session.past.gap is None
         await plant.delay("HistoryRead", 0)
 
     asyncio.run(run())

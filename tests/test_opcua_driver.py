@@ -331,7 +331,7 @@ def test_a_status_becomes_a_quality_and_a_bad_value_is_no_number(server: Server,
 def test_every_status_that_is_translated_exists() -> None:
     from asyncua.ua import StatusCodes
 
-    for name in {*opcua_client.REFUSALS, *opcua_client.OF_OURS, *opcua.TOO_LONG, *opcua.NO_NODE}:
+    for name in {*opcua_client.REFUSALS, *opcua_client.OF_OURS, *opcua_client.TOO_LONG, *opcua.NO_NODE}:
         assert hasattr(StatusCodes, name), name
 
 

@@ -74,5 +74,5 @@ def test_what_no_second_try_changes_is_called_by_its_name_and_needs_a_person(nam
 
 
 def test_no_code_that_decides_something_is_without_a_name() -> None:
-    decide = opcua_client.OF_OURS.keys() | opcua.TOO_LONG | opcua.NO_NODE | set(opcua.NO_MORE_ITEMS)
+    decide = opcua_client.OF_OURS.keys() | opcua_client.TOO_LONG | opcua.NO_NODE | set(opcua.NO_MORE_ITEMS)
     assert {name for name in decide if opcua_status.name(ALL[name]) != name} == set()
