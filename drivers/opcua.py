@@ -497,7 +497,9 @@ class OpcUaSession:
 
     def _to_ask(self, due: Ints) -> Bools:
         points = self.points
-        if self.subscription is not None and self.subscription.resync:
+        if self.subscription is None:  # nothing is told
+            return points.known[due]
+        if self.subscription.resync:
             points.again |= points.told
             self.subscription.resync = False
         mute = ~points.heard[due] & (self.clock.monotonic_us() - points.news_us[due] > FIRST_WORD_US)
@@ -607,9 +609,10 @@ class OpcUaSession:
     def _take(self, at: Ints, column: decode.Column | Told) -> None:
         """Note readings, and tell once of values that are no numbers."""
         self.points.note(at, column, column.t_us if isinstance(column, Told) else self.clock.monotonic_us())
-        gone = np.isin(column.status & status.NAME_MASK, NO_NODE_CODES)
-        if gone.any():
-            self._forget(at[gone])
+        if (column.status >= status.BAD).any():
+            gone = np.isin(column.status & status.NAME_MASK, NO_NODE_CODES)
+            if gone.any():
+                self._forget(at[gone])
         odd = (column.quality == Quality.OTHER) & (column.status < status.BAD)
         if odd.any():
             self.counts.not_numeric += int(np.count_nonzero(odd))
@@ -640,15 +643,10 @@ class OpcUaSession:
         self.past.note_first(self.points, not self._read_us)
         for each in before:
             self.past.leave_out(each, due)
-        at = due[asked]
-        read, read_us = self.points.last(at), self.points.news_us[at]
-        blocks = [*before, *self._drained(due)]
-        # What was told before its answer came must not stand after it; what was told while others were asked, must.
-        newer = at[self.points.news_us[at] > read_us]
-        news = self.points.last(newer)
-        self.points.note(at, read, now)
-        self.points.note(newer, news, now)
-        asked = asked & ~np.isin(due, newer)
+        blocks = list(before)
+        if self.subscription is not None:
+            told, asked = self._told_beside(due, asked, now)
+            blocks += told
         last = self._now(due, asked, wall)
         if not blocks:
             readings = last
@@ -663,6 +661,19 @@ class OpcUaSession:
         self._read_us = now
         self.memory.heard_us, self.memory.fills = self._heard_until(now, wall), 0
         return readings
+
+    def _told_beside(self, due: Ints, asked: Bools, now: int) -> tuple[list[Readings], Bools]:
+        """What was told beside what was asked, and which answers stand: what was told before its answer must not stand
+        after it; what was told while others were asked, must.
+        """
+        at = due[asked]
+        read, read_us = self.points.last(at), self.points.news_us[at]
+        blocks = self._drained(due)
+        newer = at[self.points.news_us[at] > read_us]
+        news = self.points.last(newer)
+        self.points.note(at, read, now)
+        self.points.note(newer, news, now)
+        return blocks, asked & ~np.isin(due, newer)
 
     def _heard_until(self, now: int, wall: int) -> int:
         """UTC µs, until when everything was heard: what a server had to tell after it fell silent was not."""
