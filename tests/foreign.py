@@ -34,6 +34,7 @@ import atexit
 import json
 import math
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,7 @@ SCRIPT = Path(__file__).parent / "peers" / "opcua" / "server.js"
 MODULES = Path(os.environ.get("OPCUA_PEER") or Path(sys.prefix) / "opcua-peer")
 """Where `make test` installed node-opcua."""
 NODE = os.environ.get("NODE") or "node"
+ANSWER_S = 60.0
 FOREVER = -1
 """As `times`: until it is set to 0."""
 
@@ -98,6 +100,8 @@ class Peer:
             try:
                 self._process.stdin.write(json.dumps({"do": do, **words}, allow_nan=False).encode() + b"\n")
                 self._process.stdin.flush()
+                if not select.select([self._process.stdout], [], [], ANSWER_S)[0]:
+                    self._process.kill()  # better a test that fails than one that hangs, and all after it
                 line = self._process.stdout.readline()
             except BrokenPipeError:
                 line = b""

@@ -122,9 +122,14 @@ async function shut(one, grace) {
   one.faults.mute(false);
   if (!grace) one.faults.drop(); // as a power cut: nobody is told
   await one.faults.listen(true); // the library closes only what listens
-  await one.server.shutdown(0);
+  const closed = await within(5000, one.server.shutdown(0)); // it waits for ever for a channel that it was just refusing
+  if (!closed) await within(1000, one.faults.listen(false));
   servers.delete(one.number);
 }
+
+// Whether it was done in time; what goes on is left to itself.
+const within = (ms, work) =>
+  Promise.race([Promise.resolve(work).then(() => true, () => true), new Promise((resolve) => setTimeout(resolve, ms, false))]);
 
 const told = (one) => ({ server: one.number, port: one.port, index: one.plant ? one.plant.ns.index : -1 });
 
