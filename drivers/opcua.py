@@ -38,7 +38,7 @@ from drivers.opcua_client import (
 from drivers.opcua_items import Items
 from drivers.opcua_memory import Memory, recalled
 from drivers.opcua_past import Past, places_of
-from drivers.opcua_profiles import Profile, profile_of
+from drivers.opcua_profiles import Profile, profile_of, smallest
 from drivers.opcua_settings import Address, Connection, NodeName, parse_node_id
 from drivers.opcua_subscription import (
     REQUESTS,
@@ -50,6 +50,7 @@ from drivers.opcua_subscription import (
     subscribed,
 )
 from edge_agent.contract import (
+    CODE_MASK,
     SECOND_US,
     Bools,
     CertificateStore,
@@ -382,8 +383,8 @@ class OpcUaSession:
         profile = profile_of(self.settings.profile, said)
         self.server = _Server(
             tuple(map(str, uris)),
-            _smallest(NODES_TOLD_MAX if limits[0] else NODES_MAX, limits[0], profile.nodes_max),
-            _smallest(ITEMS_AT_ONCE, limits[1], profile.nodes_max),
+            smallest(NODES_TOLD_MAX if limits[0] else NODES_MAX, limits[0], profile.nodes_max),
+            smallest(ITEMS_AT_ONCE, limits[1], profile.nodes_max),
             profile,
             self.clock.monotonic_us(),
         )
@@ -645,7 +646,7 @@ class OpcUaSession:
             self.past.leave_out(each, due)
         blocks = list(before)
         if self.subscription is not None:
-            told, asked = self._told_beside(due, asked, now)
+            told, asked = self._told_beside(self.subscription, due, asked, now)
             blocks += told
         last = self._now(due, asked, wall)
         if not blocks:
@@ -655,20 +656,20 @@ class OpcUaSession:
             readings = blocks[0] if len(blocks) == 1 and len(blocks[0].values) == 1 else pts.stacked(blocks, now)
             if readings.values.shape[0] == 1:
                 readings = Readings(readings.values[0], readings.quality[0], readings.ts[0])
-        fresh = readings.quality & 0x0F
+        fresh = readings.quality & CODE_MASK
         self.counts.values += int(np.count_nonzero(fresh != Quality.HOLD))
         self.counts.bad_values += int(np.count_nonzero(fresh >= Quality.TIMEOUT))
         self._read_us = now
         self.memory.heard_us, self.memory.fills = self._heard_until(now, wall), 0
         return readings
 
-    def _told_beside(self, due: Ints, asked: Bools, now: int) -> tuple[list[Readings], Bools]:
+    def _told_beside(self, telling: Subscription, due: Ints, asked: Bools, now: int) -> tuple[list[Readings], Bools]:
         """What was told beside what was asked, and which answers stand: what was told before its answer must not stand
         after it; what was told while others were asked, must.
         """
         at = due[asked]
         read, read_us = self.points.last(at), self.points.news_us[at]
-        blocks = self._drained(due)
+        blocks = self._drained(telling, due)
         newer = at[self.points.news_us[at] > read_us]
         news = self.points.last(newer)
         self.points.note(at, read, now)
@@ -682,11 +683,9 @@ class OpcUaSession:
             return wall
         return wall - (now - max(telling.confirmed_us, telling.begun_us))
 
-    def _drained(self, due: Ints) -> list[Readings]:
-        if self.subscription is None:
-            return []
+    def _drained(self, telling: Subscription, due: Ints) -> list[Readings]:
         told = []
-        for each in self.subscription.drain(np.unique(self.points.every[due]).tolist()):
+        for each in telling.drain(np.unique(self.points.every[due]).tolist()):
             points = self.items.points(each.handle)
             wanted = points >= 0
             ours = (each if wanted.all() else each.only(wanted))._replace(handle=points[wanted])
@@ -700,9 +699,7 @@ class OpcUaSession:
             periods = self.points.every[each.handle]
             for period in np.unique(periods).tolist():
                 its = each.only(periods == period)
-                self.subscription.put_back(
-                    its._replace(handle=self.items.handles(its.handle, len(self.points))), period
-                )
+                telling.put_back(its._replace(handle=self.items.handles(its.handle, len(self.points))), period)
         return blocks
 
     def _without_repeats(self, told: Told) -> Told:
@@ -987,11 +984,6 @@ class OpcUaSession:
     def belated(self) -> tuple[Ints, Readings] | None:
         """See contract.Belated."""
         return self.past.belated(self.clock)
-
-
-def _smallest(usual: int, *limits: Any) -> int:
-    """Of what is usual and the limits that somebody stated (0 and no number: none)."""
-    return min([usual, *(int(limit) for limit in limits if isinstance(limit, int) and limit > 0)])
 
 
 def _text(item: "ua.DataValue") -> str | None:

@@ -18,7 +18,7 @@ from drivers.foreign_text import printable
 from drivers.opcua_client import Client, ClientCounters, Refused, open_client, translated
 from drivers.opcua_found import Found, NodeKind
 from drivers.opcua_settings import NODE_ID, Connection, parse_node_id
-from drivers.opcua_walk import VARIABLE, Walk, value_of
+from drivers.opcua_walk import VARIABLE, Walk, good_value_of
 from edge_agent.contract import Clock, DeviceRefused, Duration, Scan, Scanner, ScanStep, duration_text, duration_us
 
 NODES_USUAL, NODES_MAX, DEPTH_MAX = 5000, 100_000, 1000
@@ -164,7 +164,7 @@ class OpcUaBrowse:
             raise DeviceRefused(f"--under {under}: the server has no such namespace; it has {', '.join(walk.uris[1:])}")
         kinds = walk.client.ua.AttributeIds
         items = [walk.client.ua.ReadValueId(node, attribute) for attribute in (kinds.BrowseName, kinds.NodeClass)]
-        name, node_class = [value_of(item) for item in await walk.read(items)]
+        name, node_class = [good_value_of(item) for item in await walk.read(items)]
         if name is None:
             raise DeviceRefused(f"--under {under}: the server has no such node")
         return node, str(name.Name), NodeKind.VARIABLE if node_class == VARIABLE else NodeKind.OBJECT

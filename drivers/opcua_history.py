@@ -7,14 +7,14 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
 from drivers import opcua_decode as decode
 from drivers import opcua_status as status
-from drivers.opcua_client import Client
+from drivers.opcua_client import Client, value_of
 from edge_agent.contract import SECOND_US, Bools, Ints, Quality, Readings
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,6 @@ HISTORY_READ = 0x04
 """Bit of AccessLevel: OPC UA Part 3, 8.57."""
 GLANCE_S = 0.1
 """How often it is looked whether WAIT_S is over."""
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(slots=True)
@@ -79,10 +78,10 @@ def begun(nodes: Sequence[Any], levels: Sequence[Any], from_us: int, until_us: i
 
 def ahead_us(item: Any, wall_us: int) -> int:
     """How far a server's clock (DataValue of its CurrentTime) is ahead of ours; 0: it is not known, or as good as equal."""
-    told = item.Value.Value if item.Value is not None else None
+    told = value_of(item)
     if not isinstance(told, datetime):
         return 0
-    ahead = (told.replace(tzinfo=UTC) - EPOCH) // timedelta(microseconds=1) - wall_us
+    ahead = (told.replace(tzinfo=UTC) - decode.EPOCH) // decode.MICROSECOND - wall_us
     return ahead if abs(ahead) >= SECOND_US else 0
 
 
@@ -140,7 +139,7 @@ def _note(gap: Gap, place: int, answer: Any) -> None:
     stamped = [each for each in values if each.SourceTimestamp is not None]
     column = decode.from_data_values(stamped, gap.until_us)
     # Its own stamps, however old: they are what was asked for.
-    stamps = [(each.SourceTimestamp - EPOCH) // timedelta(microseconds=1) for each in stamped]
+    stamps = [(each.SourceTimestamp - decode.EPOCH) // decode.MICROSECOND for each in stamped]
     ts = np.array(stamps, np.int64)
     quality = np.where(column.quality == Quality.CLOCK, np.uint8(Quality.GOOD), column.quality)
     inside = (ts > gap.from_us) & (ts < gap.until_us)
@@ -205,9 +204,9 @@ def _only(column: decode.Column, chosen: Bools) -> decode.Column:
 
 
 def _time(us: int) -> datetime:
-    return EPOCH + timedelta(microseconds=us)
+    return decode.EPOCH + us * decode.MICROSECOND
 
 
 def _level(item: Any) -> int:
-    raw = item.Value.Value if item.Value is not None else None
+    raw = value_of(item)
     return int(raw) if isinstance(raw, int) else 0

@@ -6,6 +6,7 @@ states a wider one is not: S7-1500 names 1000 nodes in a Read and then counts th
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +83,8 @@ def profile_of(name: str, said: str) -> Profile:
         return PROFILES[name]
     found = (profile for profile in PROFILES.values() if re.search(profile.said_by, said, re.IGNORECASE))
     return next(found, PROFILES["plain"])
+
+
+def smallest(usual: int, *limits: Any) -> int:
+    """Of what is usual and the limits that somebody stated (0 and no number: none)."""
+    return min([usual, *(int(limit) for limit in limits if isinstance(limit, int) and limit > 0)])

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from drivers import opcua_status as status
-from drivers.opcua_client import Client, Refused
-from edge_agent.contract import DeviceSilent
+from drivers.opcua_client import Client, Refused, read_values, value_of
 
 DEPTH_MAX = 8
 FIELDS_MAX = 1000
@@ -61,7 +60,7 @@ class Shapes:
 
     async def member(self, client: Client, node: Any, item: Any, path: str) -> Any:
         """A DataValue with the member in the place of the structure. Raises Unreadable when there is no such number."""
-        raw = item.Value.Value if item.Value is not None else None
+        raw = value_of(item)
         if raw is None:
             return item
         if hasattr(raw, "TypeId") and hasattr(raw, "Body"):
@@ -81,8 +80,8 @@ class Shapes:
     async def _shape_of(self, client: Client, node: Any) -> "Shape | int":
         key = node.to_string()
         if key not in self.of_node:
-            (kind,) = await _attributes(client, [node], DATA_TYPE)
-            self.of_node[key] = await self._shape(client, kind, 0)
+            (kind,) = await read_values(client, [node], DATA_TYPE)
+            self.of_node[key] = await self._shape(client, value_of(kind), 0)
         return self.of_node[key]
 
     async def _shape(self, client: Client, kind: Any, depth: int) -> "Shape | int":
@@ -101,7 +100,8 @@ class Shapes:
         return self.known[key]
 
     async def _asked(self, client: Client, kind: Any, depth: int) -> "Shape | int":
-        (definition,) = await _attributes(client, [kind], DATA_TYPE_DEFINITION)
+        (item,) = await read_values(client, [kind], DATA_TYPE_DEFINITION)
+        definition = value_of(item)
         if hasattr(definition, "StructureType"):
             if int(definition.StructureType) not in (PLAIN, OPTIONAL_FIELDS):
                 raise Unreadable("is a union, or holds subtypes: its numbers are not at fixed places")
@@ -193,16 +193,6 @@ def with_value(client: Client, item: Any, raw: Any) -> Any:
         client.ua.Variant(raw) if raw is None or isinstance(raw, int | float | bool) else client.ua.Variant(None)
     )
     return found
-
-
-async def _attributes(client: Client, nodes: Sequence[Any], attribute: int) -> list[Any]:
-    request = client.ua.ReadRequest()
-    request.Parameters.TimestampsToReturn = client.ua.TimestampsToReturn.Neither
-    request.Parameters.NodesToRead = [client.ua.ReadValueId(node, client.ua.AttributeIds(attribute)) for node in nodes]
-    found = (await client.ask(request, "no answer")).Results
-    if len(found) != len(nodes):
-        raise DeviceSilent(f"{client.url}: {len(nodes)} nodes asked, {len(found)} answers")
-    return [each.Value.Value if each.Value is not None else None for each in found]
 
 
 async def _parent(client: Client, kind: Any) -> Any:

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any
 
 from drivers import opcua_points as pts
-from drivers.opcua_client import Client, Refused
+from drivers.opcua_client import Client, Refused, value_of
 from drivers.opcua_structure import Member, Shape, Shapes, Unreadable, member_of
 from edge_agent.contract import DeviceSilent
 
@@ -99,7 +99,7 @@ class Types:
 
     def plain(self, item: Any, kind: Kind) -> tuple[Plain, dict[str, float]]:
         """A DataValue's value, and the numbers in it by member when it is a structure."""
-        raw = item.Value.Value if item.Value is not None else None
+        raw = value_of(item)
         return plain(raw), _members(raw, kind.shape)
 
 
@@ -213,7 +213,7 @@ async def _attributes(client: Client, node: Any, names: Sequence[str]) -> list[A
         if not client.connected:
             raise
         return [None] * len(names)
-    values = [each.Value.Value if each.Value is not None else None for each in found]
+    values = [value_of(each) for each in found]
     return (values + [None] * len(names))[: len(names)]
 
 

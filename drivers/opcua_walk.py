@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from drivers import opcua_status as status
-from drivers.opcua_client import Client, Refused, translated
+from drivers.opcua_client import TOO_LONG, Client, Refused, translated, value_of
 from drivers.opcua_found import Found, Node, NodeKind, Variable
+from drivers.opcua_profiles import smallest
 from drivers.opcua_settings import NodeName, node_text
 from drivers.opcua_types import Types, names_of
 from drivers.opcua_units import unit_of
@@ -42,8 +43,6 @@ ABOUT = (
     "EngineeringUnits", "EURange", "InstrumentRange", "EnumStrings", "EnumValues", "FalseState", "TrueState",
 )  # fmt: skip
 """Properties that say what a variable means: Part 8, 5.3."""
-
-TOO_LONG = frozenset({"BadTooManyOperations", "BadResponseTooLarge", "BadEncodingLimitsExceeded", "BadRequestTooLarge"})
 
 
 @dataclass(slots=True)
@@ -83,11 +82,11 @@ class Walk:
         names = ("Server_NamespaceArray", f"{limits}Browse", f"{limits}Read", f"{build}ManufacturerName")
         wanted = [getattr(ids, name) for name in (*names, f"{build}ProductName", f"{build}SoftwareVersion")]
         items = [self._item(self.client.ua.NodeId(int(number), 0), "Value") for number in wanted]
-        uris, browse, read, *make = [value_of(each) for each in await self.read(items)]
+        uris, browse, read, *make = [good_value_of(each) for each in await self.read(items)]
         if not isinstance(uris, list):
             raise DeviceSilent(f"{self.client.url}: the server does not tell its namespaces", Quality.PROTOCOL)
         self.uris = tuple(map(str, uris))
-        self.browse_max, self.read_max = _smallest(self.browse_max, browse), _smallest(self.read_max, read)
+        self.browse_max, self.read_max = smallest(self.browse_max, browse), smallest(self.read_max, read)
         self.found.uris = self.uris
         maker, product, version = (text.strip() if isinstance(text, str) else "" for text in make)
         self.found.server = f"{product or maker} {version}".strip()
@@ -336,13 +335,13 @@ class Walk:
         for at, place in enumerate(places):
             kind, rank, dimensions, access, description = told[5 * at : 5 * at + 5]
             about = self._variable(place)
-            about.rank = int(value_of(rank)) if isinstance(value_of(rank), int) else -1
-            about.dimensions = tuple(int(n) for n in value_of(dimensions) or ())
-            level = value_of(access)
+            about.rank = int(good_value_of(rank)) if isinstance(good_value_of(rank), int) else -1
+            about.dimensions = tuple(int(n) for n in good_value_of(dimensions) or ())
+            level = good_value_of(access)
             about.readable = not isinstance(level, int) or bool(level & READABLE)
             about.history = isinstance(level, int) and bool(level & HISTORY_READ)
-            about.description = str(getattr(value_of(description), "Text", None) or "")
-            about.type = await self.types.of(self.client, value_of(kind), self._text)
+            about.description = str(getattr(good_value_of(description), "Text", None) or "")
+            about.type = await self.types.of(self.client, good_value_of(kind), self._text)
         await self._read_values(places)
         await self._read_about()
 
@@ -372,7 +371,7 @@ class Walk:
         told = await self.read([self._item(node, "Value") for _, _, node in now])
         for (place, name, _), item in zip(now, told, strict=True):
             if not item.StatusCode or not item.StatusCode.value & status.BAD:
-                _explain(self._variable(place), name, value_of(item))
+                _explain(self._variable(place), name, good_value_of(item))
 
     async def read(self, items: Sequence[Any]) -> "list[ua.DataValue]":
         """These attributes, as few requests as the server takes; one that cannot be decoded is bad and harms no other.
@@ -448,19 +447,15 @@ NO_RANGE = frozenset({0x8036_0000, 0x8037_0000})
 """BadIndexRangeInvalid, BadIndexRangeNoData."""
 
 
-def value_of(item: "ua.DataValue") -> Any:
+def good_value_of(item: "ua.DataValue") -> Any:
     """None when there is none, or it is bad."""
     if item.StatusCode is not None and item.StatusCode.value & status.BAD:
         return None
-    return item.Value.Value if item.Value is not None else None
+    return value_of(item)
 
 
 def _no_range(item: Any) -> bool:
     return item.StatusCode is not None and item.StatusCode.value & status.NAME_MASK in NO_RANGE
-
-
-def _smallest(usual: int, limit: Any) -> int:
-    return min(usual, limit) if isinstance(limit, int) and limit > 0 else usual
 
 
 def _explain(about: Variable, name: str, value: Any) -> None:

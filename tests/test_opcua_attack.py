@@ -299,12 +299,12 @@ def shape_of(
     """Of the data type i=100 of a server that has these."""
 
     async def attributes(_client: Any, nodes: Sequence[Any], _attribute: int) -> list[Any]:
-        return [definitions.get(each.Identifier) for each in nodes]
+        return [SimpleNamespace(Value=SimpleNamespace(Value=definitions.get(each.Identifier))) for each in nodes]
 
     async def parent(_client: Any, kind: Any) -> Any:
         return node(parents[kind.Identifier])
 
-    monkeypatch.setattr(structure, "_attributes", attributes)
+    monkeypatch.setattr(structure, "read_values", attributes)
     monkeypatch.setattr(structure, "_parent", parent)
     return asyncio.run(structure.Shapes().of_type(None, node(100)))  # type: ignore[arg-type]
 
