@@ -534,13 +534,9 @@ class Poller:
             return
         due, readings = found
         checked(readings, len(due))
-        beat = _plan(self.line, due.tolist())
-        values, quality = engineering(beat, readings)
-        ago = np.zeros(1, dtype=np.int64) if readings.t is None else self._clock.monotonic_us() - readings.t
-        rows = (len(ago), len(due))
-        values, quality, stamps = values.reshape(rows), quality.reshape(rows), readings.ts.reshape(rows)
+        ago = self._ago(readings)
         t, wall = self._time.now_us() - ago, self._clock.wall_us() - ago
-        self._hand_on_belated([_frame(target, values, quality, stamps, t, wall) for target in beat.targets])
+        self._hand_on_belated(_scattered(_plan(self.line, due.tolist()), readings, t, wall))
 
     def _next(self, after_us: int) -> tuple[int, tuple[int, ...]]:
         """The next beat and the periods that are due at it."""
@@ -711,21 +707,19 @@ class Poller:
 
     def frames(self, beat: _Beat, readings: Readings) -> list[Frame]:
         """Scatter: the one place where readings become frames of machines and get the agent's time."""
-        values, quality = engineering(beat, readings)
-        t, wall = self._times(readings)
-        rows = (len(t), len(beat.due))
-        values, quality, stamps = values.reshape(rows), quality.reshape(rows), readings.ts.reshape(rows)
-        return [_frame(target, values, quality, stamps, t, wall) for target in beat.targets]
+        return _scattered(beat, readings, *self._times(readings))
 
     def _times(self, readings: Readings) -> tuple[Ints, Ints]:
         """The agent's time of each row, never before what was handed on already, and the wall clock's: (rows,) each."""
         now, wall = self._time.now_us(), self._clock.wall_us()
-        ago = np.zeros(1, dtype=np.int64)
-        if readings.t is not None:
-            ago = np.maximum(self._clock.monotonic_us() - readings.t, 0)
+        ago = np.maximum(self._ago(readings), 0)
         t = np.maximum(now - ago, self._handed_on_us)
         self._handed_on_us = now
         return t, wall - ago
+
+    def _ago(self, readings: Readings) -> Ints:
+        """How long ago each row came: (rows,) µs."""
+        return np.zeros(1, dtype=np.int64) if readings.t is None else self._clock.monotonic_us() - readings.t
 
 
 def rows_due(lines_: Sequence[Line], from_us: int, until_us: int) -> int:
@@ -815,6 +809,14 @@ def _carried_over(old: Line, beat: _Beat, readings: Readings, new: Line) -> tupl
     chosen = np.array(places, dtype=np.intp)
     values, quality, ts = readings.values[..., chosen], readings.quality[..., chosen], readings.ts[..., chosen]
     return _plan(new, due), Readings(values, quality, ts, readings.t)
+
+
+def _scattered(beat: _Beat, readings: Readings, t: Ints, wall: Ints) -> list[Frame]:
+    """The readings in engineering units, as a frame of each machine. t, wall: (rows,), of each row."""
+    values, quality = engineering(beat, readings)
+    rows = (len(t), len(beat.due))
+    values, quality, stamps = values.reshape(rows), quality.reshape(rows), readings.ts.reshape(rows)
+    return [_frame(target, values, quality, stamps, t, wall) for target in beat.targets]
 
 
 def _frame(target: _Target, values: Floats, quality: Codes, stamps: Ints, t: Ints, wall: Ints) -> Frame:
