@@ -318,11 +318,9 @@ def belated(plant: Plant, frame: Frame) -> JudgedFrame:
     """What came too late to be judged: its values are held against `valid`, and that is all; no state, no warning."""
     machine = plant.by_name[frame.machine]
     columns = slice(machine.start, machine.stop)
-    usable = ((frame.quality & CODE_MASK) == GOOD) | ((frame.quality & CODE_MASK) == UNCERTAIN)
-    inside = (frame.values >= plant.valid_low[columns]) & (frame.values <= plant.valid_high[columns])
-    reason = np.where(np.isfinite(frame.values), np.uint8(OUT_OF_RANGE), np.uint8(NOT_A_NUMBER))
-    quality = np.where(usable & ~(inside & np.isfinite(frame.values)), reason, frame.quality)
-    values = np.where(usable & (quality == frame.quality), frame.values, np.nan)
+    quality = frame.quality.copy()
+    usable = _usable(frame.values, quality, plant.valid_low[columns], plant.valid_high[columns])
+    values = np.where(usable, frame.values, np.nan)
     fresh = ((quality & CODE_MASK) != HOLD).any(axis=1)
     unknown = np.full(len(frame.t), -1, dtype=np.int16)
     return JudgedFrame(replace(frame, values=values, quality=quality, late=True), unknown, fresh)
@@ -402,16 +400,22 @@ def _validate(plant: Plant, columns: slice | npt.NDArray[np.intp], work: _Work, 
     """NaN, infinities and values outside of `valid` become BAD; nothing but fresh usable values keeps a number."""
     values, quality = work.values[:, where], work.quality[:, where]
     low, high = plant.valid_low[columns][where], plant.valid_high[columns][where]
-    usable = (quality == GOOD) | (quality == UNCERTAIN) | (quality == CLOCK)
+    usable = _usable(values, quality, low, high)
+    if not usable.all():
+        work.quality[:, where] = quality
+        work.values[:, where] = np.where(usable, values, np.nan)
+
+
+def _usable(values: Floats, quality: Codes, low: Floats, high: Floats) -> Bools:
+    """Where there is a fresh number within `valid`; the quality of one that is not is changed in place to the reason."""
+    usable: Bools = (quality == GOOD) | (quality == UNCERTAIN) | (quality == CLOCK)
     # One comparison finds NaN too: it is neither above nor below.
     inside = (values >= low) & (values <= high)
     doubtful = usable & ~(inside & np.isfinite(values))
     if doubtful.any():
         quality[doubtful] = np.where(np.isfinite(values[doubtful]), OUT_OF_RANGE, NOT_A_NUMBER)
         usable &= ~doubtful
-        work.quality[:, where] = quality
-    if not usable.all():
-        work.values[:, where] = np.where(usable, values, np.nan)
+    return usable
 
 
 def _fill(state: JudgeState, stack: _Stack, work: _Work) -> None:
