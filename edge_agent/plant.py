@@ -159,18 +159,22 @@ def compile_plant(config: Config, detectors: Sequence[Detector], own: bool = Tru
 
 def without_own(plant: Plant) -> Plant:
     """The same plant as it was before the agent had a machine of its own (0.1.0)."""
-    end = plant.signals
+    return _up_to(plant.signals, plant, tuple(machine for machine in plant.machines if not machine.own))
+
+
+def _up_to(end: int, plant: Plant, machines: tuple[Machine, ...]) -> Plant:
+    """The plant with these of its machines, whose columns end here."""
     return replace(
         plant,
-        machines=tuple(machine for machine in plant.machines if not machine.own),
-        by_name={name: machine for name, machine in plant.by_name.items() if not machine.own},
+        machines=machines,
+        by_name={machine.name: machine for machine in machines},
         columns=end,
         valid_low=plant.valid_low[:end],
         valid_high=plant.valid_high[:end],
         use_uncertain=plant.use_uncertain[:end],
         required=plant.required[:end],
         formula=plant.formula[:end],
-        starts=plant.starts[: len(plant.starts) - (plant.own is not None)],
+        starts=plant.starts[: len(machines)],
         stacks={},
     )
 
@@ -185,19 +189,7 @@ def without_certificates(plant: Plant) -> Plant:
         Norms(**{part.name: getattr(its, part.name)[..., : len(kept)] for part in fields(Norms)}) for its in own.norms
     )
     before = replace(own, stop=own.start + len(kept), signals=tuple(kept), norms=norms)
-    end = before.stop
-    return replace(
-        plant,
-        machines=(*plant.machines[:-1], before),
-        by_name={**plant.by_name, own.name: before},
-        columns=end,
-        valid_low=plant.valid_low[:end],
-        valid_high=plant.valid_high[:end],
-        use_uncertain=plant.use_uncertain[:end],
-        required=plant.required[:end],
-        formula=plant.formula[:end],
-        stacks={},
-    )
+    return _up_to(before.stop, plant, (*plant.machines[:-1], before))
 
 
 def stale_us(signal: SignalConfig) -> int:
