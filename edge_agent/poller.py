@@ -416,13 +416,14 @@ class Poller:
             try:
                 yield
             finally:
-                self._keep_notes()
+                remembers = self._remembers
                 self._session = self._describes = self._idles = self._remembers = self._belated = None
                 # A line that hangs while it is closed must not keep it from being opened again.
                 limit.reschedule(asyncio.get_running_loop().time() + CLOSE_LIMIT_S)
+                self._keep_notes(remembers)  # last, for it is the driver's: what it raises must leave no session here
 
-    def _keep_notes(self) -> None:
-        if self._remembers is not None and (notes := self._remembers.notes()) is not None:
+    def _keep_notes(self, session: Remembers | None) -> None:
+        if session is not None and (notes := session.notes()) is not None:
             self._memory[self.line.name] = notes
 
     def _failed(self, error: Exception) -> float:
@@ -678,7 +679,7 @@ class Poller:
                     session.use([signal.point for signal in self.line.signals])
                 readings = checked(await session.read(beat.due), len(beat.due))
             counters = session.counters()
-            self._keep_notes()
+            self._keep_notes(self._remembers)
         except Exception as error:  # noqa: BLE001 - the bulkhead, see `_failed`
             self._failed(error)
             return self.nothing(beat, self._why)

@@ -1212,3 +1212,36 @@ def test_the_past_that_comes_while_other_signals_are_put_in_is_never_shown_as_th
     (frame,) = virtual.run(story())
     assert (frame.quality[:, 0] == HOLD).all()
     assert frame.quality[1, 1] == GOOD
+
+
+def test_notes_that_fail_at_the_end_of_a_session_leave_no_session_behind() -> None:
+    class Forgetful(Device):
+        failing = False
+
+        def recall(self, notes: bytes) -> None:
+            return
+
+        def notes(self) -> bytes | None:
+            if self.failing:
+                raise RuntimeError("no notes")
+            return None
+
+    async def cut(device: Device) -> None:
+        assert isinstance(device, Forgetful)
+        device.failing = True
+        raise DeviceSilent("cut")
+
+    async def story() -> None:
+        device = Forgetful(on_read=at(3, then=cut))
+        watched = Watched(line(device))
+        await watched.until(3.5)
+        device.failing = False
+        with capture_logs():
+            await watched.until(90)
+        assert len(device.opened) == 2
+        assert device.closed == 1
+        assert {quality for second, quality in watched.told() if 4 <= second < 30} == {Quality.OTHER}
+        assert watched.told()[-1][1] == GOOD
+        await watched.end()
+
+    virtual.run(story())
