@@ -34,7 +34,7 @@ from edge_agent.publisher import STATUS, Publisher
 from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Loss
 from edge_agent.store.disk import LEFTOVERS
 from edge_agent.store.journal import FILE as STORE_FILE
-from edge_agent.store.journal import Committed, Store, open_store
+from edge_agent.store.journal import Committed, Recovery, Store, open_store
 from edge_agent.store.notes import DeviceNotes
 from edge_agent.web.app import Web, open_web
 
@@ -247,7 +247,7 @@ class _Agent:
         plant = compile_plant(self.config, self.detectors)
         text = configuration.pack(self.config)
         old = self._old_plant(recovery.config_json, text, plant)
-        state = _replayed(old, recovery, self.store.epoch)
+        state = _replayed(old, recovery)
         orphans: list[Event] = []
         if old is not plant:
             state, orphans = snapshot.migrate(old, state, plant)
@@ -263,6 +263,8 @@ class _Agent:
             plant, state, text, self.sha, self.store, self.board, self.clock, self.time, self._retain
         )
         self.pipeline.drop(orphans)
+        if recovery.epoch != self.store.epoch:
+            self.pipeline.snapshot()  # what follows is judged under another epoch than what lies before it
         if recovery.last_t_us is not None:
             lines = poller.lines(self.config, plant, self.registry)
             self.pipeline.resume(_down_time(lines, recovery.last_wall_us, wall))
@@ -664,7 +666,7 @@ class _Agent:
         }
 
 
-def _replayed(plant: Plant, recovery: Any, epoch: str) -> judge.JudgeState:
+def _replayed(plant: Plant, recovery: Recovery) -> judge.JudgeState:
     """The last snapshot with the journal since judged again; its events are in the journal already."""
     state = judge.start(plant)
     if recovery.snapshot is not None:
@@ -677,7 +679,9 @@ def _replayed(plant: Plant, recovery: Any, epoch: str) -> judge.JudgeState:
         if isinstance(item, JudgedFrame) and len(frames) < REJUDGED_AT_ONCE:
             frames += [item.frame] if _fits(plant, item.frame) else []
             continue
-        state, _ = judge.step(plant, state, frames, epoch)  # stacked: however they are cut, the result is equal
+        state, _ = judge.step(
+            plant, state, frames, recovery.epoch
+        )  # stacked: however they are cut, the result is equal
         frames = [item.frame] if isinstance(item, JudgedFrame) and _fits(plant, item.frame) else []
         if isinstance(item, Command):
             try:
