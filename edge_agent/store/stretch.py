@@ -19,6 +19,8 @@ from edge_agent.records import JudgedFrame, Layout
 from edge_agent.store import chunks
 from edge_agent.store.rows import LATE, STAMPS, TICK, WORDS, Kept
 
+Cells = npt.NDArray[np.void]
+
 CELL_US = 300 * SECOND_US
 """Sums within a chunk are kept for each five minutes: a week is drawn without unpacking a reading."""
 CELL_SHARE = 8
@@ -80,7 +82,8 @@ class Column(NamedTuple):
     at: Ints
 
 
-class Sums(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Sums:
     """What a trend needs of a column. count: good and uncertain readings; bad: rows that were bad.
 
     low, high, total: of those counted, NaN where none is. cells: the same for each five minutes, as bytes; empty: not kept.
@@ -271,6 +274,12 @@ def unpack_column(blob: bytes, axis: Axis) -> Column:
     return Column(values, quality, stamps + chunks.unpack_ints(shift, len(stamps)))
 
 
+def lost_column(axis: Axis) -> Column:
+    """A signal whose chunk is damaged: nothing is known of it."""
+    rows, stamps = len(axis.t), axis.ts[axis.stamped]
+    return Column(np.full(rows, np.nan), np.full(rows, Quality.HOLD, dtype=np.uint8), stamps)
+
+
 def pack_block(whole: Stretch) -> bytes:
     """All of a stretch at once: quick, and small enough for an hour."""
     values = np.ascontiguousarray(whole.values.T).view(np.uint8).reshape(-1, 8)
@@ -317,7 +326,12 @@ def unpack_chunks(layout: Layout, epoch: str, axis: Axis, columns: Iterable[Colu
 def fresh(quality: Codes) -> Bools:
     """Where a reading came that may be counted: good, or uncertain."""
     code = quality & CODE_MASK
-    return (code == Quality.GOOD) | (code == Quality.UNCERTAIN)
+    return np.asarray((code == Quality.GOOD) | (code == Quality.UNCERTAIN))
+
+
+def spoken(quality: Codes) -> Bools:
+    """Where something came, good or bad."""
+    return np.asarray((quality & CODE_MASK) != Quality.HOLD)
 
 
 def sums_of(ts: Ints, values: Floats, quality: Codes) -> Sums:
@@ -338,7 +352,7 @@ def sums_of(ts: Ints, values: Floats, quality: Codes) -> Sums:
     )
 
 
-def cells_of(ts: Ints, values: Floats, quality: Codes, step_us: int) -> npt.NDArray[np.void]:
+def cells_of(ts: Ints, values: Floats, quality: Codes, step_us: int) -> Cells:
     """One row for each whole step of UTC in which there was something: see CELLS; low, high, total are NaN without count."""
     counted = fresh(quality) & np.isfinite(values)
     bad = (quality & CODE_MASK) > Quality.UNCERTAIN
