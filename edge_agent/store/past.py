@@ -315,7 +315,8 @@ class Past:
             if epoch is None:
                 self.left_out += 1
             elif not position.has_seq(epoch, row[0]):
-                yield Told(epoch, *row[:5])
+                seq, machine, kind, closed, payload, _ = row
+                yield Told(epoch, seq, machine, kind, closed, payload)
 
     def _kept_events(self, from_us: int, to_us: int, met: set[tuple[str, int]]) -> Iterator[Told]:
         last = (from_us, 0)
@@ -329,7 +330,7 @@ class Past:
                 if not rows.sound(row):
                     self.left_out += 1
                 elif (row[1], row[2]) not in met:  # moved since
-                    yield Told(*row[1:3], row[3], row[4], row[5], row[6])
+                    yield Told(*row[1:7])
             if len(found) < EVENTS_A_LOOK:
                 return
 
@@ -340,10 +341,12 @@ class Past:
 
         Memory: one chunk of each machine.
         """
-        newest, place, batch = self._newest(), after, 0
+        items: list[Item] = []
+        with self._moment() as position:
+            newest, place, batch = self._newest(), min(after, position.place - 1), 0
         while True:
             with self._moment() as position:
-                reached, items = position.place - 1, []
+                reached = position.place - 1
                 if reached <= place:
                     items, batch = self._of_journal(place, batch, newest, position)
             if reached > place:  # at the beginning, and where the history has overtaken
@@ -352,8 +355,8 @@ class Past:
                 continue
             if not items:
                 return
-            yield from items
             place += len(items)
+            yield from (item for item in items if item.place > after)
 
     def _newest(self) -> int:
         """The last batch of the journal as it is now: an agent that runs writes on, and a reader must end."""
@@ -466,10 +469,10 @@ class Past:
                 layouts[row[0]] = disk.to_layout(row)
         numbers = journal.execute("SELECT id, epoch FROM batches WHERE id > ? AND id <= ? ORDER BY id", (after, until))
         wanted = (number for number, epoch in numbers if not position.has_batch(epoch, number))
-        found = []
-        for number in islice(wanted, BATCHES_A_LOOK):
-            found.append(journal.execute("SELECT * FROM batches WHERE id = ?", (number,)).fetchone())
-        return layouts, found
+        which = list(islice(wanted, BATCHES_A_LOOK))
+        return layouts, [
+            journal.execute("SELECT * FROM batches WHERE id = ?", (number,)).fetchone() for number in which
+        ]
 
     def _frames_of_journal(self, machine: str | None, position: Position) -> Iterator[Kept]:
         """The frames that the history has not yet, of one machine or of all."""
