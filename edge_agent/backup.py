@@ -18,13 +18,12 @@ from edge_agent import archive, config
 from edge_agent.archive import LeftOut, Manifest, Source
 from edge_agent.config import Loaded
 from edge_agent.messages import topics as messages
-from edge_agent.store import copy, disk
+from edge_agent.store import copy, disk, shelf
 
 PKI, OWN = "pki", "own"
 """Of the certificates in the data directory: the folder, and in it the agent's own pairs, keys included."""
 LEARNED = "learned"
 """Learned norms in the data directory."""
-HISTORY = "history.db"
 FILE_BYTES_MAX = 64_000_000
 """Of a certificate or a learned norm: a larger file is none."""
 PRIVATE = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----")
@@ -85,7 +84,7 @@ def make(
             epoch=counted.epoch if counted else None,
             seq=counted.seq if counted else None,
             undelivered=counted.undelivered if counted else None,
-            history=any(each.path == f"{archive.DATA}/{HISTORY}" for each in found.sources),
+            history=any(each.path == f"{archive.DATA}/{shelf.FILE}" for each in found.sources),
             secrets=secrets,
             files=tuple(archive.hashed(each) for each in found.sources),
             left_out=tuple(found.left_out),
@@ -265,11 +264,11 @@ def _databases(found: _Gathered, data_dir: Path, beside: Path, *, history: bool)
             found.notes.append(f"{data_dir / disk.FILE} is damaged: the copy has what can still be read, as it is")
     else:
         found.left_out.append(LeftOut(disk.FILE, f"the journal: there is none in {data_dir} yet"))
-    if (data_dir / HISTORY).exists():
+    if (data_dir / shelf.FILE).exists():
         if history:
-            _copied(found, data_dir / HISTORY, beside)
+            _copied(found, data_dir / shelf.FILE, beside)
         else:
-            found.left_out.append(LeftOut(HISTORY, "the history, which may be large: use --history"))
+            found.left_out.append(LeftOut(shelf.FILE, "the history, which may be large: use --history"))
     return counted
 
 

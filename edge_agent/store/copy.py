@@ -13,9 +13,6 @@ from pathlib import Path
 from edge_agent.store import disk, rows
 from edge_agent.store.ranges import Intervals
 
-COPIED = (disk.FILE, "history.db")
-"""Files of a data directory that are copied this way."""
-
 
 class NotCopied(Exception):
     """The file cannot be copied; in words."""
@@ -55,6 +52,15 @@ def count(path: Path) -> Count | None:
         with contextlib.closing(_opened(path, "rw")) as db:
             state = _state(db)
             return None if state is None else _counted(state, db)
+    return None
+
+
+def kept_config(path: Path) -> str | None:
+    """The text of the last good configuration that this journal keeps; None when it has none, or cannot be read."""
+    with contextlib.suppress(*disk.FAULTS):
+        with contextlib.closing(_opened(path, "ro")) as db:
+            row = db.execute("SELECT * FROM config WHERE id = ?", (disk.CONFIG,)).fetchone()
+            return str(row[2]) if row is not None and rows.sound(row) else None
     return None
 
 
