@@ -1,8 +1,17 @@
 """The only room that reads a clock. Stamps for people come from the wall clock, delays from the monotonic one."""
 
 import time
+from typing import Protocol
 
 from edge_agent.contract import Clock
+
+
+class HostClock(Clock, Protocol):
+    """A Clock that also knows what the process has used."""
+
+    def cpu_s(self) -> float:
+        """User and system time that this process has used."""
+        ...
 
 
 class SystemClock:
