@@ -33,6 +33,7 @@ from edge_agent import agent
 from edge_agent.contract import Clock, DeviceSilent, Ints, Point, Quality, Readings, Session
 from edge_agent.mqtt import ACK_S, FAILURE, LinkSettings, LinkState
 from edge_agent.plugins import Plugins
+from edge_agent.publisher import ABOUT_THE_MESSAGE
 from edge_agent.store import disk
 from tests.virtual import START_US, VirtualLoop
 
@@ -42,6 +43,7 @@ WALL_US = 1_795_000_000_000_000
 """UTC when a world begins; like its monotonic clock a whole multiple of every period."""
 ROOT_TOPIC = "edge/site/sim"
 NUMBERED = ("measurements", "warnings", "gaps")
+UNCOPIED = shutil.ignore_patterns("*-shm", "control.sock", "lock")
 BROKER_LOOKS_S = 10.0
 KEPT_READS = 20_000
 """Reads of a device that are remembered for comparing."""
@@ -73,7 +75,7 @@ class Signal:
 class Device:
     """One device, its line and its machine, which have one name. silent, late_s, lie: what is wrong with it now.
 
-    lie: an answer that no device may give: "shape", "quality", "raise".
+    lie: an answer that no device may give: "shape", "quality", "raise"; or "value", which nobody can know for a lie.
     """
 
     name: str
@@ -192,6 +194,8 @@ class _Line:
         good, wall = np.zeros(count, dtype=np.uint8), np.full(count, self._clock.wall_us(), dtype=np.int64)
         if self._device.lie == "shape":
             return Readings(np.full(count + 1, 66.6), good, wall)
+        if self._device.lie == "value":
+            return Readings(wrong, good, wall)
         if self._device.lie == "quality":
             return Readings(wrong, np.full(count, 0x4F, dtype=np.uint8), wall)
         raise ArithmeticError("a driver with a bug")
@@ -205,9 +209,11 @@ class WorldClock:
 
     def __init__(self, world: "World") -> None:
         self._world = world
+        self.only_wall = False
+        """There is one clock only, and it is stepped: what an agent would have that does not keep them apart."""
 
     def monotonic_us(self) -> int:
-        return self._world.now_us
+        return self._world.wall_us if self.only_wall else self._world.now_us
 
     def wall_us(self) -> int:
         return self._world.wall_us
@@ -247,6 +253,10 @@ class Broker:
     retained: dict[str, bytes] = field(default_factory=dict)
     on_message: Callable[[str, bytes], None] = lambda _topic, _payload: None
     on_retained: Callable[[str, bytes], None] = lambda _topic, _payload: None
+    forgives: bool = False
+    """A refusal is told as a success, as a client that does not read reason codes would have it."""
+    swallows: int = 0
+    """So many messages more are acknowledged and never reach the consumer."""
     refused: int = 0
     lost_acks: int = 0
     connections: int = 0
@@ -257,6 +267,14 @@ class Broker:
         for link in list(self.links):
             link.cut("connection lost")
 
+    def relent(self) -> None:
+        """It refuses nothing any more. A message that was called malformed is tried again over another connection only."""
+        _, reason = self.refuses or ("", 0)
+        self.refuses = None
+        if reason in ABOUT_THE_MESSAGE and self.up:
+            self.fall()
+            self.up = True
+
     def verdict(self, topic: str) -> int:
         word, reason = self.refuses or ("", 0)
         return reason if word and word in topic else 0
@@ -264,7 +282,10 @@ class Broker:
     def take(self, topic: str, payload: bytes, retain: bool) -> None:
         """It has the message, and so has the consumer."""
         if not retain:
-            self.on_message(topic, payload)
+            if self.swallows:
+                self.swallows -= 1
+            else:
+                self.on_message(topic, payload)
         elif payload:
             self.retained[topic] = payload
             self.on_retained(topic, payload)
@@ -386,7 +407,7 @@ class SimLink:
             self._broker.lost_acks += 1
             return
         self._unanswered.remove(message)
-        self.on_ack(message.token, reason)
+        self.on_ack(message.token, 0 if self._broker.forgives else reason)
 
     def cut(self, reason: str) -> None:
         """The connection ends: some of what was on the way has reached the broker, and nobody hears of it."""
@@ -407,14 +428,10 @@ class SimLink:
             self._broker.take(*self._will, True)
 
     async def disconnect(self, within_s: float) -> None:
-        """TCP brings what was sent before the good-bye."""
+        """Whoever says it has waited for what matters: what is on its way may be lost."""
         self._closing.set()
         if self.connected and not self._over.is_set():
             self._goodbye = True
-            for message in self._on_the_way:
-                if self._broker.verdict(message.topic) < FAILURE:
-                    self._broker.take(message.topic, message.payload, message.retain)
-            self._on_the_way.clear()
             self.cut("stopped")
 
     def _turn(self, state: LinkState) -> None:
@@ -479,6 +496,7 @@ class World:
         self.jobs = 0
         self.config: dict[str, Any] = self._config()
         self._loop: VirtualLoop | None = None
+        self._remembered: Path | None = None
         self._cut = asyncio.Event()
         self._prepare()
 
@@ -492,6 +510,10 @@ class World:
     @property
     def wall_us(self) -> int:
         return self.now_us + self.wall_offset_us
+
+    def step_wall(self, by_us: int) -> None:
+        self.tell(f"wall {by_us:+}")
+        self.wall_offset_us += by_us
 
     # --- what happened ---
 
@@ -564,11 +586,16 @@ class World:
             disk.put_state(db, state)
         disk.write_marker(data, state)
 
-    def _next_home(self, *, torn: bool) -> None:
+    def remember(self) -> None:
+        """A disk that lies: what is written from now on is gone after the next cut."""
+        self._remembered = self.folder / "remembered"
+        shutil.copytree(self.home, self._remembered, ignore=UNCOPIED)
+
+    def _next_home(self) -> None:
         """The folder of the next life: as this one lies there now."""
-        before = self.home
+        before, self._remembered = self._remembered or self.home, None
         self.life = Life(self.life.number + 1)
-        shutil.copytree(before, self.home, ignore=shutil.ignore_patterns("*-shm", "control.sock", "lock"))
+        shutil.copytree(before, self.home, ignore=UNCOPIED)
 
     # --- the disk and its threads ---
 
@@ -598,7 +625,7 @@ class World:
             return
         self.tell("cut")
         ended = self.life
-        self._next_home(torn=True)
+        self._next_home()
         ended.alive = False
         self.life.alive = False  # of the next one: until it begins
         for link in list(self.broker.links):
@@ -659,7 +686,7 @@ class World:
                 stop.set()
                 assert await running == 0
                 if act is not None:
-                    self._next_home(torn=False)
+                    self._next_home()
                 break
         cut.cancel()
         return self.now_us

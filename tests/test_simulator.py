@@ -7,16 +7,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests import verdict, virtual
+from edge_agent.pipeline import Pipeline
+from tests import storm, verdict, virtual
 from tests.conftest import ROOT
-from tests.simulator import HOUR, SECOND, Signal, World, acts, scratch
+from tests.simulator import HOUR, ROOT_TOPIC, SECOND, Signal, World, acts, scratch
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -122,3 +123,81 @@ def test_the_same_seed_is_the_same_run_byte_for_byte_in_every_process() -> None:
     assert told(7) == here
     assert digest(7, hash_seed=1) == digest(7, hash_seed=2) == here
     assert told(8) != here
+
+
+# --- random faults ---
+
+SEEDS = int(os.environ.get("SEEDS", "24"))
+FIRST = int(os.environ.get("SEED", "1"))
+AT_ONCE = 4
+
+
+@pytest.mark.timeout(120 + 30 * SEEDS)
+@pytest.mark.parametrize("group", range(AT_ONCE))
+def test_whatever_happens_all_that_was_due_arrives_and_nothing_is_untrue(group: int) -> None:
+    for seed in range(FIRST + group, FIRST + SEEDS, AT_ONCE):
+        outcome = storm.rage(seed)
+        here = outcome.world
+        still = sorted(set(here.devices) - outcome.storm.touched)
+        print(f"seed {seed}: {len(here.heard)} messages, {len(here.lives)} lives; {', '.join(outcome.storm.whats)}")
+        assert verdict.complaints(here, still=still) == [], f"seed {seed}"
+        assert here.broker.retained[f"{ROOT_TOPIC}/status"] == b'{"state":"stopped"}'
+
+
+# --- the simulator finds what is broken ---
+
+
+def ignores_reason_codes(here: World, _patch: pytest.MonkeyPatch) -> None:
+    here.broker.forgives = True
+    here.acts = acts(
+        (20, "refuses", lambda: setattr(here.broker, "refuses", ("press/measurements", 0x97))),
+        (40, "takes again", here.broker.relent),
+    )
+
+
+def a_message_is_lost_on_the_way(here: World, _patch: pytest.MonkeyPatch) -> None:
+    here.acts = acts((20, "swallows", lambda: setattr(here.broker, "swallows", 1)))
+
+
+def the_disk_forgets_what_it_has_said_it_had(here: World, _patch: pytest.MonkeyPatch) -> None:
+    here.acts = acts((20, "from now on", here.remember), (40, "cut", lambda: "cut"))
+
+
+def a_value_is_told_that_the_device_did_not_hold(here: World, _patch: pytest.MonkeyPatch) -> None:
+    here.acts = acts(
+        (20, "lies", lambda: setattr(here.devices["pump"], "lie", "value")),
+        (25, "is true", lambda: setattr(here.devices["pump"], "lie", "")),
+    )
+
+
+def one_clock_for_all(here: World, _patch: pytest.MonkeyPatch) -> None:
+    here.clock.only_wall = True
+    here.acts = acts((20, "step", lambda: here.step_wall(3_600 * SECOND)), (60, "step", lambda: here.step_wall(-HOUR)))
+
+
+def missed_beats_are_not_told(here: World, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Pipeline, "missed", lambda *_: None)
+    here.acts = acts(
+        (20, "late", lambda: setattr(here.devices["pump"], "late_s", 7.0)),
+        (40, "in time", lambda: setattr(here.devices["pump"], "late_s", 0.0)),
+    )
+
+
+Break = Callable[[World, pytest.MonkeyPatch], None]
+BROKEN: dict[Break, str] = {
+    ignores_reason_codes: "numbers never came",
+    a_message_is_lost_on_the_way: "numbers never came",
+    the_disk_forgets_what_it_has_said_it_had: "came again as other bytes",
+    a_value_is_told_that_the_device_did_not_hold: "never held",
+    one_clock_for_all: "that were due",
+    missed_beats_are_not_told: "that were due",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
+def test_a_broken_agent_or_world_is_found(broken: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+    with world(seed=3) as here:
+        broken(here, monkeypatch)
+        here.play(here.began_us + 100 * SECOND + SECOND // 2)
+        found = verdict.complaints(here)
+        assert any(BROKEN[broken] in each for each in found), found
