@@ -425,7 +425,7 @@ class _Agent:
 
     def _start_publisher(self) -> None:
         settings, root = _link(self.config, self.broker_url), _root(self.config)
-        self.publisher = Publisher(self.store, settings, root, self.clock, self.host.connect)
+        self.publisher = Publisher(self.store, settings, root, self.clock, connect=self.host.connect)
         self.publisher.on_cleared = self._cleared
         stroke = self.beats.worker("publisher", round(TURN_MAX_S * SECOND_US))
         self.publisher_task = self.tasks.create_task(self.publisher.run(stroke))
