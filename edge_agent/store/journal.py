@@ -45,6 +45,9 @@ TRANSACTION_MAX = 8_000_000
 RETRY_S = 1.0
 AGE_LOOK_EVERY = 60
 """Commits between two looks for readings that are too old."""
+MOVE_BYTES = 8_000_000
+"""bytes of readings after which the history should take what is new; earlier where the buffer is small."""
+NOTICES_A_MOVE = 2_000
 NEAR_US = 400 * 86_400 * SECOND_US
 DROP_SHARE = 20
 """A twentieth of the limit goes at once, so that a long outage is a gap now and then and not one a second."""
@@ -103,6 +106,15 @@ class Page(NamedTuple):
 
     messages: list[Committed]
     reached: int
+
+
+class Moving(NamedTuple):
+    """What the history has not yet. batches, notices: rows of their tables. more: there is still more."""
+
+    batches: list[tuple[Any, ...]]
+    notices: list[tuple[Any, ...]]
+    layouts: dict[int, Layout]
+    more: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +188,10 @@ class Store:
         self.on_committed: list[Callable[[Sequence[Committed]], None]] = []
         self.commits = 0
         self._cache: tuple[int, list[Committed]] | None = None
+        self._moved: tuple[int, int] | None = None
+        """How far the history has come: (batch, seq). None: there is no history, and nothing waits for it."""
+        self._unmoved_bytes = 0
+        self.move_soon = asyncio.Event()
         self._begin_reading()
         if opened.gap is not None:
             self.put((), gaps=[opened.gap])
@@ -305,6 +321,22 @@ class Store:
                 self.pending_count -= self._done.add(seq)
                 self._done_changed = True
 
+    def keep_for_history(self) -> None:
+        """From now on nothing that was delivered goes before the history has it."""
+        self._moved = self._moved or (0, 0)
+
+    def moved(self, batch: int, seq: int) -> None:
+        """The history has on disk all batches and notices up to these."""
+        self._moved = (batch, seq)
+
+    async def to_move(self, batch: int, seq: int, most: int = MOVE_BYTES) -> Moving:
+        """What follows on this batch and this number, about so many bytes. Raises one of disk.FAULTS."""
+        self.move_soon.clear()
+        self._unmoved_bytes = 0
+        loop = asyncio.get_running_loop()
+        # In the commit thread: nothing is read while a damaged file is put aside.
+        return await loop.run_in_executor(self._thread, self._to_move, batch, seq, most, dict(self._known))
+
     # --- committing ---------------------------------------------------------------------------------------------------
 
     async def run(self, stroke: Callable[[], None] = lambda: None) -> None:
@@ -387,6 +419,9 @@ class Store:
     def _committed(self, batches: Sequence[_Batch], state: disk.State, grown: int) -> None:
         del self._sealed[: len(batches)]
         self._bytes += grown
+        self._unmoved_bytes += sum(batch.size for batch in batches)
+        if self._unmoved_bytes >= min(MOVE_BYTES, self.max_size // 4):
+            self.move_soon.set()
         self._waiting_bytes -= sum(batch.size for batch in batches)
         self.commits += 1
         told = [each for batch in batches for each in self._messages(batch)]
@@ -501,6 +536,18 @@ class Store:
                     ts_from, ts_to = ts_from or from_ts, to_ts
         return (last, seq_to, ts_from, ts_to) if last else None
 
+    def _to_move(self, batch: int, seq: int, most: int, layouts: dict[int, Layout]) -> Moving:
+        batches, size = [], 0
+        for row in self._db.execute("SELECT * FROM batches WHERE id > ? ORDER BY id", (batch,)):
+            batches.append(row)
+            size += len(row[9] or b"")
+            if size >= most:
+                break
+        notices = self._db.execute(
+            "SELECT * FROM notices WHERE seq > ? ORDER BY seq LIMIT ?", (seq, NOTICES_A_MOVE)
+        ).fetchall()
+        return Moving(batches, notices, layouts, size >= most or len(notices) == NOTICES_A_MOVE)
+
     def _agent_time(self, number: int) -> int:
         """The agent's clock at the last row of a batch; 0 where that cannot be read."""
         row = self._db.execute("SELECT frames FROM batches WHERE id = ?", (number,)).fetchone()
@@ -577,30 +624,36 @@ class Store:
         return int(row[0]) if row else 0
 
     def _prune(self, drop_to: int, done: "_Done | None") -> int:
-        """Delete what was delivered and is covered by a snapshot, and what had to yield. Returns the bytes freed."""
+        """Delete what was delivered, is covered by a snapshot and lies in the history, and what had to yield.
+
+        Returns the bytes freed.
+        """
         db, snapshot = self._db, self._snapshot_batch()
+        told = self._snapshot_seq
+        if self._moved is not None:
+            snapshot, told = min(snapshot, self._moved[0]), min(told, self._moved[1])
         freed = 0
         for first, last in done.changes.items() if done is not None else ():
             if last is not None:
                 # The numbers of events since the snapshot are needed when the journal is judged again.
-                db.execute("DELETE FROM notices WHERE seq BETWEEN ? AND ?", (first, min(last, self._snapshot_seq)))
+                db.execute("DELETE FROM notices WHERE seq BETWEEN ? AND ?", (first, min(last, told)))
                 freed += _deleted(
                     db,
                     "messages > 0 AND seq_to BETWEEN ? AND ? AND seq_from >= ? AND id <= ?",
                     (first, last, first, snapshot),
                 )
         if done is not None and done.whole is not None:
-            freed += self._prune_covered(snapshot, done.whole)
+            freed += self._prune_covered(snapshot, told, done.whole)
         freed += _deleted(db, "messages = 0 AND id <= ?", (snapshot,))
         if drop_to:
             freed += _deleted(db, "id <= ?", (drop_to,))
         return freed
 
-    def _prune_covered(self, snapshot: int, done: Intervals) -> int:
+    def _prune_covered(self, snapshot: int, told: int, done: Intervals) -> int:
         """What was delivered before this snapshot covered it."""
         db, freed = self._db, 0
-        told = db.execute("SELECT seq FROM notices WHERE seq <= ?", (self._snapshot_seq,)).fetchall()
-        db.executemany("DELETE FROM notices WHERE seq = ?", [(seq,) for (seq,) in told if seq in done])
+        notices = db.execute("SELECT seq FROM notices WHERE seq <= ?", (told,)).fetchall()
+        db.executemany("DELETE FROM notices WHERE seq = ?", [(seq,) for (seq,) in notices if seq in done])
         found = db.execute(
             "SELECT id, seq_from, seq_to FROM batches WHERE id > ? AND id <= ? AND messages > 0",
             (self._pruned_to, snapshot),
