@@ -755,6 +755,7 @@ def _judged(stack: _Stack, work: _Work, modes: list[npt.NDArray[np.int16]]) -> l
                     frame.at,
                     frame.tick,
                     frame.words,
+                    unset=frame.unset,
                 ),
                 np.maximum(modes[i], UNKNOWN),
                 publish[:, i],

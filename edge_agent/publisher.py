@@ -329,7 +329,7 @@ class Publisher:
                 looked = True
             lane = self._lane()
             if lane is None:
-                return self._cursor < self._end and not self._stalled
+                return not self._page and self._cursor < self._end and not self._stalled
             if not self._send(lane):
                 return False
         return False
@@ -337,9 +337,11 @@ class Publisher:
     def _lane(self) -> Callable[[], Committed] | None:
         if self._probes:
             return self._probes.popleft
-        if self._page and (not self._live or self._sent % BACKLOG_EVERY == 0):
+        page = bool(self._page) and self._page[0].ready
+        live = bool(self._live) and self._live[0].ready
+        if page and (not live or self._sent % BACKLOG_EVERY == 0):
             return self._page.popleft
-        return self._take_live if self._live else None
+        return self._take_live if live else None
 
     def _take_live(self) -> Committed:
         message = self._live.popleft()
@@ -400,8 +402,9 @@ class Publisher:
         return True
 
     def _is_late(self, message: Committed) -> bool:
-        waited_us = self._clock.wall_us() - message.closed_us
-        return message.late or waited_us > LATE_US or self._newest.get(message.topic, 0) > message.seq
+        return (
+            message.late or message.waited_us(self._clock) > LATE_US or self._newest.get(message.topic, 0) > message.seq
+        )
 
     def _send_retained(self) -> bool:
         """Send the next retained topic. False: offline."""

@@ -144,6 +144,29 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """A time in which nobody had set the host's clock: what was stamped in it is wrong by one and the same offset.
+
+    boot: of the host; only while it lasts is the offset known. base_us: wall minus monotonic clock, µs.
+    from_us, to_us: UTC µs as that clock had it. from_t: the agent's own clock. from_seq, to_seq: the numbers that were given
+    in it. to_us, to_seq are None while it lasts.
+    by_us: what to add to its stamps; None: not known (yet). sent: the numbers, in ranges, that were on their way to the
+    broker before that was known: they keep their stamp and their mark.
+    """
+
+    number: int
+    boot: str
+    base_us: int
+    from_us: int
+    from_t: int
+    from_seq: int
+    to_us: int | None = None
+    to_seq: int | None = None
+    by_us: int | None = None
+    sent: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Gap:
     """What was lost, for the topic `<root>/gaps`. count: machine rows. from_ts, to_ts: UTC µs of the first and last lost row."""
 
