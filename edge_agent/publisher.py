@@ -146,6 +146,11 @@ class Publisher:
         self._link.use(settings)
         return True
 
+    def stepped(self, by_us: int) -> None:
+        """The wall clock has stepped: what is told of the past is told by the clock of now."""
+        if self._link.since_us is not None:
+            self._link.since_us += by_us
+
     async def hand_over(self) -> None:
         """Leave in order and say nothing: the agent goes on, another publisher speaks for it."""
         self._saying_goodbye = True

@@ -118,6 +118,10 @@ class Event:
     """The number that the store gave it; 0 before."""
 
 
+SET_CLOCK = "set_clock"
+"""The command that nobody gave: the clock was set, see judge.set_clock."""
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """What a person asked for (acknowledge, reset …), journalled in its place among the frames so that it is judged again."""

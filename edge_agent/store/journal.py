@@ -353,10 +353,14 @@ class Store:
     @property
     def floor_us(self) -> int | None:
         """The last time (UTC µs) that a set clock has shown: one that shows less is not set. None: nobody knows."""
+        known = (self.stamps.floor_us, None if self.last_in_doubt else self._wall)
+        return max((us for us in known if us is not None), default=None)
+
+    @property
+    def last_in_doubt(self) -> Span | None:
+        """The span of a clock that was not set with which the last run ended; None: its clock was set then."""
         last = next(reversed(self.stamps.spans.values()), None)
-        in_doubt = last is not None and last.by_us is None and last.to_seq == self.last_committed
-        known = [us for us in (self.stamps.floor_us, None if in_doubt else self._wall) if us is not None]
-        return max(known, default=None)
+        return last if last is not None and last.by_us is None and last.to_seq == self.last_committed else None
 
     def begin_unset(self, base_us: int, floor_us: int | None) -> int:
         """Nobody has set the clock: frames have the number that is returned from now on. base_us: wall minus monotonic.
