@@ -522,11 +522,16 @@ class _Agent:
         untold, self.untold = self.untold, None
         if untold is None:
             return
-        by = {span.number: span.by_us for span in right}
-        start = untold.from_us + (by.get(untold.number) or 0)
-        ends = [s.to_us + s.by_us for s in right if s.number < untold.number and s.to_us and s.by_us is not None]
+        last_us, start_us = untold.last_us, untold.from_us
+        for span in right:  # in the order in which they were
+            assert span.to_us is not None
+            assert span.by_us is not None
+            if span.number == untold.number:
+                start_us += span.by_us
+                break
+            last_us = max(last_us, span.to_us + span.by_us)
         lines = [running.poller.line for running in self.pollers.values()]
-        if gap := _down_time(lines, max([untold.last_us, *ends]), start):
+        if gap := _down_time(lines, last_us, start_us):
             self.pipeline.gap(gap)
 
     def _line_states(self) -> dict[str, str]:

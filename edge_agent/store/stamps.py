@@ -5,6 +5,7 @@ is sent (`hand_over`), and what is on disk decides, never what somebody has in m
 Rule 2: what was judged stays as it was judged. A frame in the journal is never changed; it is put right where it leaves.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -70,7 +71,8 @@ class Stamps:
 
     def begin(self, base_us: int, now_us: int, t: int, seq: int) -> Span:
         """The clock is not set from now on. now_us: what it shows. seq: the next number that is given."""
-        number = max(self.spans, default=0) + 1
+        # Frames know their span by it, also where what is kept here was lost: so it is never the number of another.
+        number = zlib.crc32(f"{self.boot}/{base_us}/{t}/{seq}".encode()) or 1
         span = self.spans[number] = Span(number, self.boot, base_us, now_us, t, seq)
         for oldest in list(self.spans)[:-SPANS_MAX]:
             del self.spans[oldest]
