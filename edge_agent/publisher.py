@@ -248,6 +248,11 @@ class Publisher:
         self._link.use(settings)
         return True
 
+    def stepped(self, by_us: int) -> None:
+        """The wall clock has stepped: what is told of the past is told by the clock of now."""
+        if self._link.since_us is not None:
+            self._link.since_us += by_us
+
     async def hand_over(self) -> None:
         """Leave in order and say nothing: the agent goes on, another publisher speaks for it."""
         self._saying_goodbye = True
@@ -517,9 +522,11 @@ class Publisher:
         """From where the next message comes; None: nothing may be sent now."""
         if self._probes:
             return self._probes
-        if self._page and (not self._live or self._sent % BACKLOG_EVERY == 0) and self._backlog_may():
+        page = bool(self._page) and self._page[0].ready
+        live = bool(self._live) and self._live[0].ready
+        if page and (not live or self._sent % BACKLOG_EVERY == 0) and self._backlog_may():
             return self._page
-        return self._live or None
+        return self._live if live else None
 
     def _backlog_may(self) -> bool:
         """Whether the backlog has room in the window and its turn has come; if not, the pump is woken when it has."""
@@ -592,8 +599,9 @@ class Publisher:
         return True
 
     def _is_late(self, message: Committed) -> bool:
-        waited_us = self._clock.wall_us() - message.closed_us
-        return message.late or waited_us > LATE_US or self._newest.get(message.topic, 0) > message.seq
+        return (
+            message.late or message.waited_us(self._clock) > LATE_US or self._newest.get(message.topic, 0) > message.seq
+        )
 
     def _next_retained(self) -> str:
         return self._status_topic if self._status_topic in self._due else next(iter(self._due))
