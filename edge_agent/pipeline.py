@@ -18,8 +18,9 @@ from edge_agent.contract import LINE_LOST, SECOND_US, Clock, Frame, Quality
 from edge_agent.judge import JudgeState
 from edge_agent.messages import topics as messages
 from edge_agent.plant import OWN_EVERY_US, Machine, Plant
-from edge_agent.records import Command, Event, EventKind, Gap, GapCause, Loss, WarningState
+from edge_agent.records import SET_CLOCK, Command, Event, EventKind, Gap, GapCause, Loss, Span, WarningState
 from edge_agent.store.journal import Store
+from edge_agent.store.stamps import marked
 
 log = structlog.get_logger(__name__)
 
@@ -69,14 +70,19 @@ class Pipeline:
         self._missed_from = self._missed_to = self._missed_due = 0
         self._snapshot_due = time.now_us() + SNAPSHOT_EVERY_US
         self.judged_rows = 0
+        self.unset = 0
+        """The span of a clock that nobody has set, in which frames come now (Frame.unset)."""
 
     # --- frames -----------------------------------------------------------------------------------------------------
 
     def take(self, frames: Sequence[Frame]) -> None:
         """Frames as they come; judged together with what else comes within COLLECT_S."""
-        self._waiting += frames
+        self._waiting += self._of_span(frames)
         if self._flush is None:
             self._flush = asyncio.get_running_loop().call_later(COLLECT_S, self.flush)
+
+    def _of_span(self, frames: Sequence[Frame]) -> Sequence[Frame]:
+        return [replace(frame, unset=self.unset) for frame in frames] if self.unset else frames
 
     def belated(self, frames: Sequence[Frame]) -> None:
         """Frames of a past that is over: kept and published, marked late; the judge and the page do not see them."""
@@ -108,6 +114,8 @@ class Pipeline:
     def _show(self, machine: Machine, frame: Frame) -> None:
         mode = int(self.state.mode[machine.index])
         values, quality = judge.readings(self.state, machine)
+        if frame.unset:
+            quality = marked(replace(frame, quality=quality)).quality
         at = None if frame.at is None else frame.at[-1]
         self._board.frame(machine.name, int(frame.ts[-1]), values, quality, at, judge.mode_name(machine, mode))
         if self._mode.get(machine.name) != mode:
@@ -169,9 +177,29 @@ class Pipeline:
     def resume(self, down: Gap | None) -> None:
         """After a restart: a row BAD `restart` for the time in which nobody looked, and the gap that says so."""
         now, wall = self._time.now_us(), self._clock.wall_us()
-        self._judge([restart_row(machine, now, wall) for machine in self.plant.machines])
+        self._judge(self._of_span([restart_row(machine, now, wall) for machine in self.plant.machines]))
         if down is not None:
             self._store.put((), gaps=[down])
+
+    def clock_set(self, spans: Sequence[Span]) -> None:
+        """The clock is set, and the stamps of these spans are put right: so is what stands since then.
+
+        Journalled in its place among the frames, so that a restart finds the same.
+        """
+        for span in spans:
+            assert span.to_us is not None
+            assert span.by_us is not None
+            about = {"from_us": span.from_us, "to_us": span.to_us, "from_t": span.from_t, "by_us": span.by_us}
+            self.state = judge.set_clock(self.state, **about)
+            command = Command(SET_CLOCK, self._clock.wall_us(), self._time.now_us(), "", "", "", {**about})
+            self._store.put((), commands=[command])
+        if spans:
+            for name, standing in judge.active(self.plant, self.state).items():
+                self._publish_active(name, standing)
+
+    def gap(self, gap: Gap) -> None:
+        """What was lost, as it became known."""
+        self._store.put((), gaps=[gap])
 
     # --- time -------------------------------------------------------------------------------------------------------
 

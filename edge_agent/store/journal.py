@@ -24,10 +24,11 @@ import structlog
 
 from edge_agent.contract import SECOND_US, Clock
 from edge_agent.messages import topics as messages
-from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Layout
+from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Layout, Span
 from edge_agent.store import disk, rows
 from edge_agent.store.ranges import Intervals
 from edge_agent.store.rows import Kept
+from edge_agent.store.stamps import Stamps
 
 log = structlog.get_logger(__name__)
 
@@ -65,6 +66,9 @@ class Committed:
     _kept: Kept | None = None
     _row: int = 0
     _bytes: bytes = b""
+    _stamps: Stamps | None = None
+    _since_us: int | None = None
+    """Monotonic µs when it was closed."""
 
     @property
     def topic(self) -> str:
@@ -76,13 +80,33 @@ class Committed:
         """Of a past that was not judged: late whenever it is sent."""
         return self._kept is not None and self._kept.judged.frame.late
 
+    def waited_us(self, clock: Clock) -> int:
+        """How long ago it was closed; by the monotonic clock, since a wall clock that steps makes nothing older."""
+        if self._since_us is None:
+            return clock.wall_us() - self.closed_us
+        return clock.monotonic_us() - self._since_us
+
+    @property
+    def ready(self) -> bool:
+        """Whether its bytes are settled. Where the clock was not set a commit must come first, which is asked for here."""
+        number = self._unset
+        return not number or self._stamps is None or self._stamps.ready(number, self.seq)
+
+    @property
+    def _unset(self) -> int:
+        """The span of a clock that was not set, in which it was stamped; 0: none."""
+        if self._kept is not None:
+            return self._kept.judged.frame.unset
+        span = self._stamps.span_of(self.seq) if self._stamps is not None and self._stamps.spans else None
+        return span.number if span is not None else 0
+
     def payload(self, late: bool) -> bytes:
-        """The message, encoded when it is wanted; always the same bytes but for `late`."""
+        """The message, encoded when it is wanted; once it is `ready` always the same bytes but for `late`."""
         if self._kept is None:
-            plain = self._bytes
+            plain = self._bytes if self._stamps is None else self._stamps.right_notice(self._bytes, self.seq)
         else:
             judged, row = self._kept.judged, self._row
-            frame = judged.frame
+            frame = judged.frame if self._stamps is None else self._stamps.right(judged.frame, self.seq)
             plain = messages.measurement(
                 self._epoch,
                 self.seq,
@@ -152,6 +176,8 @@ class _Batch:
     messages: int = 0
     t_us: int | None = None
     wall_us: int | None = None
+    closed_us: int = 0
+    """Monotonic."""
     drop_to: int = 0
     written: bool = False
 
@@ -159,7 +185,7 @@ class _Batch:
 class Store:
     """The journal of one agent. `put` and all else belong to the loop's thread; commits happen in one of their own."""
 
-    def __init__(self, folder: Path, clock: Clock, opened: disk.Opened) -> None:
+    def __init__(self, folder: Path, clock: Clock, opened: disk.Opened, boot: str = "") -> None:
         self._folder, self._clock, self._db = folder, clock, opened.db
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self.epoch: str = opened.state.epoch
@@ -195,6 +221,11 @@ class Store:
         """How far the history has come: (batch, seq). None: there is no history, and nothing waits for it."""
         self._unmoved_bytes = 0
         self.move_soon = asyncio.Event()
+        self.stamps, self._settled = Stamps(boot), Stamps(boot)
+        """What is known of a clock that was not set; and what of that is on disk, which alone decides what leaves."""
+        self._steps: list[tuple[int, int]] = []
+        """Of the wall clock in this run: the number that was next, and by how much (µs) it stepped."""
+        self._load_stamps()
         self._begin_reading()
         if opened.gap is not None:
             self.put((), gaps=[opened.gap])
@@ -245,18 +276,21 @@ class Store:
         self._open.items += commands
         numbered = [replace(event, epoch=self.epoch, seq=self._number(1)) for event in events]
         for event in numbered:
-            self._put_notice(Committed(event.seq, event.machine, "warnings", wall, _bytes=messages.warning(event)))
+            self._put_notice(event.seq, event.machine, "warnings", wall, messages.warning(event))
         for gap in gaps:
             seq = self._number(1)
-            self._put_notice(Committed(seq, None, "gaps", wall, _bytes=messages.gap(self.epoch, seq, gap)))
+            self._put_notice(seq, None, "gaps", wall, messages.gap(self.epoch, seq, gap))
         if events or commands or gaps:
             self._wake.set()
         return numbered
 
-    def _put_notice(self, notice: Committed) -> None:
+    def _put_notice(self, seq: int, machine: str | None, kind: str, wall: int, payload: bytes) -> None:
         """Warnings and gaps are never dropped; what they take, readings have to yield."""
-        self._open.notices.append(notice)
-        size = len(notice._bytes) + NOTICE_OVERHEAD  # noqa: SLF001 - our own noun
+        now = self._clock.monotonic_us()
+        self._open.notices.append(
+            Committed(seq, machine, kind, wall, _bytes=payload, _stamps=self._settled, _since_us=now)
+        )
+        size = len(payload) + NOTICE_OVERHEAD
         self._open.size += size
         self._waiting_bytes += size
 
@@ -312,10 +346,96 @@ class Store:
             return
         self._open = _Batch()
         batch.seq_to = self._next - 1
-        batch.t_us, batch.wall_us = self._t, self._wall
+        batch.t_us, batch.wall_us, batch.closed_us = self._t, self._wall, self._clock.monotonic_us()
         if batch.items:
             batch.number = self._last_batch = self._last_batch + 1
         self._sealed.append(batch)
+
+    # --- a clock that nobody has set ----------------------------------------------------------------------------------
+
+    def _load_stamps(self) -> None:
+        """What the last run knew. A span that went on then ended with it, whatever the clock shows now."""
+        self._settled.ask = self._hand_over
+        self._stamps_on_disk = {row: self._texts.get(row, "") for row in (disk.STAMPS, disk.HANDED)}
+        kept = self._stamps_on_disk.values()
+        for each in (self.stamps, self._settled):
+            with contextlib.suppress(*rows.UNREADABLE):
+                each.take(*kept)
+        if self.stamps.open is not None:
+            self.stamps.end(self._wall or 0, self._next - 1)
+            self._keep_stamps()
+
+    def _keep_stamps(self) -> None:
+        self.save_text(disk.STAMPS, self.stamps.text())
+        self.save_text(disk.HANDED, self.stamps.handed_text())
+
+    @property
+    def floor_us(self) -> int | None:
+        """The last time (UTC µs) that a set clock has shown: one that shows less is not set. None: nobody knows."""
+        known = (self.stamps.floor_us, None if self.last_in_doubt else self._wall)
+        return max((us for us in known if us is not None), default=None)
+
+    @property
+    def last_in_doubt(self) -> Span | None:
+        """The span of a clock that was not set with which the last run ended; None: its clock was set then."""
+        last = next(reversed(self.stamps.spans.values()), None)
+        return last if last is not None and last.by_us is None and last.to_seq == self.last_committed else None
+
+    def begin_unset(self, base_us: int, floor_us: int | None) -> int:
+        """Nobody has set the clock: frames have the number that is returned from now on. base_us: wall minus monotonic.
+
+        floor_us: the last time that a set clock has shown, None: unknown.
+        """
+        self.stamps.floor_us = floor_us
+        span = self.stamps.begin(base_us, self._clock.wall_us(), self._t or 0, self._next)
+        self._keep_stamps()
+        log.warning("clock_not_set", shows=messages.to_utc(span.from_us), span=span.number)
+        return span.number
+
+    def end_unset(self, was_us: int) -> None:
+        """That span is over. was_us: what its clock showed last."""
+        self.stamps.end(was_us, self._next - 1)
+        self._keep_stamps()
+
+    def put_right(self, base_us: int, floor_us: int) -> list[Span]:
+        """The clock is set, and this is wall minus monotonic: what waits leaves with the right stamps. The spans put right."""
+        found = self.stamps.put_right(base_us)
+        self.stamps.floor_us = floor_us
+        self._keep_stamps()
+        for span in found:
+            log.info("stamps_put_right", span=span.number, by_s=round((span.by_us or 0) / SECOND_US, 3))
+        return found
+
+    def _hand_over(self, seq: int) -> None:
+        """A message would leave whose stamp could still be put right: from the next commit on it is as it is."""
+        if seq not in self.stamps.handed:
+            self.stamps.hand_over(seq, self.last_committed)
+            self.save_text(disk.HANDED, self.stamps.handed_text())
+
+    def _settle_stamps(self, batches: Sequence[_Batch]) -> bool:
+        """Take over what these have written of stamps; whether they have."""
+        kept = {row: text for batch in batches for row, text in batch.texts.items() if row in self._stamps_on_disk}
+        if kept:
+            self._stamps_on_disk |= kept
+            self._settled.take(*self._stamps_on_disk.values())
+        return bool(kept)
+
+    def stepped(self, by_us: int) -> None:
+        """The wall clock has stepped: what waits has waited as long as before."""
+        self._steps.append((self._next, by_us))
+
+    def _closed_us(self, seq: int, closed: int) -> int:
+        """A stamp of the store's own, as the wall clock of now would have given it."""
+        now = self._clock.wall_us()
+        for next_seq, by in self._steps:
+            # One that lies in the future then was given under yet another clock.
+            if seq < next_seq and closed + by <= now:
+                closed += by
+        return closed
+
+    def _since_us(self, seq: int, closed: int) -> int:
+        """The same as monotonic µs."""
+        return self._clock.monotonic_us() - max(0, self._clock.wall_us() - self._closed_us(seq, closed))
 
     def delivered(self, seqs: Iterable[int]) -> None:
         """The broker has these; remembered with the next commit."""
@@ -437,7 +557,7 @@ class Store:
                 self._tell_lost(GapCause.DISK_FULL)
         if self._sealed:
             self._wake.set()
-        if told:
+        if self._settle_stamps(batches) or told:
             for listener in list(self.on_committed):
                 listener(told)
 
@@ -446,7 +566,7 @@ class Store:
         found = list(batch.notices)
         for item in batch.items:
             if not isinstance(item, Command):
-                found += _told(self.epoch, item, batch.wall_us or 0)
+                found += self._told(self.epoch, item, batch.wall_us or 0, batch.closed_us)
         return sorted(found, key=lambda each: each.seq)
 
     def _failed(self, error: Exception) -> None:
@@ -703,7 +823,8 @@ class Store:
                 damaged.append(row)
                 continue
             seq, machine, kind, closed, payload, _ = row
-            found.append(Committed(seq, machine, kind, closed, _bytes=payload))
+            since = self._since_us(seq, closed)
+            found.append(Committed(seq, machine, kind, closed, _bytes=payload, _stamps=self._settled, _since_us=since))
             if len(found) >= limit:
                 break
         for seq, _, _, closed, *_ in damaged:
@@ -733,9 +854,20 @@ class Store:
         if self._cache is not None and self._cache[0] == number:
             return self._cache[1]
         epoch, closed, items = self._batch(number)
-        told = [each for item in items if isinstance(item, Kept) for each in _told(epoch, item, closed)]
+        told = [each for item in items if isinstance(item, Kept) for each in self._told(epoch, item, closed)]
         self._cache = (number, told)
         return told
+
+    def _told(self, epoch: str, kept: Kept, closed: int, since_us: int | None = None) -> Iterator[Committed]:
+        """The messages of a frame. since_us: monotonic µs when they were closed, None: by the wall clock's `closed`."""
+        machine, seqs = kept.layout.machine, kept.seqs.tolist()
+        if since_us is None:
+            since_us = self._since_us(max(seqs, default=0), closed)
+        for row, seq in enumerate(seqs):
+            if seq:
+                yield Committed(
+                    seq, machine, "measurements", closed, epoch, kept, row, _stamps=self._settled, _since_us=since_us
+                )
 
     def _batch(self, number: int) -> tuple[str, int, list[Kept | Command]]:
         """(epoch, closed, items) of one batch; a damaged one is told as a gap and left out."""
@@ -800,7 +932,8 @@ class Store:
         return min((closed for closed in firsts if closed is not None), default=None)
 
     def _first_due(self, found: Iterable[tuple[int, int, int]]) -> int | None:
-        return next((closed for first, last, closed in found if self._done.count(first, last) <= last - first), None)
+        due = ((last, closed) for first, last, closed in found if self._done.count(first, last) <= last - first)
+        return next((self._closed_us(last, closed) for last, closed in due), None)
 
     def status(self) -> dict[str, Any]:
         """For the health topic: messages that wait, the oldest of them, and the state of the disk."""
@@ -906,13 +1039,6 @@ class _Done(NamedTuple):
     whole: Intervals | None
 
 
-def _told(epoch: str, kept: Kept, closed: int) -> Iterator[Committed]:
-    machine = kept.layout.machine
-    for row, seq in enumerate(kept.seqs.tolist()):
-        if seq:
-            yield Committed(seq, machine, "measurements", closed, epoch, kept, row)
-
-
 def _near(ts: Any, sane: int) -> int:
     """A stamp of a damaged row, if it can be true."""
     return ts if isinstance(ts, int) and abs(ts - sane) < NEAR_US else sane
@@ -931,12 +1057,13 @@ def _deleted(db: sqlite3.Connection, where: str, values: tuple[int, ...]) -> int
 
 
 @contextmanager
-def open_store(folder: Path, clock: Clock, progress: disk.Progress = lambda: None) -> Iterator[Store]:
+def open_store(folder: Path, clock: Clock, progress: disk.Progress = lambda: None, boot: str = "") -> Iterator[Store]:
     """The store in this folder. One that cannot be read is moved aside, what can be saved of it is kept, the rest is told.
 
-    progress: called while that takes long. Raises OSError only when the disk itself refuses (full, read-only, not ours).
+    progress: called while that takes long. boot: see clock.boot_id; '': nobody knows. Raises OSError only when the disk
+    itself refuses (full, read-only, not ours).
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    store = Store(folder, clock, disk.open_file(folder, clock.wall_us(), progress))
+    store = Store(folder, clock, disk.open_file(folder, clock.wall_us(), progress), boot)
     with closing(store):
         yield store
