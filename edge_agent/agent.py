@@ -362,7 +362,14 @@ class _Agent:
         self.broker_url = await self._broker_of(self.config)
         if self.config.web is not None:
             web = await stack.enter_async_context(
-                open_web(self.config.web.host, self.config.web.port, self.board, self.pipeline, self.clock)
+                open_web(
+                    self.config.web.host,
+                    self.config.web.port,
+                    self.board,
+                    self.pipeline,
+                    self.clock,
+                    self.found.data_dir,
+                )
             )
             self.web, self.web_url = web, web.url
 
