@@ -52,7 +52,7 @@ export function signalView(machine, name, now) {
     h("div", { class: "choice", role: "group", "aria-label": say("trend.period") }, choices),
     h("div", { class: "choice" }, action("trend.earlier", "‹", () => move(-0.5)), later, action("trend.farther", "−", () => zoom(2)), action("trend.nearer", "+", () => zoom(0.5)), live, fitted),
     form);
-  const readout = h("p", { class: "readout", "aria-live": "polite" });
+  const readout = h("p", { class: "readout" });
   const legend = h("p", { class: "legend" });
   const box = h("div", { class: "chart", tabindex: "0", role: "group" });
   const trouble = h("p", { class: "failure", role: "alert", hidden: true });
@@ -176,6 +176,8 @@ export function signalView(machine, name, now) {
   // What stands at the cursor, or of the whole period.
   function read() {
     if (found === null) return;
+    // What follows the clock by itself is not read aloud; what somebody points at is.
+    readout.setAttribute("aria-live", at === null ? "off" : "polite");
     if (at === null) {
       readout.replaceChildren(summary());
       return;
