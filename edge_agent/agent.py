@@ -21,16 +21,16 @@ from edge_agent import certificates, control, judge, plugins, poller, service, s
 from edge_agent import config as configuration
 from edge_agent.board import Board, BoardMachine, BoardSignal
 from edge_agent.broker import NoBrokerError, open_broker
-from edge_agent.clock import AgentTime, SystemClock
+from edge_agent.clock import AgentTime, HostClock, SystemClock, boot_id, kernel_synchronised
 from edge_agent.config import Config, ConfigErrors, SecretError
 from edge_agent.contract import SECOND_US, Frame
 from edge_agent.health import Meter
 from edge_agent.messages import topics as messages
-from edge_agent.mqtt import LinkSettings
+from edge_agent.mqtt import Link, LinkSettings
 from edge_agent.pipeline import MACHINE_TOPICS, TICK_EVERY_S, Pipeline
 from edge_agent.plant import OWN, Plant, compile_plant
 from edge_agent.poller import Line, Poller
-from edge_agent.publisher import STATUS, Publisher
+from edge_agent.publisher import STATUS, Connect, Publisher
 from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Loss, Span
 from edge_agent.store.disk import LEFTOVERS
 from edge_agent.store.journal import FILE as STORE_FILE
@@ -63,24 +63,40 @@ OnEvent = Callable[[dict[str, Any]], None]
 OnReady = Callable[[dict[str, Any]], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What an agent finds where it runs: clocks, the drivers there are, and the way to a broker. A simulation gives its own.
+
+    synchronised, boot: see clock.kernel_synchronised, clock.boot_id.
+    """
+
+    clock: HostClock = field(default_factory=SystemClock)
+    registry: plugins.Plugins = field(default_factory=plugins.installed)
+    connect: Connect = Link
+    synchronised: Callable[[], bool | None] = kernel_synchronised
+    boot: Callable[[], str] = boot_id
+
+
 async def run(
     config_path: Path,
     *,
     stop: asyncio.Event | None = None,
     on_event: OnEvent | None = None,
     on_ready: OnReady | None = None,
+    host: Host | None = None,
 ) -> int:
     """The daemon, until `stop` is set. Returns the exit status.
 
     on_event: gets each warning event as contract §2 writes it, after it was journalled. on_ready: gets
     `{"web": url or None, "mqtt": url}` once everything runs.
     """
-    found = _configuration(config_path)
+    host = host or Host()
+    found = _configuration(config_path, host.registry)
     if found is None:
         return WRONG_CONFIG
     # A changed configuration is read in a thread: Python should not let the loop wait 5 ms for each turn beside it.
     sys.setswitchinterval(SWITCH_S)
-    agent = _Agent(config_path, found, stop or asyncio.Event(), on_event, on_ready)
+    agent = _Agent(config_path, found, stop or asyncio.Event(), on_event, on_ready, host)
     try:
         return await agent.run()
     except (control.AlreadyRunning, SecretError, NoBrokerError, OSError) as error:
@@ -106,10 +122,10 @@ class _Found:
     """The files that were read, and folders from which more may be included."""
 
 
-def _configuration(path: Path) -> _Found | None:
+def _configuration(path: Path, registry: plugins.Plugins) -> _Found | None:
     """Read the file. None, after saying why, when there is nothing to run with."""
     try:
-        loaded = configuration.load(path)
+        loaded = configuration.load(path, registry)
     except ConfigErrors as error:
         _complain(map(str, error.errors))
         data_dir = configuration.data_dir_of(path, STORE_FILE)
@@ -173,11 +189,17 @@ class _Agent:
     """Everything that one run holds together."""
 
     def __init__(
-        self, path: Path, found: _Found, stop: asyncio.Event, on_event: OnEvent | None, on_ready: OnReady | None
+        self,
+        path: Path,
+        found: _Found,
+        stop: asyncio.Event,
+        on_event: OnEvent | None,
+        on_ready: OnReady | None,
+        host: Host,
     ) -> None:
         self.path, self.found, self.stop, self.on_event, self.on_ready = path, found, stop, on_event, on_ready
-        self.clock = Timekeeper(SystemClock())
-        self.registry = plugins.installed()
+        self.host, self.registry = host, host.registry
+        self.clock = Timekeeper(host.clock, host.synchronised, host.boot)
         self.detectors = list(plugins.detectors().values())
         self.beats = service.Heartbeats(self.clock)
         self.notifier = service.Notifier.from_environment()
@@ -447,7 +469,8 @@ class _Agent:
         return self.beats.worker(f"poller {line.name}", longest + round(2 * poller.READ_LIMIT_S * SECOND_US))
 
     def _start_publisher(self) -> None:
-        self.publisher = Publisher(self.store, _link(self.config, self.broker_url), _root(self.config), self.clock)
+        settings, root = _link(self.config, self.broker_url), _root(self.config)
+        self.publisher = Publisher(self.store, settings, root, self.clock, self.host.connect)
         self.publisher.on_cleared = self._cleared
         stroke = self.beats.worker("publisher", round(TURN_MAX_S * SECOND_US))
         self.publisher_task = self.tasks.create_task(self.publisher.run(stroke))
@@ -652,7 +675,7 @@ class _Agent:
 
     async def _load_and_use(self) -> list[str]:
         try:
-            loaded = await asyncio.to_thread(configuration.load, self.path)
+            loaded = await asyncio.to_thread(configuration.load, self.path, self.registry)
         except ConfigErrors as error:
             self.files = (self.path, *error.files, *error.folders)
             return self._refuse(error.errors)

@@ -4,6 +4,7 @@ import ctypes
 import struct
 import time
 from pathlib import Path
+from typing import Protocol
 
 from edge_agent.contract import Clock
 
@@ -16,6 +17,14 @@ TIMEX_BYTES = 512
 UNSYNCHRONISED = 0x0040
 """STA_UNSYNC: adjtimex(2)."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class HostClock(Clock, Protocol):
+    """A Clock that also knows what the process has used."""
+
+    def cpu_s(self) -> float:
+        """User and system time that this process has used."""
+        ...
 
 
 class SystemClock:

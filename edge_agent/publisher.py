@@ -16,7 +16,7 @@ import structlog
 
 from edge_agent.contract import SECOND_US, Clock
 from edge_agent.messages import topics as messages
-from edge_agent.mqtt import FAILURE, Link, LinkSettings
+from edge_agent.mqtt import FAILURE, Link, LinkSettings, LinkState
 from edge_agent.store.journal import Committed, Page
 
 log = structlog.get_logger(__name__)
@@ -60,6 +60,36 @@ class Outbox(Protocol):
         ...
 
 
+class Connection(Protocol):
+    """The line to the brokers, as the publisher needs it; see mqtt.Link."""
+
+    on_connected: Callable[[], None]
+    on_lost: Callable[[], None]
+    on_ack: Callable[[int, int], None]
+    state: LinkState
+    version: str | None
+    reason: str
+    since_us: int | None
+    url: str
+    receive_max: int
+    packet_max: int
+
+    @property
+    def connected(self) -> bool: ...
+
+    def use(self, settings: LinkSettings) -> None: ...
+
+    async def run(self) -> None: ...
+
+    def publish(self, topic: str, payload: bytes, retain: bool, token: int) -> bool: ...
+
+    async def disconnect(self, within_s: float) -> None: ...
+
+
+Connect = Callable[[LinkSettings, str, bytes, Clock], Connection]
+"""(settings, topic of the will, the will, clock) → a connection that is not yet up."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Flight:
     """What waits for its PUBACK. topic: the whole of it. message: None for a retained one, which is `payload`."""
@@ -85,10 +115,10 @@ class _Refusal:
 class Publisher:
     """Publishes what the store has committed, and the retained topics. One for each configuration of the broker."""
 
-    def __init__(self, store: Outbox, settings: LinkSettings, root: str, clock: Clock) -> None:
+    def __init__(self, store: Outbox, settings: LinkSettings, root: str, clock: Clock, connect: Connect = Link) -> None:
         self.settings = settings
         self._store, self._root, self._clock = store, root, clock
-        self._link = Link(settings, f"{root}/{STATUS}", messages.OFFLINE, clock)
+        self._link = connect(settings, f"{root}/{STATUS}", messages.OFFLINE, clock)
         self._link.on_connected, self._link.on_lost, self._link.on_ack = self._on_connected, self._on_lost, self._on_ack
         self._wake, self._turned = asyncio.Event(), asyncio.Event()
         self._flights: dict[int, _Flight] = {}

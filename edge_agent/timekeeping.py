@@ -8,12 +8,12 @@ has seen) is not set; one that nobody keeps right, but that can be right, is bel
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
 from edge_agent import texts
-from edge_agent.clock import RELEASED_US, boot_id, kernel_synchronised
+from edge_agent.clock import RELEASED_US, HostClock, boot_id, kernel_synchronised
 from edge_agent.contract import SECOND_US, Quality
 from edge_agent.messages import topics as messages
 from edge_agent.records import Loss
@@ -52,22 +52,6 @@ NE107 = {
     ClockState.STEPPED: "out_of_specification",
     ClockState.NOT_SET: "failure",
 }
-
-
-class HostClock(Protocol):
-    """What a host offers, see clock.SystemClock."""
-
-    def monotonic_us(self) -> int:
-        """See contract.Clock."""
-        ...
-
-    def wall_us(self) -> int:
-        """See contract.Clock."""
-        ...
-
-    def cpu_s(self) -> float:
-        """See clock.SystemClock."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

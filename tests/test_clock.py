@@ -67,13 +67,13 @@ def test_a_large_step_stands_for_ten_minutes_and_says_how_far_and_which_way() ->
     keeper = host.keeper()
     host.clock.step_wall(-3 * 3_600 * SECOND_US)
     keeper.look()
-    assert keeper.state is ClockState.STEPPED
+    assert str(keeper.state) == "stepped"
     loss = keeper.loss("en", "Europe/Amsterdam")
     assert loss.why == Quality.OTHER
     assert loss.words == "it jumped back by 3 h at 09:06:40"
     host.clock.move(STANDS_US)
     keeper.look()
-    assert keeper.state is ClockState.SYNCHRONISED
+    assert str(keeper.state) == "synchronised"
     assert keeper.loss("en", "UTC").why == Quality.GOOD
 
 
@@ -212,7 +212,7 @@ def test_a_kernel_that_refuses_is_nobody_who_knows(monkeypatch: pytest.MonkeyPat
         def adjtimex(_about: object) -> int:
             return -1
 
-    monkeypatch.setattr(clocks.ctypes, "CDLL", lambda _name: Refusing)
+    monkeypatch.setattr("ctypes.CDLL", lambda _name: Refusing)
     assert clocks.kernel_synchronised() is None
 
 

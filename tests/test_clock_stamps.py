@@ -145,9 +145,9 @@ def test_what_may_have_left_keeps_its_bytes_when_the_clock_is_set_through_a_rest
     one.put(1)
     commit(one.store)
     (sent,) = due_of(one.store, 0, 10)
-    assert not sent.ready
+    assert [sent.ready, sent.ready] == [False, False]
     commit(one.store)
-    assert sent.ready
+    assert all(each.ready for each in [sent])
     on_the_wire = sent.payload(late=False)
     one.put(2)
     commit(one.store)
