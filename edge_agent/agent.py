@@ -36,7 +36,7 @@ from edge_agent.store.disk import LEFTOVERS
 from edge_agent.store.journal import FILE as STORE_FILE
 from edge_agent.store.journal import Committed, Store, open_store
 from edge_agent.store.notes import DeviceNotes
-from edge_agent.timekeeping import Change, Timekeeper
+from edge_agent.timekeeping import STEP_US, Change, Timekeeper
 from edge_agent.web.app import Web, open_web
 
 log = structlog.get_logger(__name__)
@@ -319,8 +319,10 @@ class _Agent:
         known_us: the last time that a set clock has shown.
         """
         in_doubt = self.store.last_in_doubt
+        by = self.store.note_base(self.clock.base_us)
         if in_doubt is None:
-            return last_wall_us, []
+            stepped = self.clock.is_set and abs(by) >= STEP_US and last_wall_us is not None
+            return (last_wall_us + by if stepped and last_wall_us is not None else last_wall_us), []
         if not self.clock.is_set:
             # Within one run of the host its clock has gone on; over another start nobody knows.
             return (last_wall_us if in_doubt.boot == self.clock.boot != "" else None), []
@@ -524,7 +526,7 @@ class _Agent:
     def _clock_changed(self, change: Change) -> None:
         """The wall clock has stepped, or is set now, or not any more. What was taken before belongs to the clock of before."""
         self.pipeline.flush()
-        self.store.stepped(change.by_us)
+        self.store.stepped(change.by_us, self.clock.base_us)
         self.since += change.by_us
         for running in self.pollers.values():
             running.poller.health.since_us += change.by_us

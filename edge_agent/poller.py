@@ -30,6 +30,7 @@ from edge_agent.contract import (
     LINE_LOST,
     SECOND_US,
     Belated,
+    Bools,
     Clock,
     Codes,
     Describes,
@@ -289,7 +290,8 @@ class Poller:
         """Of parts that were lost while the line stood, in words why."""
         self._lost_at: int | None = None
         self._handed_on_us = -EVER_US
-        self._base_us = clock.wall_us() - clock.monotonic_us()
+        self._looked = (clock.monotonic_us(), clock.wall_us() - clock.monotonic_us())
+        """When the last readings came (monotonic µs), and wall minus monotonic clock then."""
         """Of the latest frames, the agent's time."""
         self._reached = 0
         """The last beat (monotonic µs) that has its row or is being read."""
@@ -579,15 +581,18 @@ class Poller:
         self._intake(self.frames(beat, self._marked(beat, self._of_one_clock(readings))))
 
     def _of_one_clock(self, readings: Readings) -> Readings:
-        """The same readings; where the wall clock has stepped since the last ones, with the time at which they are here."""
-        wall, before = self._clock.wall_us(), self._base_us
-        self._base_us = wall - self._clock.monotonic_us()
-        if abs(self._base_us - before) < STEP_US:
+        """The same readings; stamps from before a step of the wall clock are put on the clock of now.
+
+        Only stamps of our own are: those that lie between the last readings and now by the clock of before, and not by that
+        of now. A source's own stamp knows nothing of our clock.
+        """
+        now = self._clock.monotonic_us()
+        (since, before), base = self._looked, self._clock.wall_us() - now
+        self._looked = (now, base)
+        if abs(base - before) < STEP_US:
             return readings
-        here = np.reshape(wall - np.maximum(self._ago(readings), 0), (-1, 1))
-        return replace(
-            readings, ts=np.broadcast_to(here, (len(here), readings.ts.shape[-1])).reshape(readings.ts.shape)
-        )
+        ours = _between(readings.ts, since + before, now + before) & ~_between(readings.ts, since + base, now + base)
+        return replace(readings, ts=np.where(ours, readings.ts + (base - before), readings.ts))
 
     def _watch_overdue(self) -> None:
         """A silent device is waited for longer than a beat: the beats that pass have their rows all the same."""
@@ -809,6 +814,10 @@ def latest(readings: Readings) -> Codes:
 
 def _periods(line: Line) -> list[int]:
     return sorted({signal.every_us for signal in line.signals})
+
+
+def _between(stamps: Ints, first: int, last: int) -> Bools:
+    return (stamps >= first) & (stamps <= last)
 
 
 def _carried_over(old: Line, beat: _Beat, readings: Readings, new: Line) -> tuple[_Beat, Readings]:
