@@ -17,24 +17,25 @@ from typing import Any
 
 import structlog
 
-from edge_agent import certificates, control, judge, plugins, poller, service, snapshot
+from edge_agent import certificates, control, diskspace, judge, plugins, poller, service, snapshot, texts
 from edge_agent import config as configuration
 from edge_agent.board import Board, BoardMachine, BoardSignal
 from edge_agent.broker import NoBrokerError, open_broker
 from edge_agent.clock import AgentTime, HostClock, SystemClock, boot_id, kernel_synchronised
 from edge_agent.config import Config, ConfigErrors, SecretError
-from edge_agent.contract import SECOND_US, Frame
+from edge_agent.contract import SECOND_US, Frame, Quality
 from edge_agent.health import Meter
 from edge_agent.messages import topics as messages
 from edge_agent.mqtt import Link, LinkSettings
 from edge_agent.pipeline import MACHINE_TOPICS, TICK_EVERY_S, Pipeline
-from edge_agent.plant import OWN, Plant, compile_plant
+from edge_agent.plant import CLOCK, DISK, OWN, Plant, compile_plant, host_name
 from edge_agent.poller import Line, Poller
 from edge_agent.publisher import STATUS, Connect, Publisher
 from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Loss, Span
 from edge_agent.store.disk import LEFTOVERS
+from edge_agent.store.disk import State as StoreState
 from edge_agent.store.journal import FILE as STORE_FILE
-from edge_agent.store.journal import Committed, Store, open_store
+from edge_agent.store.journal import WAITING_MAX, Committed, Store, open_store
 from edge_agent.store.notes import DeviceNotes
 from edge_agent.timekeeping import STEP_US, Change, Timekeeper
 from edge_agent.web.app import Web, open_web
@@ -198,7 +199,7 @@ class _Agent:
         host: Host,
     ) -> None:
         self.path, self.found, self.stop, self.on_event, self.on_ready = path, found, stop, on_event, on_ready
-        self.host, self.registry = host, host.registry
+        self.outside, self.registry = host, host.registry
         self.clock = Timekeeper(host.clock, host.synchronised, host.boot)
         self.detectors = list(plugins.detectors().values())
         self.beats = service.Heartbeats(self.clock)
@@ -222,6 +223,8 @@ class _Agent:
         self.reloading = asyncio.Lock()
         self.untold: _Untold | None = None
         self.certificates: dict[str, Loss] = {}
+        self.host: dict[str, Loss] = {}
+        """What is to be told of the host, by its name in the agent's own machine (plant.host_name)."""
         self.certificates_soon = asyncio.Event()
         """A line came or went, or a person has reloaded: the certificates may be others."""
 
@@ -230,7 +233,7 @@ class _Agent:
     async def run(self) -> int:
         handlers: dict[str, control.Handler] = {}
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(control.open_control(self.found.data_dir, handlers))
+            self.door = await stack.enter_async_context(control.open_control(self.found.data_dir, handlers))
             progress = service.Progress(self.notifier, self.clock)
             self.store: Store = stack.enter_context(
                 open_store(self.found.data_dir, self.clock, progress.made, self.clock.boot)
@@ -281,6 +284,8 @@ class _Agent:
         known_us = self.store.floor_us
         self.clock.trust(known_us)
         wall = self.clock.wall_us()
+        self.last_wall_us = recovery.last_wall_us
+        self.store.on_home = self._at_home
         last_us, right = self._begin_time(known_us, recovery.last_wall_us)
         down = 0 if last_us is None else max(0, wall - last_us)
         start = wall if recovery.last_t_us is None else recovery.last_t_us + min(down, DOWN_MAX_US)
@@ -329,6 +334,15 @@ class _Agent:
         right = self.store.put_right(self.clock.base_us, self.clock.wall_us())
         ends = [span.to_us + span.by_us for span in right if span.to_us is not None and span.by_us is not None]
         return max(ends, default=known_us), right
+
+    def _at_home(self, found: StoreState, numbers: dict[str, tuple[str, int]]) -> None:
+        """The disk has refused since the start and takes the journal now. found: how far it had come."""
+        judge.numbered(self.pipeline.state, numbers)
+        if self.last_wall_us is None:
+            lines = [each.poller.line for each in self.pollers.values()]
+            down = _down_time(lines, found.last_wall, self.since)
+            self.store.put((), gaps=[down] if down else ())
+        self.pipeline.snapshot()
 
     def _kept_config(self) -> Config | None:
         """The configuration with which the last run ended."""
@@ -405,6 +419,7 @@ class _Agent:
         helpers = [
             self.tasks.create_task(each)
             for each in (self._turn(), self._keep_health(), self._watch(), self._reload_when_asked(), self._keep_certificates(),
+                         self._keep_disk(), self.door.keep_open(),
                          service.keep_watchdog(self.notifier, self.beats, service.watchdog_us(os.environ, os.getpid())))
         ]  # fmt: skip
         if self.web is not None:
@@ -472,7 +487,7 @@ class _Agent:
 
     def _start_publisher(self) -> None:
         settings, root = _link(self.config, self.broker_url), _root(self.config)
-        self.publisher = Publisher(self.store, settings, root, self.clock, self.host.connect)
+        self.publisher = Publisher(self.store, settings, root, self.clock, connect=self.outside.connect)
         self.publisher.on_cleared = self._cleared
         stroke = self.beats.worker("publisher", round(TURN_MAX_S * SECOND_US))
         self.publisher_task = self.tasks.create_task(self.publisher.run(stroke))
@@ -514,9 +529,12 @@ class _Agent:
             self.meter.lag(self.clock.monotonic_us() - due)
             if (change := self.clock.look()) is not None:
                 self._clock_changed(change)
+            agent = self.config.agent
+            self.host[host_name(CLOCK, self.config.connections)] = self.clock.loss(agent.language, agent.timezone)
             self.pipeline.lines(
                 {name: why for each in self.pollers.values() for name, why in each.poller.lost().items()}
                 | self.certificates
+                | self.host
             )
             self.pipeline.turn()
             if self._line_states() != self.told_states and self.clock.monotonic_us() >= self.health_due_us:
@@ -578,6 +596,30 @@ class _Agent:
             with suppress(TimeoutError):
                 async with asyncio.timeout(certificates.LOOK_EVERY_S):
                     await self.certificates_soon.wait()
+
+    async def _keep_disk(self) -> None:
+        """Whether the disk takes what is to be kept, and how much room it has left."""
+        look_us, refused = 0, False
+        space: diskspace.Space | None = None
+        while True:
+            refusal = self._refusal()
+            if self.clock.monotonic_us() >= look_us or refused != (refusal is not None):
+                space = await asyncio.to_thread(diskspace.looked, self.found.data_dir)
+                look_us, refused = (
+                    self.clock.monotonic_us() + round(diskspace.LOOK_EVERY_S * SECOND_US),
+                    refusal is not None,
+                )
+            name = host_name(DISK, self.config.connections)
+            before = self.host.get(name, Loss(Quality.GOOD))
+            self.host[name] = diskspace.told(space, refusal, before, self.config.agent.language)
+            await asyncio.sleep(TICK_EVERY_S)
+
+    def _refusal(self) -> diskspace.Refusal | None:
+        store, agent = self.store, self.config.agent
+        if store.fault is None:
+            return None
+        since = texts.moment(store.fault_since_us, self.clock.wall_us(), agent.timezone)
+        return diskspace.Refusal(store.fault, since, store.waiting_mb, WAITING_MAX / 1e6)
 
     def _health(self) -> dict[str, Any]:
         return self.meter.health(

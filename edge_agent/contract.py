@@ -30,7 +30,8 @@ LINE_LOST = 0x20
 this signal is counted; it raises no `stale` (contract §6, the agent's own warnings)."""
 ENDING = 16
 """A value of the agent's own machine says why: below this, why a line is lost (a code of Quality); from here on, how soon a
-certificate ends: ENDING × the step (1: within 60 days, 2: 30, 3: 7, 4: it has expired) + whose it is. 0: all is well."""
+certificate ends: ENDING × the step (1: within 60 days, 2: 30, 3: 7, 4: it has expired) + whose it is; of the disk and the
+clock: ENDING × 1 for severity warning, × 3 for severity alarm, + which of their faults it is. 0: all is well."""
 
 
 class Quality(IntEnum):

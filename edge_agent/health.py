@@ -94,7 +94,7 @@ class Meter:
                 for name, line in lines.items()
             },
             "broker": dict(broker),
-            "buffer": {"messages": store["messages"], "oldest": store["oldest"]},
+            "buffer": {name: store[name] for name in ("messages", "oldest", "state", "reason") if name in store},
             "store": dict(store),
             "loop_lag_ms": round(lag / 1000, 1),
             "cpu_percent": round(self._cpu_percent, 2),
@@ -132,7 +132,7 @@ def _lost(plant: Plant, state: JudgeState) -> dict[str, dict[str, Any]]:
     values, quality = judge.readings(state, own)
     found = {}
     for signal, value, code in zip(own.signals, values.tolist(), quality.tolist(), strict=True):
-        if signal.certificate:
+        if signal.in_words:
             continue
         why = Quality(int(value)) if code == Quality.GOOD else Quality(code)
         ne107 = "function_check" if why is Quality.MISSING else NE107.get(why, "ok")  # missing: nothing is known yet

@@ -703,9 +703,9 @@ def _event(
     severity = SEVERITIES[worst]
     band = bands(machine, change.column - machine.start, mode)
     limit = band.get(severity, {}).get(change.kind)
-    # The value of a line is why it is lost, that of a certificate how soon it ends: no measurements.
+    # The value of a line is why it is lost, that of a certificate how soon it ends, of the host how bad it is: no measurements.
     health = change.kind == Kind.HEALTH
-    lost = health and not signal.certificate
+    lost = health and not signal.in_words
     number = None if np.isnan(value) or health else value
     why = int(value) if lost and value > 0 else int(work.held_quality[change.row, column])
     words = stack.frames[place].words
@@ -726,8 +726,8 @@ def _event(
         norm=band,
         since=since,
         operating_state=mode_name(machine, mode),
-        message=texts.of_certificates(plant.language, told, signal.title, said)
-        if signal.certificate
+        message=texts.in_words(plant.language, told, signal.title, said)
+        if signal.in_words
         else texts.message(
             plant.language,
             told,

@@ -215,8 +215,10 @@ class Pipeline:
             self._tell_missed()
 
     def lines(self, told: Mapping[str, Loss]) -> None:
-        """Which lines, and parts of lines, are lost now, and which certificates end soon, by their names in the agent's own
-        machine. What nobody tells of, and a part of a line that is lost as a whole, are not known.
+        """Which lines, and parts of lines, are lost now, which certificates end soon, and what is wrong with the host.
+
+        By their names in the agent's own machine. What nobody tells of, and a part of a line that is lost as a whole, are
+        not known.
         """
         own = self.plant.own
         if own is None:
@@ -226,12 +228,13 @@ class Pipeline:
         codes = [each.why for each in known]
         if codes == self._lines and now < self._lines_due:
             return
-        # What is said of a certificate has no delay that must mature, and stands for weeks: its words go where it changes.
+        # What is said of a certificate or of the host has no delay that must mature, and stands for weeks: its words go
+        # where it changes.
         stands = [
-            signal.certificate and code == before
+            signal.in_words and code == before
             for signal, code, before in zip(own.signals, codes, self._lines or [-1] * len(codes), strict=True)
         ]
-        lost = any(code for signal, code in zip(own.signals, codes, strict=True) if not signal.certificate)
+        lost = any(code for signal, code in zip(own.signals, codes, strict=True) if not signal.in_words)
         self._lines, self._lines_due = codes, now + (LOST_EVERY_US if lost else OWN_EVERY_US)
         unknown = np.array([[code == Quality.HOLD for code in codes]], dtype=np.bool_)
         frame = _row(own, now, self._clock.wall_us(), Quality.GOOD)

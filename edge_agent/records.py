@@ -137,8 +137,9 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A line, a part of one, or its certificates as they are now. why: a code of Quality, or see contract.ENDING; 0: all is
-    well, HOLD: nothing is known.
+    """A line, a part of one, its certificates, or the host's disk or clock as they are now.
+
+    why: a code of Quality, or see contract.ENDING; 0: all is well, HOLD: nothing is known.
 
     words: as exactly as it is known, may be empty.
     """

@@ -7,6 +7,7 @@ unit stay; everything else begins anew.
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
@@ -17,7 +18,7 @@ import orjson
 from edge_agent import judge
 from edge_agent.contract import Detector
 from edge_agent.judge import JudgeState, Standing
-from edge_agent.plant import Plant, without_certificates, without_own
+from edge_agent.plant import Plant, without_certificates, without_host, without_own
 from edge_agent.records import Event, EventKind, Kind, Severity, WarningState
 
 MAGIC = b"EAJ1"
@@ -77,7 +78,8 @@ def load(plant: Plant, blob: bytes) -> JudgeState:
 
 
 def load_any(plant: Plant, blob: bytes) -> JudgeState:
-    """`load`, also what a release wrote whose plant had no machine of the agent's own, or one without certificates.
+    """`load`, also what a release wrote whose plant had no machine of the agent's own, or one without the host or without
+    certificates.
 
     Raises SnapshotDamaged.
     """
@@ -86,12 +88,11 @@ def load_any(plant: Plant, blob: bytes) -> JudgeState:
     except SnapshotDamaged:
         if plant.own is None:
             raise
-    before = without_certificates(plant)
-    try:
-        return migrate(before, load(before, blob), plant)[0]
-    except SnapshotDamaged:
-        before = without_own(plant)
-        return migrate(before, load(before, blob), plant)[0]
+    for before in (without_host(plant), without_certificates(plant)):
+        with suppress(SnapshotDamaged):
+            return migrate(before, load(before, blob), plant)[0]
+    before = without_own(plant)
+    return migrate(before, load(before, blob), plant)[0]
 
 
 def migrate(old_plant: Plant, old: JudgeState, plant: Plant) -> tuple[JudgeState, list[Event]]:

@@ -101,12 +101,49 @@ _LASTS = {
     "nl": "weer in orde; als eerste verloopt {} {}, op {}",
     "de": "wieder in Ordnung; als Nächstes läuft {} {} ab, am {}",
 }
-_NO_WORDS = {
-    "en": ("a certificate expires soon", "in order again"),
-    "nl": ("een certificaat verloopt binnenkort", "weer in orde"),
-    "de": ("ein Zertifikat läuft bald ab", "wieder in Ordnung"),
+DISK = {"en": "Disk", "nl": "Schijf", "de": "Datenträger"}
+MAKE_ROOM = {
+    "en": "Free space on the disk that holds data_dir (journal.db.damaged-*, old logs, exports), or give it a larger one; if "
+    "it is read-only or failing, look into the system's log (dmesg), check the file system, replace the card. The agent goes "
+    "on by itself within 10 s; nothing has to be restarted.",
+    "nl": "Maak ruimte op de schijf waarop data_dir staat (journal.db.damaged-*, oude logboeken, exports) of geef een grotere; "
+    "is zij alleen-lezen of defect, kijk dan in het systeemlogboek (dmesg), controleer het bestandssysteem, vervang de kaart. "
+    "De agent gaat binnen 10 s vanzelf verder; niets hoeft opnieuw gestart te worden.",
+    "de": "Platz auf dem Datenträger von data_dir schaffen (journal.db.damaged-*, alte Protokolle, Exporte) oder einen größeren "
+    "einsetzen; ist er schreibgeschützt oder defekt: Systemprotokoll (dmesg) ansehen, Dateisystem prüfen, Karte tauschen. Der "
+    "Agent macht innerhalb von 10 s von selbst weiter; nichts muss neu gestartet werden.",
 }
-CLOCK = {"en": "Clock of this machine", "nl": "Klok van deze machine", "de": "Uhr dieser Maschine"}
+_DISK_REFUSES = {
+    "en": ("it fails", "it is full", "it is read-only", "no more files can be made (inodes are used up)"),
+    "nl": ("zij faalt", "zij is vol", "zij is alleen-lezen", "er kunnen geen bestanden meer bij (inodes zijn op)"),
+    "de": (
+        "er versagt",
+        "er ist voll",
+        "er ist schreibgeschützt",
+        "es passen keine Dateien mehr darauf (keine Inodes frei)",
+    ),
+}
+"""In the order of diskspace.Why."""
+_NOT_KEPT = {
+    "en": "{why}; nothing has been kept since {since} ({fault}). Measuring and warnings go on: readings wait in memory "
+    "({waiting} of {room} MB), and those for which there is no room are lost and counted.",
+    "nl": "{why}; sinds {since} wordt niets bewaard ({fault}). Meten en waarschuwen gaan door: metingen wachten in het "
+    "geheugen ({waiting} van {room} MB), en waarvoor geen plaats is gaat verloren en wordt geteld.",
+    "de": "{why}; seit {since} wird nichts aufbewahrt ({fault}). Messen und Warnen gehen weiter: Messwerte warten im Speicher "
+    "({waiting} von {room} MB), und wofür kein Platz ist, geht verloren und wird gezählt.",
+}
+_DISK_LOW = {
+    "en": "nearly full: {free} of {total} free. When it is full, nothing more can be kept.",
+    "nl": "bijna vol: {free} van {total} vrij. Is zij vol, dan kan niets meer worden bewaard.",
+    "de": "fast voll: {free} von {total} frei. Ist er voll, kann nichts mehr aufbewahrt werden.",
+}
+_DISK_WELL = {"en": "in order again, {} free", "nl": "weer in orde, {} vrij", "de": "wieder in Ordnung, {} frei"}
+_NO_WORDS = {
+    "en": ("something has to be done soon", "in order again"),
+    "nl": ("er moet binnenkort iets gebeuren", "weer in orde"),
+    "de": ("hier ist bald etwas zu tun", "wieder in Ordnung"),
+}
+CLOCK = {"en": "Clock of this computer", "nl": "Klok van deze computer", "de": "Uhr dieses Rechners"}
 SET_THE_CLOCK = {
     "en": "Set the clock while the agent runs: let it follow a time server (timedatectl set-ntp true), or by hand "
     "(timedatectl set-time). A clock that forgets the time when the power is off needs a new battery.",
@@ -273,8 +310,8 @@ def message(
     )
 
 
-def of_certificates(language: str, event: EventKind, title: str, words: str) -> str:
-    """The same of a line's certificates. words: what `expires` or `lasts` says."""
+def in_words(language: str, event: EventKind, title: str, words: str) -> str:
+    """The same of a line's certificates, of the disk and of the clock. words: as whoever looks after them says it."""
     return f"{title}: {words or _NO_WORDS[language][event is EventKind.CLEARED]}"
 
 
@@ -289,6 +326,28 @@ def expires(language: str, whose: str, name: str, until_us: int, now_us: int) ->
 def lasts(language: str, whose: str, name: str, until_us: int) -> str:
     """That certificates are in order again, and which of them ends first."""
     return _LASTS[language].format(_WHOSE[language][whose], name, _day(until_us))
+
+
+def disk_refuses(language: str, why: int, since: str, fault: str, waiting_mb: float, room_mb: float) -> str:
+    """That nothing can be kept. why: see diskspace.Why."""
+    waiting, room = (quantity(round(mb, 1), "", language) for mb in (waiting_mb, room_mb))
+    reason = _DISK_REFUSES[language][why]
+    return _NOT_KEPT[language].format(why=reason, since=since, fault=fault, waiting=waiting, room=room)
+
+
+def disk_low(language: str, free: int, total: int) -> str:
+    """Both in bytes."""
+    return _DISK_LOW[language].format(free=size(free, language), total=size(total, language))
+
+
+def disk_well(language: str, free: int) -> str:
+    return _DISK_WELL[language].format(size(free, language))
+
+
+def size(count: int, language: str = "en") -> str:
+    """Bytes in a unit that people read: 3.2 GB, 180 MB."""
+    unit, per = ("GB", 1e9) if count >= 1e9 else ("MB", 1e6)
+    return quantity(round(count / per, 1), unit, language)
 
 
 def _day(us: int) -> str:

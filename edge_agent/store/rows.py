@@ -75,15 +75,16 @@ def packed(item: Kept | Command) -> bytes:
     return b"".join(parts)
 
 
-def unpacked(blob: bytes, layouts: dict[int, Layout]) -> list[Kept | Command]:
-    """The items of a batch. Raises one of UNREADABLE when the bytes make no sense."""
+def unpacked(blob: bytes, layouts: dict[int, Layout], machine: str | None = None) -> list[Kept | Command]:
+    """The items of a batch; with a machine, its frames alone. Raises one of UNREADABLE when the bytes make no sense."""
     found: list[Kept | Command] = []
     place = 0
     while place < len(blob):
         if blob[place] == IS_COMMAND:
             _, length = COMMAND_HEAD.unpack_from(blob, place)
             place += COMMAND_HEAD.size
-            found.append(Command(**orjson.loads(blob[place : place + length])))
+            if machine is None:
+                found.append(Command(**orjson.loads(blob[place : place + length])))
             place += length
             continue
         kind, number, rows, width, flags = FRAME_HEAD.unpack_from(blob, place)
@@ -91,6 +92,11 @@ def unpacked(blob: bytes, layouts: dict[int, Layout]) -> list[Kept | Command]:
         layout = layouts[number]
         if kind != IS_FRAME or width != len(layout.signals):
             raise ValueError(f"a record {kind} of {layout.machine} with {width} columns, not {len(layout.signals)}")
+        if machine not in (None, layout.machine):
+            place += rows * (26 + 9 * width + (8 * width if flags & STAMPS else 0))
+            if flags & WORDS:
+                place += LENGTH.size + LENGTH.unpack_from(blob, place)[0]
+            continue
         t, place = _array(blob, place, np.int64, (rows,))
         ts, place = _array(blob, place, np.int64, (rows,))
         seqs, place = _array(blob, place, np.int64, (rows,))
