@@ -31,7 +31,7 @@ def forgets_before_puback() -> None:
 
 def hides_restarts() -> None:
     """Tells nobody that it did not run."""
-    agent._down_time = lambda *_: None  # type: ignore[assignment]
+    agent.downtime.gap = lambda *_: None  # type: ignore[assignment]
 
 
 def hides_missed_beats() -> None:

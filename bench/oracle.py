@@ -450,7 +450,7 @@ async def trial(asked: argparse.Namespace) -> int:
         data = folder / "data"
         data.mkdir()
         if asked.disk:
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(data)], check=True)
+            small_disk(data)
             stack.callback(subprocess.run, ["umount", "-l", str(data)], check=False)
         config = folder / "agent.yaml"
         config.write_text(
@@ -544,6 +544,11 @@ def own_mounts() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNS) or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None):
         raise OSError(ctypes.get_errno(), "a mount namespace of our own cannot be had")
+
+
+def small_disk(place: Path) -> None:
+    """A file system of its own here, in memory and soon full."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(place)], check=True)
 
 
 def arguments() -> argparse.ArgumentParser:

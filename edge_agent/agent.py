@@ -17,11 +17,11 @@ from typing import Any
 
 import structlog
 
-from edge_agent import certificates, control, judge, plugins, poller, service, snapshot
+from edge_agent import certificates, control, downtime, judge, plugins, poller, service, snapshot
 from edge_agent import config as configuration
 from edge_agent.board import Board, BoardMachine, BoardSignal
 from edge_agent.broker import NoBrokerError, open_broker
-from edge_agent.clock import AgentTime, SystemClock
+from edge_agent.clock import AgentTime, SystemClock, boot_id
 from edge_agent.config import Config, ConfigErrors, SecretError
 from edge_agent.contract import SECOND_US, Frame
 from edge_agent.health import Meter
@@ -31,8 +31,8 @@ from edge_agent.pipeline import MACHINE_TOPICS, TICK_EVERY_S, Pipeline
 from edge_agent.plant import OWN, Plant, compile_plant
 from edge_agent.poller import Line, Poller
 from edge_agent.publisher import STATUS, Publisher
-from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Loss
-from edge_agent.store.disk import LEFTOVERS
+from edge_agent.records import Command, Event, JudgedFrame, Loss
+from edge_agent.store.disk import LEFTOVERS, LIFE
 from edge_agent.store.journal import FILE as STORE_FILE
 from edge_agent.store.journal import Committed, Store, open_store
 from edge_agent.store.notes import DeviceNotes
@@ -247,7 +247,8 @@ class _Agent:
         plant = compile_plant(self.config, self.detectors)
         text = configuration.pack(self.config)
         old = self._old_plant(recovery.config_json, text, plant)
-        state = _replayed(old, recovery, self.store.epoch)
+        rows: dict[str, int] = {}
+        state = _replayed(old, recovery, self.store.epoch, rows)
         orphans: list[Event] = []
         if old is not plant:
             state, orphans = snapshot.migrate(old, state, plant)
@@ -263,9 +264,15 @@ class _Agent:
             plant, state, text, self.sha, self.store, self.board, self.clock, self.time, self._retain
         )
         self.pipeline.drop(orphans)
-        if recovery.last_t_us is not None:
+        before = downtime.life_of(self.store.load_text(LIFE))
+        life = downtime.Life(boot_id(), self.time.base_us)
+        self.store.save_text(LIFE, life.text(), soon=False)
+        self.began_us = self.clock.monotonic_us()
+        if recovery.last_t_us is not None and recovery.last_wall_us is not None:
             lines = poller.lines(self.config, plant, self.registry)
-            self.pipeline.resume(_down_time(lines, recovery.last_wall_us, wall))
+            ended = downtime.Before(before, rows, recovery.last_wall_us)
+            down_time = downtime.gap(lines, ended, life, self.began_us, self.clock.wall_us())
+            self.pipeline.resume(down_time, life.base_us + self.began_us)
 
     def _kept_config(self) -> Config | None:
         """The configuration with which the last run ended."""
@@ -338,7 +345,7 @@ class _Agent:
         self.store.on_committed.append(self._committed)
         self._start_publisher()
         self.pipeline.publish_all()
-        self._poll(poller.lines(self.config, self.pipeline.plant, self.registry))
+        self._poll(poller.lines(self.config, self.pipeline.plant, self.registry), self.began_us)
         helpers = [
             self.tasks.create_task(each)
             for each in (self._turn(), self._keep_health(), self._watch(), self._reload_when_asked(), self._keep_certificates(),
@@ -374,8 +381,8 @@ class _Agent:
 
     # --- what runs beside the path ----------------------------------------------------------------------------------
 
-    def _poll(self, lines: Iterable[Line]) -> None:
-        """Start, keep, change or end pollers so that exactly these lines are polled."""
+    def _poll(self, lines: Iterable[Line], since_us: int | None = None) -> None:
+        """Start, keep, change or end pollers so that exactly these lines are polled; their beats count from `since_us` on."""
         wanted = {line.name: line for line in lines}
         ending: dict[str, asyncio.Task[None]] = {}
         for name in list(self.pollers):
@@ -390,8 +397,9 @@ class _Agent:
             stroke = self._worker(line)
             taken, missed = self.pipeline.take, self.pipeline.missed
             each = Poller(
-                line, self.clock, self.time, taken, missed, stroke, memory=self.learned, belated=self.pipeline.belated
-            )
+                line, self.clock, self.time, taken, missed, stroke,
+                memory=self.learned, belated=self.pipeline.belated, since_us=since_us,
+            )  # fmt: skip
             running_now = self._after(ending.get(name), each)
             self.pollers[name] = _Running(each, self.tasks.create_task(running_now, name=f"poller {name}"))
 
@@ -664,16 +672,20 @@ class _Agent:
         }
 
 
-def _replayed(plant: Plant, recovery: Any, epoch: str) -> judge.JudgeState:
-    """The last snapshot with the journal since judged again; its events are in the journal already."""
+def _replayed(plant: Plant, recovery: Any, epoch: str, rows: dict[str, int]) -> judge.JudgeState:
+    """The last snapshot with the journal since judged again; its events are in the journal already.
+
+    rows: is filled with the agent's time of each machine's last row.
+    """
     state = judge.start(plant)
     if recovery.snapshot is not None:
         try:
             state = snapshot.load_any(plant, recovery.snapshot)
         except snapshot.SnapshotDamaged as error:
             log.error("snapshot_damaged", fault=str(error))
+    rows |= downtime.of_snapshot(plant, state, judge.NEVER)
     frames: list[Frame] = []
-    for item in (*recovery.items, None):
+    for item in (*downtime.noted(recovery.items, rows), None):
         if isinstance(item, JudgedFrame) and len(frames) < REJUDGED_AT_ONCE:
             frames += [item.frame] if _fits(plant, item.frame) else []
             continue
@@ -692,14 +704,6 @@ def _fits(plant: Plant, frame: Frame) -> bool:
     """What the parts of a line are is said by its driver, and another release of it may say otherwise."""
     machine = None if frame.late else plant.by_name.get(frame.machine)  # what was late is not judged now either
     return machine is not None and frame.values.shape[1] == machine.stop - machine.start
-
-
-def _down_time(lines: Sequence[Line], last_wall_us: int | None, wall_us: int) -> Gap | None:
-    """What was never taken while the agent did not run: the rows that were due."""
-    if last_wall_us is None or wall_us <= last_wall_us:
-        return None
-    rows = poller.rows_due(lines, last_wall_us, wall_us)
-    return Gap(GapCause.RESTART, rows, last_wall_us, wall_us) if rows else None
 
 
 def _board_machines(plant: Plant) -> list[BoardMachine]:

@@ -57,8 +57,9 @@ KEYS = {
     "meta": "id", "layouts": "id", "batches": "id", "notices": "seq", "snapshot": "id", "config": "id", "done": "first",
 }  # fmt: skip
 SMALL = ("meta", "layouts", "snapshot", "config")
-CONFIG, LEFTOVERS, DEVICES = 1, 2, 3
-"""Rows of `config`: the last good configuration, topics still to be cleared at the broker, what devices have taught."""
+CONFIG, LEFTOVERS, DEVICES, LIFE, MISSED = 1, 2, 3, 4, 5
+"""Rows of `config`: the last good configuration, topics still to be cleared at the broker, what devices have taught, the
+clocks of the run that wrote last, and the missed beats that it had not told of."""
 MARKED_MAX = 24
 """Ranges of what is delivered that the marker holds: more would not fit into its sector."""
 OUTSIDE = {
