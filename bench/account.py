@@ -5,9 +5,8 @@ beat (whole multiples of the period on CLOCK_MONOTONIC, contract §6), so betwee
 rows were due as beats lie between. Of these each was received (bad rows too), or stands in a gap record.
 
 What is exact and what is not:
-- Counted is from the first answered beat of a machine that was received to the last one. Before and after it the devices
-  know nothing; the rig stops the agent in the middle of a period, so that no beat is cut in two, and asks that the last
-  one was answered and has come.
+- The agent is stopped once before the faults and once after them, in the middle of a period, where no beat is cut in two
+  and nothing is left to be told. Counted is from the last answered beat before the one stop to that before the other.
 - A beat around a `kill -9` is due like any other: it was asked or not, its row was committed or not. The `restart` gap has
   to count just those whose rows were not. There is no tolerance.
 - A `restart` gap stands between the last row before the kill and the first after it, so it is held against the holes around
@@ -55,6 +54,8 @@ class Ledger:
 
     answers: Mapping[str, Sequence[Answer]]
     period_us: int
+    begun: int = 0
+    """Up to this number nothing counts but the last row of each machine, see `begin`."""
     rows: dict[str, dict[int, Row]] = field(default_factory=dict)
     gaps: dict[int, GapRecord] = field(default_factory=dict)
     delivered: set[Key] = field(default_factory=set)
@@ -62,7 +63,6 @@ class Ledger:
     """What may never be, in words."""
     late: int = 0
     repeats: int = 0
-    causes: Counter[str] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
     _digests: dict[Key, bytes] = field(default_factory=dict)
     _newest: dict[tuple[int, str, bool], int] = field(default_factory=dict)
@@ -99,7 +99,6 @@ class Ledger:
         self.delivered.add(key)
         if kind == "gaps":
             self.gaps[key[1]] = _gap(plain)
-            self.causes[plain["cause"]] += plain["count"]
         elif kind == "warnings":
             self.events[plain["event"]] += 1
         else:
@@ -127,6 +126,10 @@ class Ledger:
         if last - first >= self.period_us:
             self.wrong.append(f"answers of two beats in one row of {machine} (seq {plain['seq']})")
         return first // self.period_us
+
+    def begin(self) -> None:
+        """The agent has stopped, and all that it had to tell was delivered: the account begins here."""
+        self.begun = max(seq for _, seq in self.delivered)
 
     def forget(self, key: Key) -> None:
         """Negative control: a consumer that loses one message."""
@@ -172,11 +175,16 @@ def account(ledger: Ledger, committed: int = 0) -> Account:
         return found
     _numbers(ledger, found, committed)
     holes = [hole for machine in ledger.answers for hole in _machine(ledger, found, machine)]
-    found.told = sum(gap.count for gap in ledger.gaps.values())
+    found.told = sum(gap.count for gap in gaps_of(ledger))
     if found.received + found.told != found.due:
         found.wrong.append(f"due {found.due:,}, received {found.received:,} + gaps {found.told:,}")
     _one_by_one(ledger, holes, found)
     return found
+
+
+def gaps_of(ledger: Ledger) -> list[GapRecord]:
+    """The gap records that count, in order."""
+    return sorted((gap for gap in ledger.gaps.values() if gap.seq > ledger.begun), key=lambda gap: gap.seq)
 
 
 def _numbers(ledger: Ledger, found: Account, committed: int) -> None:
@@ -192,28 +200,30 @@ def _numbers(ledger: Ledger, found: Account, committed: int) -> None:
 
 def _machine(ledger: Ledger, found: Account, machine: str) -> list[Hole]:
     rows = sorted(ledger.rows.get(machine, {}).values(), key=lambda row: row.seq)
+    before = [row for row in rows if row.seq <= ledger.begun]
+    rows = [*before[-1:], *(row for row in rows if row.seq > ledger.begun)]
     answered = [i for i, row in enumerate(rows) if row.beat is not None]
-    if not answered:
-        found.wrong.append(f"no reading of {machine} was received")
+    if len(answered) < 2 or answered[0] != 0:
+        found.wrong.append(f"no reading of {machine} was received at the beginning, or none since")
         return []
-    rows = rows[answered[0] : answered[-1] + 1]
+    rows = rows[: answered[-1] + 1]
     first, last = rows[0].beat, rows[-1].beat
     assert first is not None
     assert last is not None
-    found.due += last - first + 1
-    found.received += len(rows)
+    found.due += last - first
+    found.received += len(rows) - 1
     found.bad_rows += sum(row.beat is None for row in rows)
     found.last_beat[machine] = last
-    holes, bad, before = [], 0, rows[0]
+    holes, bad, known = [], 0, rows[0]
     for row in rows[1:]:
         if row.beat is None:
             bad += 1
             continue
-        assert before.beat is not None
-        beats = row.beat - before.beat - 1 - bad
+        assert known.beat is not None
+        beats = row.beat - known.beat - 1 - bad
         if beats:
-            holes.append(Hole(machine, before.seq, row.seq, beats))
-        before, bad = row, 0
+            holes.append(Hole(machine, known.seq, row.seq, beats))
+        known, bad = row, 0
     return holes
 
 
@@ -224,8 +234,8 @@ def _one_by_one(ledger: Ledger, holes: Sequence[Hole], found: Account) -> None:
             found.wrong.append(
                 f"{hole.machine} has {-hole.beats} rows too many between seq {hole.after} and {hole.before}"
             )
-    restarts = sorted(gap.seq for gap in ledger.gaps.values() if gap.cause == "restart")
-    others = sum(gap.count for gap in ledger.gaps.values() if gap.cause != "restart")
+    restarts = [gap.seq for gap in gaps_of(ledger) if gap.cause == "restart"]
+    others = sum(gap.count for gap in gaps_of(ledger) if gap.cause != "restart")
     groups: list[list[int]] = []
     """Restarts that one hole spans belong together."""
     for seq in restarts:

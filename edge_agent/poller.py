@@ -495,10 +495,11 @@ class Poller:
                 continue
             self._stroke()
             await self._take(beat, periods)
-            now = self._clock.monotonic_us()
-            self._count_missed(self._reached, now)
-            # What was due while the read went on is missed; the next beat lies in the future.
-            last = max(self._reached, now)
+            # What was due up to the time of its row is missed. Not a moment more: after a kill, what has no row is counted
+            # from the time of the last one on (downtime).
+            taken = self._handed_on_us - self._time.base_us
+            self._count_missed(self._reached, taken)
+            last = max(self._reached, taken)
 
     def _slow(self) -> tuple[int, ...]:
         return tuple(period for period in self._periods if period > NOT_WAITED_FOR_US)
