@@ -16,7 +16,6 @@ The disk is filled only as root; without it that is left out, and said.
 
 import argparse
 import asyncio
-import ctypes
 import json
 import os
 import random
@@ -42,6 +41,7 @@ from paho.mqtt.properties import Properties
 
 from bench.__main__ import configuration, free_ports, wait_for
 from bench.account import KINDS, Account, Ledger, account, gaps_of
+from bench.loopdisk import LoopDisk, NotHere, own_mounts
 from bench.plant import Device, Mode
 from bench.wire import Line, Wire
 
@@ -52,7 +52,7 @@ READY_LIMIT_S = 3.0
 SAVED_S = 3.0
 """What a broker took so long before it was killed it has saved (its autosave_interval is 1 s)."""
 DISK_MB = 48
-CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x00020000, 0x4000, 1 << 18
+LOOP_MB = 200
 
 
 # --- the parts ----------------------------------------------------------------------------------------------------------
@@ -223,6 +223,7 @@ class Rig:
     faults: Counter[str] = field(default_factory=Counter)
     committed: int = 0
     clock_s: int = 0
+    loop: LoopDisk | None = None
     disk: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the disk is full: see `_killed`."""
 
@@ -281,6 +282,15 @@ class Rig:
                 (text,) = db.execute("SELECT text FROM meta WHERE id = 1").fetchone()
                 (seq,) = db.execute("SELECT max(seq_to) FROM batches").fetchone()
         return max(int(json.loads(text)["last_seq"]), seq or 0)
+
+    async def power_cut(self) -> None:
+        """Everything that its disk had not flushed is gone; devices, broker and consumer go on."""
+        assert self.loop is not None
+        assert self.agent.process is not None
+        self.loop.cut(self.agent.process.pid)
+        self.agent.kill()
+        self.loop.restore()
+        await self.agent.start()
 
     async def agent_restarted(self) -> None:
         async with self.disk:
@@ -362,13 +372,21 @@ class Rig:
             first = False
 
     async def kills(self, count: int) -> None:
+        """Nothing but `kill -9`, or power cuts, one after the other."""
         for number in range(count):
             await asyncio.sleep(self.dice.uniform(0.1, 2.0))
-            self.faults["agent_killed"] += 1
-            await self.killed(0.0)
+            if self.loop is None:
+                self.faults["agent_killed"] += 1
+                await self.killed(0.0)
+            else:
+                self.faults["power_cut"] += 1
+                await self.power_cut()
             if self.asked.verbose or number % 50 == 49:
                 ready = sorted(self.agent.ready_s)
-                print(f"{number + 1} kills, ready max {ready[-1]:.2f} s, seq {self.committed:,}", flush=True)
+                print(
+                    f"  {number + 1} times, ready max {ready[-1]:.2f} s, {len(self.ledger.delivered):,} messages",
+                    flush=True,
+                )
 
     async def until_received(self, within_s: float = 90.0) -> None:
         """Faults are over: what is due comes, live and what waited. Raises RuntimeError when it does not."""
@@ -414,8 +432,8 @@ async def run(rig: Rig) -> tuple[Account, int]:
         raise RuntimeError("a quiet machine did not deliver the last beat before its stop")
     rig.ledger.begin()
     await rig.agent.start()
-    if rig.asked.kills:
-        await rig.kills(rig.asked.kills)
+    if rig.asked.kills or rig.asked.cuts:
+        await rig.kills(rig.asked.kills or rig.asked.cuts)
     else:
         until = time.monotonic() + rig.asked.seconds
         async with asyncio.TaskGroup() as lanes:
@@ -466,7 +484,11 @@ async def trial(asked: argparse.Namespace) -> int:
         wait_for(first)
         data = folder / "data"
         data.mkdir()
-        if asked.disk:
+        loop = LoopDisk(folder / "disk.img", data) if asked.cuts else None
+        if loop is not None:
+            loop.make(LOOP_MB)
+            stack.callback(loop.unmount)
+        elif asked.disk:
             small_disk(data)
             stack.callback(subprocess.run, ["umount", "-l", str(data)], check=False)
         config = folder / "agent.yaml"
@@ -498,7 +520,7 @@ async def trial(asked: argparse.Namespace) -> int:
         stack.callback(agent.close)
         consumer = Consumer(first)
         stack.callback(consumer.close)
-        rig = Rig(asked, dice, folder, devices, ledger, wire, broker, agent, consumer, acked_at)
+        rig = Rig(asked, dice, folder, devices, ledger, wire, broker, agent, consumer, acked_at, loop=loop)
         began = time.monotonic()
         try:
             found, lost = await run(rig)
@@ -570,13 +592,6 @@ def middle(ordered: list[float]) -> float:
     return ordered[len(ordered) // 2]
 
 
-def own_mounts() -> None:
-    """A mount namespace of our own: what is mounted here is gone when this process ends, however it ends."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNS) or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None):
-        raise OSError(ctypes.get_errno(), "a mount namespace of our own cannot be had")
-
-
 def small_disk(place: Path) -> None:
     """A file system of its own here, in memory and soon full."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(place)], check=True)
@@ -590,10 +605,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--commit-every", help="default: 1s, and 200ms with --kills")
     parser.add_argument("--seconds", type=float, default=60, help="how long faults come")
     parser.add_argument("--kills", type=int, default=0, help="nothing but so many kill -9")
+    parser.add_argument("--cuts", type=int, default=0, help="nothing but so many power cuts (root)")
     parser.add_argument("--runs", type=int, default=1, help="so many seeds, one after the other")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument(
-        "--break", dest="broken", choices=("consumer", "publisher", "restarts", "beats", "numbers", "value")
+        "--break", dest="broken", choices=("consumer", "publisher", "restarts", "beats", "numbers", "value", "sync")
     )
     parser.add_argument("--no-disk", dest="disk", action="store_false")
     parser.add_argument("--no-clock", dest="clock", action="store_false")
@@ -602,10 +618,11 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
-    asked = arguments().parse_args()
-    asked.commit_every = asked.commit_every or ("200ms" if asked.kills else "1s")
-    if asked.kills:
+def run_with(words: list[str]) -> int:
+    """As from the command line. Raises NotHere where the power cannot be cut."""
+    asked = arguments().parse_args(words)
+    asked.commit_every = asked.commit_every or ("200ms" if asked.kills or asked.cuts else "1s")
+    if asked.kills or asked.cuts:
         asked.disk = asked.clock = False
     if asked.disk and os.geteuid() != 0:
         print("not root: the disk is not filled")
@@ -618,8 +635,16 @@ def main() -> int:
         print(f"seed {seed}: {asked.devices * asked.signals:,} signals every {asked.every}", flush=True)
         failed += asyncio.run(trial(asked))
     if asked.runs > 1:
-        print(f"{asked.runs} runs, {failed} failed")
+        print(f"{asked.runs} runs, {failed} failed", flush=True)
     return 1 if failed else 0
+
+
+def main() -> int:
+    try:
+        return run_with(sys.argv[1:])
+    except NotHere as error:
+        print(f"this cannot be done here: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

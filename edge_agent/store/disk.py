@@ -374,13 +374,26 @@ def write_marker(folder: Path, state: State) -> None:
         text = _state_text(State(state.epoch, state.last_seq, delivered=state.delivered[:kept])).encode()
     line = b"%08x %s" % (zlib.crc32(text), text)
     try:
+        fresh = not (folder / MARKER).exists()
         descriptor = os.open(folder / MARKER, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.pwrite(descriptor, line.ljust(MARKER_BYTES - 1) + b"\n", 0)
+            if fresh:
+                # Once on the disk, a power cut leaves it as it was before or after; one that is gone would cost the epoch.
+                os.fsync(descriptor)
+                _sync_folder(folder)
         finally:
             os.close(descriptor)
     except OSError as error:
         log.warning("marker_not_written", fault=str(error))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 # --- damage -------------------------------------------------------------------------------------------------------------
