@@ -231,21 +231,24 @@ class Rig:
         if self.asked.verbose:
             print(f"{time.monotonic() % 10_000:9.3f} {what}", flush=True)
 
+    async def pause(self, least_s: float, most_s: float) -> None:
+        await asyncio.sleep(self.dice.uniform(least_s, most_s) * self.asked.pace)
+
     # --- faults: each begins, lasts and ends ------------------------------------------------------------------------
 
     async def broker_stopped(self) -> None:
         self.broker.stop()
-        await asyncio.sleep(self.dice.uniform(0.2, 4))
+        await self.pause(0.2, 4)
         self.broker.start()
 
     async def broker_killed(self) -> None:
         self.broker.kill()
-        await asyncio.sleep(self.dice.uniform(0, 3))
+        await self.pause(0, 3)
         self.broker.start()
 
     async def line_cut(self) -> None:
         self.wire.become(Line.CUT)
-        await asyncio.sleep(self.dice.uniform(0, 3))
+        await self.pause(0, 3)
         self.wire.become(Line.OPEN)
 
     async def line_half_open(self) -> None:
@@ -256,13 +259,13 @@ class Rig:
 
     async def _line(self, how: Line) -> None:
         self.wire.become(how)
-        await asyncio.sleep(self.dice.uniform(0.5, 5))
+        await self.pause(0.5, 5)
         self.wire.become(Line.CUT)
-        await asyncio.sleep(self.dice.uniform(0, 0.5))
+        await self.pause(0, 0.5)
         self.wire.become(Line.OPEN)
 
     async def agent_killed(self) -> None:
-        await self.killed(self.dice.uniform(0, 3))
+        await self.killed(self.dice.uniform(0, 3) * self.asked.pace)
 
     async def killed(self, away_s: float) -> None:
         """`kill -9`, a look into the store that it left, and a new start."""
@@ -295,14 +298,14 @@ class Rig:
     async def agent_restarted(self) -> None:
         async with self.disk:
             await self.agent.stop()
-            await asyncio.sleep(self.dice.uniform(0, 2))
+            await self.pause(0, 2)
             await self.agent.start()
 
     async def agent_stands_still(self) -> None:
         """Beats are missed: the machine is too busy for it, or it was asleep."""
         assert self.agent.process is not None
         self.agent.process.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(self.dice.uniform(0.5, 4))
+        await self.pause(0.5, 4)
         self.agent.process.send_signal(signal.SIGCONT)
 
     async def clock_stepped(self) -> None:
@@ -327,7 +330,7 @@ class Rig:
         some = self.dice.sample(self.devices, self.dice.randint(1, max(1, len(self.devices) // 3)))
         for each in some:
             each.become(mode)
-        await asyncio.sleep(self.dice.uniform(0.5, 5))
+        await self.pause(0.5, 5)
         for each in some:
             each.become(Mode.WELL)
 
@@ -337,7 +340,7 @@ class Rig:
             with ballast.open("wb", buffering=0) as file, suppress(OSError):
                 while True:
                     file.write(bytes(65_536))
-            await asyncio.sleep(self.dice.uniform(0.5, 6))
+            await self.pause(0.5, 6)
             ballast.unlink()
 
     # --- the run ------------------------------------------------------------------------------------------------------
@@ -350,11 +353,10 @@ class Rig:
         plant = [self.devices_silent, self.devices_cut, self.devices_slow]
         if self.asked.disk:
             plant.append(self.disk_full)
-        return [
-            [self.broker_stopped, self.broker_killed, self.line_cut, self.line_half_open, self.pubacks_lost],
-            agent,
-            plant,
-        ]
+        broker = [self.broker_stopped, self.broker_killed, self.line_cut, self.line_half_open, self.pubacks_lost]
+        chosen = set(self.asked.only.split(",")) if self.asked.only else None
+        lanes = [[each for each in lane if not chosen or each.__name__ in chosen] for lane in (broker, agent, plant)]
+        return [lane for lane in lanes if lane]
 
     async def lane(self, faults: list[Callable[[], Awaitable[None]]], until: float) -> None:
         """Each kind once in a random order, then again, until the time is up; at least each kind once."""
@@ -362,7 +364,7 @@ class Rig:
         while first or time.monotonic() < until:
             order = self.dice.sample(faults, len(faults))
             for fault in order:
-                await asyncio.sleep(self.dice.uniform(0.3, 3))
+                await self.pause(0.3, 3)
                 if not first and time.monotonic() >= until:
                     return
                 name = fault.__name__
@@ -604,6 +606,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--every", default="1s")
     parser.add_argument("--commit-every", help="default: 1s, and 200ms with --kills")
     parser.add_argument("--seconds", type=float, default=60, help="how long faults come")
+    parser.add_argument("--pace", type=float, default=1.0, help="of pauses and faults: 0.5 makes them half as long")
+    parser.add_argument("--only", help="only these faults, by name, with commas between")
     parser.add_argument("--kills", type=int, default=0, help="nothing but so many kill -9")
     parser.add_argument("--cuts", type=int, default=0, help="nothing but so many power cuts (root)")
     parser.add_argument("--runs", type=int, default=1, help="so many seeds, one after the other")

@@ -134,5 +134,5 @@ def _arrived(notes: list[tuple[int, int, bytes]]) -> int:
         if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS:
             seconds, ns = TIMESPEC.unpack_from(data)
             ago = time.clock_gettime_ns(time.CLOCK_REALTIME) - (seconds * 1_000_000_000 + ns)
-            return (time.monotonic_ns() - max(0, ago)) // 1000
+            return int(time.monotonic_ns() - max(0, ago)) // 1000
     return time.monotonic_ns() // 1000
