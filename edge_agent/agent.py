@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from edge_agent import certificates, control, diskspace, judge, plugins, poller, service, snapshot, texts
+from edge_agent import certificates, control, diskspace, downtime, judge, plugins, poller, service, snapshot, texts
 from edge_agent import config as configuration
 from edge_agent.board import Board, BoardMachine, BoardSignal
 from edge_agent.broker import NoBrokerError, open_broker
@@ -32,7 +32,7 @@ from edge_agent.plant import CLOCK, DISK, OWN, Plant, compile_plant, host_name
 from edge_agent.poller import Line, Poller
 from edge_agent.publisher import STATUS, Connect, Publisher
 from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Loss, Span
-from edge_agent.store.disk import LEFTOVERS
+from edge_agent.store.disk import LEFTOVERS, LIFE
 from edge_agent.store.disk import State as StoreState
 from edge_agent.store.journal import FILE as STORE_FILE
 from edge_agent.store.journal import WAITING_MAX, Committed, Store, open_store
@@ -296,7 +296,8 @@ class _Agent:
         plant = compile_plant(self.config, self.detectors)
         text = configuration.pack(self.config)
         old = self._old_plant(recovery.config_json, text, plant)
-        state = _replayed(old, recovery, self.store.epoch)
+        rows: dict[str, int] = {}
+        state = _replayed(old, recovery, self.store.epoch, rows)
         orphans: list[Event] = []
         if old is not plant:
             state, orphans = snapshot.migrate(old, state, plant)
@@ -314,9 +315,15 @@ class _Agent:
         self.pipeline.unset = unset
         self.pipeline.clock_set(right)
         self.pipeline.drop(orphans)
+        before = downtime.life_of(self.store.load_text(LIFE))
+        life = downtime.Life(self.clock.boot, self.time.base_us)
+        self.store.save_text(LIFE, life.text(), soon=False)
+        self.began_us = self.clock.monotonic_us()
         if recovery.last_t_us is not None:
             lines = poller.lines(self.config, plant, self.registry)
-            self.pipeline.resume(None if unset else _down_time(lines, last_us, wall))
+            ended = downtime.Before(before, rows, wall if last_us is None else last_us)
+            gap = None if unset else downtime.gap(lines, ended, life, self.began_us, wall)
+            self.pipeline.resume(gap, life.base_us + self.began_us)
 
     def _begin_time(self, known_us: int | None, last_wall_us: int | None) -> tuple[int | None, list[Span]]:
         """When the last run ended by the clock of now (UTC µs), and the spans of it whose stamps can be put right now.
@@ -415,7 +422,7 @@ class _Agent:
         self.store.on_committed.append(self._committed)
         self._start_publisher()
         self.pipeline.publish_all()
-        self._poll(poller.lines(self.config, self.pipeline.plant, self.registry))
+        self._poll(poller.lines(self.config, self.pipeline.plant, self.registry), self.began_us)
         helpers = [
             self.tasks.create_task(each)
             for each in (self._turn(), self._keep_health(), self._watch(), self._reload_when_asked(), self._keep_certificates(),
@@ -452,8 +459,8 @@ class _Agent:
 
     # --- what runs beside the path ----------------------------------------------------------------------------------
 
-    def _poll(self, lines: Iterable[Line]) -> None:
-        """Start, keep, change or end pollers so that exactly these lines are polled."""
+    def _poll(self, lines: Iterable[Line], since_us: int | None = None) -> None:
+        """Start, keep, change or end pollers so that exactly these lines are polled; their beats count from `since_us` on."""
         wanted = {line.name: line for line in lines}
         ending: dict[str, asyncio.Task[None]] = {}
         for name in list(self.pollers):
@@ -468,8 +475,9 @@ class _Agent:
             stroke = self._worker(line)
             taken, missed = self.pipeline.take, self.pipeline.missed
             each = Poller(
-                line, self.clock, self.time, taken, missed, stroke, memory=self.learned, belated=self.pipeline.belated
-            )
+                line, self.clock, self.time, taken, missed, stroke,
+                memory=self.learned, belated=self.pipeline.belated, since_us=since_us,
+            )  # fmt: skip
             running_now = self._after(ending.get(name), each)
             self.pollers[name] = _Running(each, self.tasks.create_task(running_now, name=f"poller {name}"))
 
@@ -808,16 +816,20 @@ class _Agent:
         }
 
 
-def _replayed(plant: Plant, recovery: Any, epoch: str) -> judge.JudgeState:
-    """The last snapshot with the journal since judged again; its events are in the journal already."""
+def _replayed(plant: Plant, recovery: Any, epoch: str, rows: dict[str, int]) -> judge.JudgeState:
+    """The last snapshot with the journal since judged again; its events are in the journal already.
+
+    rows: is filled with the agent's time of each machine's last row.
+    """
     state = judge.start(plant)
     if recovery.snapshot is not None:
         try:
             state = snapshot.load_any(plant, recovery.snapshot)
         except snapshot.SnapshotDamaged as error:
             log.error("snapshot_damaged", fault=str(error))
+    rows |= downtime.of_snapshot(plant, state, judge.NEVER)
     frames: list[Frame] = []
-    for item in (*recovery.items, None):
+    for item in (*downtime.noted(recovery.items, rows), None):
         if isinstance(item, JudgedFrame) and len(frames) < REJUDGED_AT_ONCE:
             frames += [item.frame] if _fits(plant, item.frame) else []
             continue
@@ -839,7 +851,7 @@ def _fits(plant: Plant, frame: Frame) -> bool:
 
 
 def _down_time(lines: Sequence[Line], last_wall_us: int | None, wall_us: int) -> Gap | None:
-    """What was never taken while the agent did not run: the rows that were due."""
+    """What was never taken while the agent did not run, where only the wall clock tells: the rows that were due."""
     if last_wall_us is None or wall_us <= last_wall_us:
         return None
     rows = poller.rows_due(lines, last_wall_us, wall_us)

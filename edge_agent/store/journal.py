@@ -1077,11 +1077,15 @@ class Store:
             self._config = self._open.config = (text, sha)
             self._wake.set()
 
-    def save_text(self, row: int, text: str) -> None:
-        """Keep a small text, in words of the caller's, with the next commit. row: disk.LEFTOVERS or disk.DEVICES."""
+    def save_text(self, row: int, text: str, *, soon: bool = True) -> None:
+        """Keep a small text, in words of the caller's, in the transaction of what was put last. row: of disk's table `config`.
+
+        soon: at once; else when the next commit is due.
+        """
         if self._texts.get(row, "") != text:
             self._texts[row] = self._open.texts[row] = text
-            self._wake.set()
+            if soon:
+                self._wake.set()
 
     def load_text(self, row: int) -> str:
         """'' when none was kept."""
