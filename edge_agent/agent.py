@@ -33,6 +33,7 @@ from edge_agent.poller import Line, Poller
 from edge_agent.publisher import STATUS, Publisher
 from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Loss
 from edge_agent.store.disk import LEFTOVERS
+from edge_agent.store.history import History, open_history
 from edge_agent.store.journal import FILE as STORE_FILE
 from edge_agent.store.journal import Committed, Store, open_store
 from edge_agent.store.notes import DeviceNotes
@@ -52,6 +53,7 @@ STOP_S = 2.0
 SWITCH_S = 0.0005
 TURN_MAX_S = 60.0
 """A turn of the store or the publisher that takes longer is a hang: a disk may be slow, but not for a minute."""
+ACKNOWLEDGE = "acknowledge"
 REJUDGED_AT_ONCE = 5_000
 """Frames of the journal in one step."""
 ERRORS_TOLD = 20
@@ -197,6 +199,8 @@ class _Agent:
             await stack.enter_async_context(control.open_control(self.found.data_dir, handlers))
             progress = service.Progress(self.notifier, self.clock)
             self.store: Store = stack.enter_context(open_store(self.found.data_dir, self.clock, progress.made))
+            self.store.keep_for_history()
+            self.history: History = stack.enter_context(open_history(self.found.data_dir, self.clock))
             if not self._choose():
                 return WRONG_CONFIG
             self._limit_store()
@@ -236,6 +240,7 @@ class _Agent:
     def _limit_store(self) -> None:
         kept = self.config.store
         self.store.limit(kept.max_size, kept.max_age_us, kept.commit_every_us)
+        self.history.limit(kept.history_keep_us, kept.history_max_size)
 
     def _restore(self) -> None:
         """The judge's state as it was when the journal ends, brought to the present configuration."""
@@ -262,7 +267,9 @@ class _Agent:
         self.pipeline = Pipeline(
             plant, state, text, self.sha, self.store, self.board, self.clock, self.time, self._retain
         )
-        self.pipeline.drop(orphans)
+        self.pipeline.begin(orphans)
+        if old is not plant:
+            self.pipeline.snapshot()  # or a crash would have the old plant judge what comes now
         if recovery.last_t_us is not None:
             lines = poller.lines(self.config, plant, self.registry)
             self.pipeline.resume(_down_time(lines, recovery.last_wall_us, wall))
@@ -342,6 +349,7 @@ class _Agent:
         helpers = [
             self.tasks.create_task(each)
             for each in (self._turn(), self._keep_health(), self._watch(), self._reload_when_asked(), self._keep_certificates(),
+                         self.history.run(self.store),
                          service.keep_watchdog(self.notifier, self.beats, service.watchdog_us(os.environ, os.getpid())))
         ]  # fmt: skip
         if self.web is not None:
@@ -481,7 +489,7 @@ class _Agent:
         return self.meter.health(
             {name: running.poller.look() for name, running in self.pollers.items()},
             self.publisher.status(),
-            self.store.status(),
+            {**self.store.status(), "history": self.history.status()},
             self.pipeline.plant,
             self.pipeline.state,
             self._explain,
@@ -679,7 +687,7 @@ def _replayed(plant: Plant, recovery: Any, epoch: str) -> judge.JudgeState:
             continue
         state, _ = judge.step(plant, state, frames, epoch)  # stacked: however they are cut, the result is equal
         frames = [item.frame] if isinstance(item, JudgedFrame) and _fits(plant, item.frame) else []
-        if isinstance(item, Command):
+        if isinstance(item, Command) and item.command == ACKNOWLEDGE:
             try:
                 state, _ = judge.acknowledge(plant, state, item.id, item.by, item.comment, item.ts)
             except (KeyError, ValueError) as error:
