@@ -385,9 +385,13 @@ class Past:
     def _of_layout(self, number: int, layout: Layout, after: int, until: int) -> Iterator[Item]:
         """The frames of one layout. Blocks may become chunks meanwhile: places do not change by it."""
         while True:
-            with self._moment():
-                piece = self._next_piece(number, after)
-                part = None if piece is None else self._read(piece, layout)
+            try:
+                with self._moment():
+                    piece = self._next_piece(number, after)
+                    part = None if piece is None else self._read(piece, layout)
+            except disk.FAULTS:
+                self.left_out += 1  # a page is damaged; the agent saves the rest when it opens the file
+                return
             if piece is None or piece.place_from > until:
                 return
             if part is not None:
