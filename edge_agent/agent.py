@@ -32,8 +32,10 @@ from edge_agent.plant import CLOCK, DISK, OWN, Plant, compile_plant, host_name
 from edge_agent.poller import Line, Poller
 from edge_agent.publisher import STATUS, Connect, Publisher
 from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Loss, Span
+from edge_agent.store.configured import CONFIGURE
 from edge_agent.store.disk import LEFTOVERS, LIFE
 from edge_agent.store.disk import State as StoreState
+from edge_agent.store.history import History, open_history
 from edge_agent.store.journal import FILE as STORE_FILE
 from edge_agent.store.journal import WAITING_MAX, Committed, Store, open_store
 from edge_agent.store.notes import DeviceNotes
@@ -238,6 +240,8 @@ class _Agent:
             self.store: Store = stack.enter_context(
                 open_store(self.found.data_dir, self.clock, progress.made, self.clock.boot)
             )
+            self.store.keep_for_history()
+            self.history: History = stack.enter_context(open_history(self.found.data_dir, self.clock))
             if not self._choose():
                 return WRONG_CONFIG
             self._limit_store()
@@ -277,6 +281,7 @@ class _Agent:
     def _limit_store(self) -> None:
         kept = self.config.store
         self.store.limit(kept.max_size, kept.max_age_us, kept.commit_every_us)
+        self.history.limit(kept.history_keep_us, kept.history_max_size)
 
     def _restore(self) -> None:
         """The judge's state as it was when the journal ends, brought to the present configuration."""
@@ -314,7 +319,9 @@ class _Agent:
         )
         self.pipeline.unset = unset
         self.pipeline.clock_set(right)
-        self.pipeline.drop(orphans)
+        self.pipeline.begin(orphans)
+        if old is not plant:
+            self.pipeline.snapshot()  # or a crash would have the old plant judge what comes now
         before = downtime.life_of(self.store.load_text(LIFE))
         life = downtime.Life(self.clock.boot, self.time.base_us)
         self.store.save_text(LIFE, life.text(), soon=False)
@@ -426,7 +433,7 @@ class _Agent:
         helpers = [
             self.tasks.create_task(each)
             for each in (self._turn(), self._keep_health(), self._watch(), self._reload_when_asked(), self._keep_certificates(),
-                         self._keep_disk(), self.door.keep_open(),
+                         self._keep_disk(), self.door.keep_open(), self.history.run(self.store),
                          service.keep_watchdog(self.notifier, self.beats, service.watchdog_us(os.environ, os.getpid())))
         ]  # fmt: skip
         if self.web is not None:
@@ -633,7 +640,7 @@ class _Agent:
         return self.meter.health(
             {name: running.poller.look() for name, running in self.pollers.items()},
             self.publisher.status(),
-            self.store.status(),
+            {**self.store.status(), "history": self.history.status()},
             self.pipeline.plant,
             self.pipeline.state,
             self._explain,
@@ -835,7 +842,7 @@ def _replayed(plant: Plant, recovery: Any, epoch: str, rows: dict[str, int]) -> 
             continue
         state, _ = judge.step(plant, state, frames, epoch)  # stacked: however they are cut, the result is equal
         frames = [item.frame] if isinstance(item, JudgedFrame) and _fits(plant, item.frame) else []
-        if isinstance(item, Command):
+        if isinstance(item, Command) and item.command != CONFIGURE:
             try:
                 state = judge.repeat(plant, state, item)
             except (KeyError, ValueError) as error:

@@ -20,6 +20,7 @@ from edge_agent.judge import JudgeState
 from edge_agent.messages import topics as messages
 from edge_agent.plant import OWN_EVERY_US, Machine, Plant
 from edge_agent.records import SET_CLOCK, Command, Event, EventKind, Gap, GapCause, Loss, Span, WarningState
+from edge_agent.store.configured import configure
 from edge_agent.store.disk import MISSED
 from edge_agent.store.journal import Store
 from edge_agent.store.stamps import marked
@@ -172,11 +173,15 @@ class Pipeline:
 
     # --- a new life -------------------------------------------------------------------------------------------------
 
-    def drop(self, orphans: Sequence[Event]) -> None:
-        """End the warnings of signals that are no longer in the configuration."""
-        if orphans:
-            wall = self._clock.wall_us()
-            self._store.put((), [_removed(event, wall, self.plant.language) for event in orphans])
+    def begin(self, orphans: Sequence[Event]) -> None:
+        """The configuration with which the agent starts comes into force; orphans: see `removed`."""
+        self._configured(orphans, start=True)
+
+    def _configured(self, orphans: Sequence[Event], *, start: bool) -> None:
+        """Journal the configuration in its place among the frames, and end the warnings of signals that it no longer has."""
+        wall = self._clock.wall_us()
+        command = configure(self._config_text, self._config_sha, wall, self._time.now_us(), start=start)
+        self._store.put((), [removed(event, wall, self.plant.language) for event in orphans], commands=[command])
 
     def resume(self, down: Gap | None, now_us: int | None = None) -> None:
         """After a restart: a row BAD `restart` for the time in which nobody looked, and the gap that says so.
@@ -314,7 +319,7 @@ class Pipeline:
         now = self._time.now_us()
         self._last_us = {name: self._last_us.get(name, now) for name in plant.by_name}
         self._lines = []
-        self.drop(orphans)
+        self._configured(orphans, start=False)
         self.snapshot()
 
 
@@ -331,7 +336,7 @@ def _missed(text: str) -> Gap | None:
         return None
 
 
-def _removed(event: Event, ts: int, language: str) -> Event:
+def removed(event: Event, ts: int, language: str) -> Event:
     """The end of a warning whose signal is no longer in the configuration."""
     return replace(
         event,
