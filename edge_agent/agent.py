@@ -37,7 +37,7 @@ from edge_agent.store.disk import LEFTOVERS, LIFE
 from edge_agent.store.disk import State as StoreState
 from edge_agent.store.history import History, open_history
 from edge_agent.store.journal import FILE as STORE_FILE
-from edge_agent.store.journal import WAITING_MAX, Committed, Store, open_store
+from edge_agent.store.journal import WAITING_MAX, Committed, Recovery, Store, open_store
 from edge_agent.store.notes import DeviceNotes
 from edge_agent.timekeeping import STEP_US, Change, Timekeeper
 from edge_agent.web.app import Web, open_web
@@ -302,7 +302,7 @@ class _Agent:
         text = configuration.pack(self.config)
         old = self._old_plant(recovery.config_json, text, plant)
         rows: dict[str, int] = {}
-        state = _replayed(old, recovery, self.store.epoch, rows)
+        state = _replayed(old, recovery, rows)
         orphans: list[Event] = []
         if old is not plant:
             state, orphans = snapshot.migrate(old, state, plant)
@@ -320,8 +320,9 @@ class _Agent:
         self.pipeline.unset = unset
         self.pipeline.clock_set(right)
         self.pipeline.begin(orphans)
-        if old is not plant:
-            self.pipeline.snapshot()  # or a crash would have the old plant judge what comes now
+        if old is not plant or recovery.epoch != self.store.epoch:
+            # Or a crash would have the old plant judge what comes now, or under the epoch of before.
+            self.pipeline.snapshot()
         before = downtime.life_of(self.store.load_text(LIFE))
         life = downtime.Life(self.clock.boot, self.time.base_us)
         self.store.save_text(LIFE, life.text(), soon=False)
@@ -395,7 +396,14 @@ class _Agent:
         self.broker_url = await self._broker_of(self.config)
         if self.config.web is not None:
             web = await stack.enter_async_context(
-                open_web(self.config.web.host, self.config.web.port, self.board, self.pipeline, self.clock)
+                open_web(
+                    self.config.web.host,
+                    self.config.web.port,
+                    self.board,
+                    self.pipeline,
+                    self.clock,
+                    self.found.data_dir,
+                )
             )
             self.web, self.web_url = web, web.url
 
@@ -823,7 +831,7 @@ class _Agent:
         }
 
 
-def _replayed(plant: Plant, recovery: Any, epoch: str, rows: dict[str, int]) -> judge.JudgeState:
+def _replayed(plant: Plant, recovery: Recovery, rows: dict[str, int]) -> judge.JudgeState:
     """The last snapshot with the journal since judged again; its events are in the journal already.
 
     rows: is filled with the agent's time of each machine's last row.
@@ -840,7 +848,9 @@ def _replayed(plant: Plant, recovery: Any, epoch: str, rows: dict[str, int]) -> 
         if isinstance(item, JudgedFrame) and len(frames) < REJUDGED_AT_ONCE:
             frames += [item.frame] if _fits(plant, item.frame) else []
             continue
-        state, _ = judge.step(plant, state, frames, epoch)  # stacked: however they are cut, the result is equal
+        state, _ = judge.step(
+            plant, state, frames, recovery.epoch
+        )  # stacked: however they are cut, the result is equal
         frames = [item.frame] if isinstance(item, JudgedFrame) and _fits(plant, item.frame) else []
         if isinstance(item, Command) and item.command != CONFIGURE:
             try:
