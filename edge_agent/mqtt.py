@@ -56,6 +56,7 @@ BACK_EVERY_S = 600.0
 STEADY_S = 10.0
 """A connection that lasted this long was a good one: the pauses begin anew."""
 END_S = 1.0
+AHEAD_BYTES = 65_536
 RECEIVE_MAX = 65_535
 PACKET_MAX = 268_435_455
 """MQTT 5.0, 3.2.2.3.3 and 2.1.4: what holds when the broker names no limit."""
@@ -142,6 +143,8 @@ class _Attempt:
     silent: bool = False
     slow: bool = False
     thread: threading.Thread | None = None
+    acked: deque[tuple[int, int]] = field(default_factory=deque)
+    """Message ids and reason codes that paho's thread has brought and the loop has not taken yet."""
     waiting: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Message id of MQTT: our token and the monotonic time of sending, oldest first."""
 
@@ -236,6 +239,24 @@ class Link:
             return False
         attempt.waiting[info.mid] = (token, self._clock.monotonic_us())
         return True
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is published inside wakes paho's thread once. It is woken for each message otherwise, and takes turns with
+        ours each time: that was half of what a message cost.
+        """
+        client = self._now.client if self._now is not None else None
+        waker = getattr(client, "_sockpairW", None)
+        if client is None or waker is None:
+            yield
+            return
+        client._sockpairW = None  # noqa: SLF001
+        try:
+            yield
+        finally:
+            client._sockpairW = waker  # noqa: SLF001
+            with contextlib.suppress(OSError):  # full: it is awake already
+                waker.send(b"0")
 
     async def disconnect(self, within_s: float) -> None:
         """Say good-bye, which keeps the will from being sent, and let `run` end."""
@@ -421,17 +442,28 @@ class Link:
         if tls is not None:
             client.tls_set_context(tls)
         host, port = parts.hostname or "", parts.port or PORTS[parts.scheme]
-        # In paho's thread: its own way asks the resolver with no deadline and forgets what it knew.
-        client._create_socket_connection = lambda: self._addresses.connected(host, port)  # type: ignore[method-assign]  # noqa: SLF001
+        # In paho's thread: its own way asks the resolver with no deadline, forgets what it knew, and reads byte by byte.
+        client._create_socket = lambda: self._opened(client, host, port, tls is not None)  # type: ignore[method-assign]  # noqa: SLF001
         attempt, post = _Attempt(client, url, version), self._post
         client.on_connect = lambda _c, _u, _f, reason, given: post(self._on_connack, attempt, reason, given)
         client.on_socket_open = lambda *_: post(self._on_open, attempt)
         client.on_connect_fail = lambda *_: post(attempt.end, _words(sys.exc_info()[1]))
         client.on_disconnect = lambda _c, _u, flags, reason, given: post(self._on_end, attempt, flags, reason, given)
-        client.on_publish = lambda _c, _u, mid, reason, _p: post(self._on_puback, attempt, mid, reason)
+        client.on_publish = lambda _c, _u, mid, reason, _p: self._on_puback(attempt, mid, reason)
         # The first start of a client is a clean one, and each client starts once.
         client.connect_async(host, port, KEEPALIVE_S)
         return attempt
+
+    def _opened(self, client: Client, host: str, port: int, encrypted: bool) -> "_Line":
+        """A connection, blocking. Raises OSError, or ValueError for a certificate of another name."""
+        line = self._addresses.connected(host, port)
+        if not encrypted:
+            return _Line(line)
+        try:
+            return _Line(client._ssl_wrap_socket(line))  # noqa: SLF001
+        except BaseException:
+            line.close()
+            raise
 
     def _post(self, hook: Callable[..., None], *facts: Any) -> None:
         """From paho's thread to the loop; never raises, also when the loop has ended."""
@@ -500,17 +532,24 @@ class Link:
         return f"{words}: {advice}" if advice else words
 
     def _on_puback(self, attempt: _Attempt, mid: int, reason: Any) -> None:
-        token, _ = attempt.waiting.pop(mid, (None, 0))
-        if token is not None and attempt is self._now:
-            self.on_ack(token, int(reason.value))
+        """In paho's thread. The loop is woken for the first of several, and takes them all."""
+        attempt.acked.append((mid, reason.value))
+        if len(attempt.acked) == 1:
+            self._post(self._take_acks, attempt)
+
+    def _take_acks(self, attempt: _Attempt) -> None:
+        while attempt.acked:
+            mid, reason = attempt.acked.popleft()
+            token, _ = attempt.waiting.pop(mid, (None, 0))
+            if token is not None and attempt is self._now:
+                self.on_ack(token, int(reason))
 
     def _cut(self, attempt: _Attempt, reason: str) -> None:
         """Close the socket under paho: the broker hears no good-bye and sends the will."""
         attempt.end(reason)
         line = attempt.client.socket()
-        if isinstance(line, socket.socket):
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(line, socket.SHUT_RDWR)
+        if isinstance(line, _Line):
+            line.cut()
 
     async def _end(self, attempt: _Attempt) -> None:
         """Let paho's thread end. It may hang in DNS for long, so only a connection that was up is waited for."""
@@ -528,6 +567,42 @@ class Link:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(END_S):
                     await gone.wait()
+
+
+class _Line:
+    """paho's SocketLike that reads ahead: paho asks for a PUBACK in three pieces, which would be three calls of the system."""
+
+    def __init__(self, line: socket.socket) -> None:
+        self._line, self._ahead, self._place = line, b"", 0
+
+    def recv(self, size: int) -> bytes:
+        if self._place >= len(self._ahead):
+            self._ahead, self._place = self._line.recv(AHEAD_BYTES), 0
+        piece = self._ahead[self._place : self._place + size]
+        self._place += len(piece)
+        return piece
+
+    def pending(self) -> int:
+        """Bytes that are here already; while there are any, paho does not wait for the line."""
+        more = self._line.pending() if isinstance(self._line, ssl.SSLSocket) else 0
+        return len(self._ahead) - self._place + more
+
+    def send(self, data: bytes | bytearray) -> int:
+        return self._line.send(data)
+
+    def close(self) -> None:
+        self._line.close()
+
+    def fileno(self) -> int:
+        return self._line.fileno()
+
+    def setblocking(self, flag: bool) -> None:
+        self._line.setblocking(flag)
+
+    def cut(self) -> None:
+        """Under whoever reads and writes; TLS, too, says no good-bye."""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._line, socket.SHUT_RDWR)
 
 
 def _start(attempt: _Attempt) -> None:

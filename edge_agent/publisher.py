@@ -438,8 +438,11 @@ class Publisher:
             except TimeoutError:
                 continue
             self._wake.clear()
-            if self._link.connected and self._fill():
-                self._wake.set()
+            if self._link.connected:
+                with self._link.together():
+                    more = self._fill()
+                if more:
+                    self._wake.set()
             self._turned.set()
             await asyncio.sleep(0)
 
