@@ -56,7 +56,6 @@ BACK_EVERY_S = 600.0
 STEADY_S = 10.0
 """A connection that lasted this long was a good one: the pauses begin anew."""
 END_S = 1.0
-AHEAD_BYTES = 65_536
 RECEIVE_MAX = 65_535
 PACKET_MAX = 268_435_455
 """MQTT 5.0, 3.2.2.3.3 and 2.1.4: what holds when the broker names no limit."""
@@ -182,6 +181,8 @@ class Link:
         self.url = settings.urls[0]
         self.code: int | None = None
         """The broker's last reason code that is a failure, of CONNACK or DISCONNECT; None when it gave none."""
+        self.decided = asyncio.Event()
+        """Once a broker has taken us, or all have been tried."""
         self.attempts = self.connections = 0
         """Connections that were tried, and that a broker took."""
         self.receive_max, self.packet_max = RECEIVE_MAX, PACKET_MAX
@@ -420,6 +421,8 @@ class Link:
     def _turn(self, state: LinkState) -> None:
         if state is not self.state or self.since_us is None:
             self.state, self.since_us = state, self._clock.wall_us()
+        if state is not LinkState.CONNECTING:
+            self.decided.set()
 
     # --- paho ---------------------------------------------------------------------------------------------------------
 
@@ -442,7 +445,7 @@ class Link:
         if tls is not None:
             client.tls_set_context(tls)
         host, port = parts.hostname or "", parts.port or PORTS[parts.scheme]
-        # In paho's thread: its own way asks the resolver with no deadline, forgets what it knew, and reads byte by byte.
+        # In paho's thread: its own way asks the resolver with no deadline and forgets what it knew.
         client._create_socket = lambda: self._opened(client, host, port, tls is not None)  # type: ignore[method-assign]  # noqa: SLF001
         attempt, post = _Attempt(client, url, version), self._post
         client.on_connect = lambda _c, _u, _f, reason, given: post(self._on_connack, attempt, reason, given)
@@ -454,13 +457,13 @@ class Link:
         client.connect_async(host, port, KEEPALIVE_S)
         return attempt
 
-    def _opened(self, client: Client, host: str, port: int, encrypted: bool) -> "_Line":
+    def _opened(self, client: Client, host: str, port: int, encrypted: bool) -> socket.socket:
         """A connection, blocking. Raises OSError, or ValueError for a certificate of another name."""
         line = self._addresses.connected(host, port)
         if not encrypted:
-            return _Line(line)
+            return line
         try:
-            return _Line(client._ssl_wrap_socket(line))  # noqa: SLF001
+            return client._ssl_wrap_socket(line)  # noqa: SLF001
         except BaseException:
             line.close()
             raise
@@ -548,8 +551,9 @@ class Link:
         """Close the socket under paho: the broker hears no good-bye and sends the will."""
         attempt.end(reason)
         line = attempt.client.socket()
-        if isinstance(line, _Line):
-            line.cut()
+        if isinstance(line, socket.socket):
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(line, socket.SHUT_RDWR)
 
     async def _end(self, attempt: _Attempt) -> None:
         """Let paho's thread end. It may hang in DNS for long, so only a connection that was up is waited for."""
@@ -569,40 +573,32 @@ class Link:
                     await gone.wait()
 
 
-class _Line:
-    """paho's SocketLike that reads ahead: paho asks for a PUBACK in three pieces, which would be three calls of the system."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a broker said to somebody who knocked. version: None when it did not take us; reason: why not, in words."""
 
-    def __init__(self, line: socket.socket) -> None:
-        self._line, self._ahead, self._place = line, b"", 0
+    url: str
+    version: str | None
+    reason: str
 
-    def recv(self, size: int) -> bytes:
-        if self._place >= len(self._ahead):
-            self._ahead, self._place = self._line.recv(AHEAD_BYTES), 0
-        piece = self._ahead[self._place : self._place + size]
-        self._place += len(piece)
-        return piece
 
-    def pending(self) -> int:
-        """Bytes that are here already; while there are any, paho does not wait for the line."""
-        more = self._line.pending() if isinstance(self._line, ssl.SSLSocket) else 0
-        return len(self._ahead) - self._place + more
-
-    def send(self, data: bytes | bytearray) -> int:
-        return self._line.send(data)
-
-    def close(self) -> None:
-        self._line.close()
-
-    def fileno(self) -> int:
-        return self._line.fileno()
-
-    def setblocking(self, flag: bool) -> None:
-        self._line.setblocking(flag)
-
-    def cut(self) -> None:
-        """Under whoever reads and writes; TLS, too, says no good-bye."""
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(self._line, socket.SHUT_RDWR)
+async def knock(settings: LinkSettings, clock: Clock) -> list[Answer]:
+    """Connect to every broker once, under a client id of its own, and leave at once: nothing is published, nobody is put out."""
+    found = []
+    for url in settings.urls:
+        link = Link(replace(settings, urls=(url,), client_id=f"{settings.client_id}-check"), None, clock)
+        running = asyncio.create_task(link.run())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_S):
+                await link.decided.wait()
+        silent = f"no answer within {ANSWER_S:g} s"
+        found.append(
+            Answer(url, link.version if link.connected else None, "" if link.connected else link.reason or silent)
+        )
+        await link.disconnect(END_S)
+        running.cancel()
+        await asyncio.wait([running])
+    return found
 
 
 def _start(attempt: _Attempt) -> None:
