@@ -350,7 +350,8 @@ def show(found: Found, machines: int) -> None:
     print(f"  buffered               {found.backlog:,} messages in {found.filled_s:.0f} s")
     print(
         f"  drained                in {found.drained_s:.0f} s: {found.drained_per_s:,.0f} messages/s, "
-        f"{found.drained_per_s / machines:.1f} times the live rate, {found.cpu_percent:.0f} % of a core"
+        f"{found.drained_per_s / machines:.1f} times the live rate, {found.cpu_percent:.0f} % of a core, "
+        f"{10_000 * found.cpu_percent * found.drained_s / max(1, found.due):.0f} µs of CPU a message"
     )
     print(
         f"  live age p50/p99/max   {ages[0]:.2f} / {ages[1]:.2f} / {ages[2]:.2f} s ({len(found.live_ages_s):,} messages)"

@@ -55,6 +55,9 @@ BACK_EVERY_S = 600.0
 """Connected to a further broker, one before it in the list is looked for so often."""
 STEADY_S = 10.0
 """A connection that lasted this long was a good one: the pauses begin anew."""
+FLAPS, FLAP_S = 3, 300.0
+"""So many connections in a row, each closed by the peer without a word before it was so old, look like a fight for one
+client id: mosquitto 2.0 says nothing to whom it throws out, and MQTT 3.1.1 cannot."""
 END_S = 1.0
 RECEIVE_MAX = 65_535
 PACKET_MAX = 268_435_455
@@ -181,6 +184,8 @@ class Link:
         self.url = settings.urls[0]
         self.code: int | None = None
         """The broker's last reason code that is a failure, of CONNACK or DISCONNECT; None when it gave none."""
+        self.last_loss: tuple[int, str] | None = None
+        """When (UTC µs) and why a connection was lost last; `reason` forgets it when there is another."""
         self.decided = asyncio.Event()
         """Once a broker has taken us, or all have been tried."""
         self.attempts = self.connections = 0
@@ -192,7 +197,8 @@ class Link:
         self._no_retain: set[str] = set()
         self._closes: set[str] = set()
         """Brokers that close instead of answering: they are asked for one version at a time once pauses have grown."""
-        self._failures, self._needs_person = 0, False
+        self._failures, self._needs_person, self._flaps = 0, False, 0
+        self._closed_silently = False
         self._looked_back_us, self._goes_back = 0, False
         self._now: _Attempt | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -215,10 +221,12 @@ class Link:
         """Keep the connection up until `disconnect` or cancellation; a cancelled one is cut, so the will speaks."""
         self._loop = asyncio.get_running_loop()
         while not self._closing.is_set():
+            self._closed_silently = False
             self._turn(LinkState.CONNECTING)
             self._needs_person = False
             lasted_s = await self._try_all()
-            well = lasted_s >= STEADY_S and not self._needs_person
+            self._flaps = self._flaps + 1 if 0.0 < lasted_s < FLAP_S and self._closed_silently else 0
+            well = lasted_s >= STEADY_S and not self._needs_person and self._flaps < FLAPS
             self._failures = 0 if well else self._failures + 1
             self._turn(LinkState.BACKING_OFF)
             if self._goes_back:
@@ -357,6 +365,7 @@ class Link:
 
     def _lost(self, attempt: _Attempt) -> None:
         self.reason, self.code = attempt.ended or "cancelled", attempt.code
+        self.last_loss = self._clock.wall_us(), self.reason
         self._turn(LinkState.CONNECTING)
         if not self._closing.is_set():
             log.warning("broker_lost", url=attempt.url, fault=self.reason)
@@ -514,10 +523,18 @@ class Link:
             attempt.end("closed before it answered")
             return
         if not flags.is_disconnect_packet_from_server:
-            attempt.end("connection lost")
+            if not attempt.ended and attempt is self._now:
+                self._closed_silently = True
+            attempt.end(self._lost_words())
             return
         self._told(attempt, int(reason.value))
         attempt.end(f"disconnected by the broker: {self._explained(reason, given)}")
+
+    def _lost_words(self) -> str:
+        if self._flaps + 1 < FLAPS:
+            return "connection lost"
+        who = ADVICE[TAKEN_OVER].format(client_id=self._settings.client_id)
+        return f"connection lost, {self._flaps + 1} times in a row soon after it was made: perhaps {who}"
 
     def _told(self, attempt: _Attempt, code: int) -> None:
         """The broker gave a reason."""

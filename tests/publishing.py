@@ -16,10 +16,26 @@ TOPIC = "plant/press/measurements"
 CLOSES = -1
 
 
+class MovedClock:
+    """The system's clock, which can be moved ahead."""
+
+    def __init__(self) -> None:
+        self._system, self._ahead_us = SystemClock(), 0
+
+    def monotonic_us(self) -> int:
+        return self._system.monotonic_us() + self._ahead_us
+
+    def wall_us(self) -> int:
+        return self._system.wall_us() + self._ahead_us
+
+    def move(self, by_us: int) -> None:
+        self._ahead_us += by_us
+
+
 class MemoryStore:
     """The store's side of the promise, without a disk."""
 
-    def __init__(self, clock: StandingClock | SystemClock) -> None:
+    def __init__(self, clock: StandingClock | MovedClock | SystemClock) -> None:
         self.clock = clock
         self.on_committed: list[Callable[[Sequence[Committed]], None]] = []
         self.last_committed = 0
