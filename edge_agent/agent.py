@@ -26,7 +26,7 @@ from edge_agent.config import Config, ConfigErrors, SecretError
 from edge_agent.contract import SECOND_US, Frame, Quality
 from edge_agent.health import Meter
 from edge_agent.messages import topics as messages
-from edge_agent.mqtt import Link, LinkSettings
+from edge_agent.mqtt import Link, LinkSettings, content
 from edge_agent.pipeline import MACHINE_TOPICS, TICK_EVERY_S, Pipeline
 from edge_agent.plant import CLOCK, DISK, OWN, Plant, compile_plant, host_name
 from edge_agent.poller import Line, Poller
@@ -509,8 +509,8 @@ class _Agent:
         return self.beats.worker(f"poller {line.name}", longest + round(2 * poller.READ_LIMIT_S * SECOND_US))
 
     def _start_publisher(self) -> None:
-        settings, root = _link(self.config, self.broker_url), _root(self.config)
-        self.publisher = Publisher(self.store, settings, root, self.clock, connect=self.outside.connect)
+        settings, root, connect = link_of(self.config, self.broker_url), _root(self.config), self.outside.connect
+        self.publisher = Publisher(self.store, settings, root, self.clock, self._renewed_link, connect)
         self.publisher.on_cleared = self._cleared
         stroke = self.beats.worker("publisher", round(TURN_MAX_S * SECOND_US))
         self.publisher_task = self.tasks.create_task(self.publisher.run(stroke))
@@ -518,6 +518,13 @@ class _Agent:
             self.publisher.set_retained(topic, payload)
         for topic in sorted(self.leftovers):
             self.publisher.clear(topic)
+
+    def _renewed_link(self) -> LinkSettings:
+        """With secrets and certificates as they are on disk now. Called in a thread. Raises ValueError."""
+        try:
+            return link_of(self.config, self.broker_url)
+        except SecretError as error:
+            raise ValueError(str(error)) from error
 
     def _retain(self, topic: str, payload: bytes) -> None:
         """The latest of a retained topic, kept here so that a new publisher knows it; empty: cleared."""
@@ -760,7 +767,7 @@ class _Agent:
             return self._refuse([self._fault("mqtt.url", str(error))])
         # Thousands of signals take a second, and the loop is the plant's.
         plant, lines, text, machines, changed = await asyncio.to_thread(self._prepared, loaded.config)
-        link = _link(loaded.config, broker_url)
+        link = link_of(loaded.config, broker_url)
         self.errors = []
         rotated = link != self.publisher.settings or any(
             line.settings != self.pollers[line.name].poller.line.settings for line in lines if line.name in self.pollers
@@ -899,13 +906,14 @@ def _board_machines(plant: Plant) -> list[BoardMachine]:
     ]
 
 
-def _link(config: Config, broker_url: str) -> LinkSettings:
+def link_of(config: Config, broker_url: str) -> LinkSettings:
     """The broker's side of the configuration. Raises SecretError."""
     mqtt = config.mqtt
     assert mqtt is not None
     tls = mqtt.tls
     key = tls.key if tls else None
     first = broker_url if mqtt.url.startswith("embedded:") else mqtt.url
+    files = content((tls.ca, tls.cert, key if isinstance(key, Path) else None)) if tls else ""
     return LinkSettings(
         urls=(first, *mqtt.urls),
         client_id=config.agent.id,
@@ -915,6 +923,7 @@ def _link(config: Config, broker_url: str) -> LinkSettings:
         ca=tls.ca if tls else None,
         cert=tls.cert if tls else None,
         key=configuration.secret(key, config) if isinstance(key, configuration.SecretRef) else key,
+        files=files,
     )
 
 
