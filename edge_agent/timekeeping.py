@@ -8,13 +8,13 @@ has seen) is not set; one that nobody keeps right, but that can be right, is bel
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
 from edge_agent import texts
-from edge_agent.clock import RELEASED_US, boot_id, kernel_synchronised
-from edge_agent.contract import SECOND_US, Quality
+from edge_agent.clock import RELEASED_US, HostClock, boot_id, kernel_synchronised
+from edge_agent.contract import ENDING, SECOND_US, Quality
 from edge_agent.messages import topics as messages
 from edge_agent.records import Loss
 
@@ -33,8 +33,10 @@ ALONE_US = 3_600 * SECOND_US
 SURE_US = 2_000
 """Between the two readings of the monotonic clock around one of the wall clock lies no more than this (or the best of a few)."""
 TRIES = 5
-LOST, ALONE, STEPPED = Quality.DEVICE_FAILURE, Quality.MISSING, Quality.OTHER
-"""Why, as the value of the column `clock` says it: not set, kept right by nothing any more, stepped."""
+LOST, ALONE, STEPPED = 3 * ENDING, ENDING, ENDING + 1
+"""What the column `clock` says (contract.ENDING): not set, an alarm; kept right by nothing any more; stepped."""
+STEPS_APART = 8
+"""A step that follows another has another number, so that it is told too."""
 
 
 class ClockState(StrEnum):
@@ -52,22 +54,6 @@ NE107 = {
     ClockState.STEPPED: "out_of_specification",
     ClockState.NOT_SET: "failure",
 }
-
-
-class HostClock(Protocol):
-    """What a host offers, see clock.SystemClock."""
-
-    def monotonic_us(self) -> int:
-        """See contract.Clock."""
-        ...
-
-    def wall_us(self) -> int:
-        """See contract.Clock."""
-        ...
-
-    def cpu_s(self) -> float:
-        """See clock.SystemClock."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +188,10 @@ class Timekeeper:
         if self.state is ClockState.NOT_SET:
             return Loss(LOST, texts.clock_not_set(language, now, self.floor_us))
         if self.state is ClockState.STEPPED and self.last is not None:
-            return Loss(STEPPED, texts.clock_stepped(language, self.last.at_us, self.last.by_us, now, zone))
+            return Loss(
+                STEPPED + self.steps % STEPS_APART,
+                texts.clock_stepped(language, self.last.at_us, self.last.by_us, now, zone),
+            )
         if self._kept_us is not None and self.monotonic_us() - self._kept_us >= ALONE_US:
             ago = self.monotonic_us() - self._kept_us
             return Loss(ALONE, texts.clock_alone(language, now - ago, now, zone))

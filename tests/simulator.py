@@ -667,7 +667,7 @@ class World:
     async def _lived(self, until_us: int) -> int:
         self._cut = asyncio.Event()
         stop = asyncio.Event()
-        host = agent.Host(self.clock, self.registry, self._connect)
+        host = agent.Host(self.clock, self.registry, self._connect, lambda: True, lambda: "virtual")
         running = asyncio.create_task(agent.run(self.home / "agent.yaml", stop=stop, host=host))
         cut = asyncio.create_task(self._cut.wait())
         self.tell(f"life {self.life.number}")

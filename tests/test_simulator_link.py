@@ -195,7 +195,7 @@ class Simulated:
     def __init__(self) -> None:
         self.heard: list[tuple[str, bytes]] = []
         self._clock = virtual.VirtualClock()
-        self._broker = Broker(random.Random(1), refuses=("plant/bad", NOT_AUTHORIZED))  # noqa: S311
+        self._broker = Broker(random.Random(1), refuses=("plant/bad", NOT_AUTHORIZED))
         self._broker.on_message = self._broker.on_retained = lambda topic, payload: self.heard.append((topic, payload))
 
     def link(self) -> Connection:

@@ -439,9 +439,16 @@ class Store:
             self._settled.take(*self._stamps_on_disk.values())
         return bool(kept)
 
-    def stepped(self, by_us: int) -> None:
-        """The wall clock has stepped: what waits has waited as long as before."""
+    def stepped(self, by_us: int, base_us: int) -> None:
+        """The wall clock has stepped: what waits has waited as long as before. base_us: wall minus monotonic now."""
         self._steps.append((self._next, by_us))
+        self.note_base(base_us)
+
+    def note_base(self, base_us: int) -> int:
+        """See Stamps.note_base; kept with the next commit. Called at start too: the last run may have ended before a step."""
+        by = self.stamps.note_base(base_us)
+        self._keep_stamps()
+        return by
 
     def _closed_us(self, seq: int, closed: int) -> int:
         """A stamp of the store's own, as the wall clock of now would have given it."""
@@ -1084,11 +1091,15 @@ class Store:
             self._config = self._open.config = (text, sha)
             self._wake.set()
 
-    def save_text(self, row: int, text: str) -> None:
-        """Keep a small text, in words of the caller's, with the next commit. row: disk.LEFTOVERS or disk.DEVICES."""
+    def save_text(self, row: int, text: str, *, soon: bool = True) -> None:
+        """Keep a small text, in words of the caller's, in the transaction of what was put last. row: of disk's table `config`.
+
+        soon: at once; else when the next commit is due.
+        """
         if self._texts.get(row, "") != text:
             self._texts[row] = self._open.texts[row] = text
-            self._wake.set()
+            if soon:
+                self._wake.set()
 
     def load_text(self, row: int) -> str:
         """'' when none was kept."""
