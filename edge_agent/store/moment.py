@@ -269,10 +269,17 @@ def standing(folder: Path) -> Iterator[Moment]:
         if journal_path.is_file():
             journal = stack.enter_context(contextlib.closing(shelf.read_only(journal_path)))
             _begin(journal, "batches")
-        if (folder / shelf.FILE).is_file():
+        if (folder / shelf.FILE).is_file() and not _is_being_made(folder / shelf.FILE):
             kept = stack.enter_context(contextlib.closing(shelf.open_for_reading(folder)))
             _begin(kept, "layouts")
         yield Moment(kept, journal)
+
+
+def _is_being_made(path: Path) -> bool:
+    """An agent that has just started for the first time is at it: there is nothing in the file yet."""
+    with contextlib.suppress(*disk.FAULTS), contextlib.closing(shelf.read_only(path)) as db:
+        return bool(db.execute("PRAGMA user_version").fetchone()[0] == 0)
+    return False
 
 
 def _begin(db: sqlite3.Connection, table: str) -> None:
