@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from edge_agent import certificates, control, diskspace, judge, plugins, poller, service, snapshot, texts
+from edge_agent import certificates, control, diskspace, downtime, judge, plugins, poller, service, snapshot, texts
 from edge_agent import config as configuration
 from edge_agent.board import Board, BoardMachine, BoardSignal
 from edge_agent.broker import NoBrokerError, open_broker
@@ -26,16 +26,18 @@ from edge_agent.config import Config, ConfigErrors, SecretError
 from edge_agent.contract import SECOND_US, Frame, Quality
 from edge_agent.health import Meter
 from edge_agent.messages import topics as messages
-from edge_agent.mqtt import Link, LinkSettings
+from edge_agent.mqtt import Link, LinkSettings, content
 from edge_agent.pipeline import MACHINE_TOPICS, TICK_EVERY_S, Pipeline
 from edge_agent.plant import CLOCK, DISK, OWN, Plant, compile_plant, host_name
 from edge_agent.poller import Line, Poller
 from edge_agent.publisher import STATUS, Connect, Publisher
 from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Loss, Span
-from edge_agent.store.disk import LEFTOVERS
+from edge_agent.store.configured import CONFIGURE
+from edge_agent.store.disk import LEFTOVERS, LIFE
 from edge_agent.store.disk import State as StoreState
+from edge_agent.store.history import History, open_history
 from edge_agent.store.journal import FILE as STORE_FILE
-from edge_agent.store.journal import WAITING_MAX, Committed, Store, open_store
+from edge_agent.store.journal import WAITING_MAX, Committed, Recovery, Store, open_store
 from edge_agent.store.notes import DeviceNotes
 from edge_agent.timekeeping import STEP_US, Change, Timekeeper
 from edge_agent.web.app import Web, open_web
@@ -238,6 +240,8 @@ class _Agent:
             self.store: Store = stack.enter_context(
                 open_store(self.found.data_dir, self.clock, progress.made, self.clock.boot)
             )
+            self.store.keep_for_history()
+            self.history: History = stack.enter_context(open_history(self.found.data_dir, self.clock))
             if not self._choose():
                 return WRONG_CONFIG
             self._limit_store()
@@ -277,6 +281,7 @@ class _Agent:
     def _limit_store(self) -> None:
         kept = self.config.store
         self.store.limit(kept.max_size, kept.max_age_us, kept.commit_every_us)
+        self.history.limit(kept.history_keep_us, kept.history_max_size)
 
     def _restore(self) -> None:
         """The judge's state as it was when the journal ends, brought to the present configuration."""
@@ -296,7 +301,8 @@ class _Agent:
         plant = compile_plant(self.config, self.detectors)
         text = configuration.pack(self.config)
         old = self._old_plant(recovery.config_json, text, plant)
-        state = _replayed(old, recovery, self.store.epoch)
+        rows: dict[str, int] = {}
+        state = _replayed(old, recovery, rows)
         orphans: list[Event] = []
         if old is not plant:
             state, orphans = snapshot.migrate(old, state, plant)
@@ -313,10 +319,19 @@ class _Agent:
         )
         self.pipeline.unset = unset
         self.pipeline.clock_set(right)
-        self.pipeline.drop(orphans)
+        self.pipeline.begin(orphans)
+        if old is not plant or recovery.epoch != self.store.epoch:
+            # Or a crash would have the old plant judge what comes now, or under the epoch of before.
+            self.pipeline.snapshot()
+        before = downtime.life_of(self.store.load_text(LIFE))
+        life = downtime.Life(self.clock.boot, self.time.base_us)
+        self.store.save_text(LIFE, life.text(), soon=False)
+        self.began_us = self.clock.monotonic_us()
         if recovery.last_t_us is not None:
             lines = poller.lines(self.config, plant, self.registry)
-            self.pipeline.resume(None if unset else _down_time(lines, last_us, wall))
+            ended = downtime.Before(before, rows, wall if last_us is None else last_us)
+            gap = None if unset else downtime.gap(lines, ended, life, self.began_us, wall)
+            self.pipeline.resume(gap, life.base_us + self.began_us)
 
     def _begin_time(self, known_us: int | None, last_wall_us: int | None) -> tuple[int | None, list[Span]]:
         """When the last run ended by the clock of now (UTC µs), and the spans of it whose stamps can be put right now.
@@ -381,7 +396,14 @@ class _Agent:
         self.broker_url = await self._broker_of(self.config)
         if self.config.web is not None:
             web = await stack.enter_async_context(
-                open_web(self.config.web.host, self.config.web.port, self.board, self.pipeline, self.clock)
+                open_web(
+                    self.config.web.host,
+                    self.config.web.port,
+                    self.board,
+                    self.pipeline,
+                    self.clock,
+                    self.found.data_dir,
+                )
             )
             self.web, self.web_url = web, web.url
 
@@ -415,11 +437,11 @@ class _Agent:
         self.store.on_committed.append(self._committed)
         self._start_publisher()
         self.pipeline.publish_all()
-        self._poll(poller.lines(self.config, self.pipeline.plant, self.registry))
+        self._poll(poller.lines(self.config, self.pipeline.plant, self.registry), self.began_us)
         helpers = [
             self.tasks.create_task(each)
             for each in (self._turn(), self._keep_health(), self._watch(), self._reload_when_asked(), self._keep_certificates(),
-                         self._keep_disk(), self.door.keep_open(),
+                         self._keep_disk(), self.door.keep_open(), self.history.run(self.store),
                          service.keep_watchdog(self.notifier, self.beats, service.watchdog_us(os.environ, os.getpid())))
         ]  # fmt: skip
         if self.web is not None:
@@ -452,8 +474,8 @@ class _Agent:
 
     # --- what runs beside the path ----------------------------------------------------------------------------------
 
-    def _poll(self, lines: Iterable[Line]) -> None:
-        """Start, keep, change or end pollers so that exactly these lines are polled."""
+    def _poll(self, lines: Iterable[Line], since_us: int | None = None) -> None:
+        """Start, keep, change or end pollers so that exactly these lines are polled; their beats count from `since_us` on."""
         wanted = {line.name: line for line in lines}
         ending: dict[str, asyncio.Task[None]] = {}
         for name in list(self.pollers):
@@ -468,8 +490,9 @@ class _Agent:
             stroke = self._worker(line)
             taken, missed = self.pipeline.take, self.pipeline.missed
             each = Poller(
-                line, self.clock, self.time, taken, missed, stroke, memory=self.learned, belated=self.pipeline.belated
-            )
+                line, self.clock, self.time, taken, missed, stroke,
+                memory=self.learned, belated=self.pipeline.belated, since_us=since_us,
+            )  # fmt: skip
             running_now = self._after(ending.get(name), each)
             self.pollers[name] = _Running(each, self.tasks.create_task(running_now, name=f"poller {name}"))
 
@@ -486,8 +509,8 @@ class _Agent:
         return self.beats.worker(f"poller {line.name}", longest + round(2 * poller.READ_LIMIT_S * SECOND_US))
 
     def _start_publisher(self) -> None:
-        settings, root = _link(self.config, self.broker_url), _root(self.config)
-        self.publisher = Publisher(self.store, settings, root, self.clock, connect=self.outside.connect)
+        settings, root, connect = link_of(self.config, self.broker_url), _root(self.config), self.outside.connect
+        self.publisher = Publisher(self.store, settings, root, self.clock, self._renewed_link, connect)
         self.publisher.on_cleared = self._cleared
         stroke = self.beats.worker("publisher", round(TURN_MAX_S * SECOND_US))
         self.publisher_task = self.tasks.create_task(self.publisher.run(stroke))
@@ -495,6 +518,13 @@ class _Agent:
             self.publisher.set_retained(topic, payload)
         for topic in sorted(self.leftovers):
             self.publisher.clear(topic)
+
+    def _renewed_link(self) -> LinkSettings:
+        """With secrets and certificates as they are on disk now. Called in a thread. Raises ValueError."""
+        try:
+            return link_of(self.config, self.broker_url)
+        except SecretError as error:
+            raise ValueError(str(error)) from error
 
     def _retain(self, topic: str, payload: bytes) -> None:
         """The latest of a retained topic, kept here so that a new publisher knows it; empty: cleared."""
@@ -625,7 +655,7 @@ class _Agent:
         return self.meter.health(
             {name: running.poller.look() for name, running in self.pollers.items()},
             self.publisher.status(),
-            self.store.status(),
+            {**self.store.status(), "history": self.history.status()},
             self.pipeline.plant,
             self.pipeline.state,
             self._explain,
@@ -737,7 +767,7 @@ class _Agent:
             return self._refuse([self._fault("mqtt.url", str(error))])
         # Thousands of signals take a second, and the loop is the plant's.
         plant, lines, text, machines, changed = await asyncio.to_thread(self._prepared, loaded.config)
-        link = _link(loaded.config, broker_url)
+        link = link_of(loaded.config, broker_url)
         self.errors = []
         rotated = link != self.publisher.settings or any(
             line.settings != self.pollers[line.name].poller.line.settings for line in lines if line.name in self.pollers
@@ -808,22 +838,28 @@ class _Agent:
         }
 
 
-def _replayed(plant: Plant, recovery: Any, epoch: str) -> judge.JudgeState:
-    """The last snapshot with the journal since judged again; its events are in the journal already."""
+def _replayed(plant: Plant, recovery: Recovery, rows: dict[str, int]) -> judge.JudgeState:
+    """The last snapshot with the journal since judged again; its events are in the journal already.
+
+    rows: is filled with the agent's time of each machine's last row.
+    """
     state = judge.start(plant)
     if recovery.snapshot is not None:
         try:
             state = snapshot.load_any(plant, recovery.snapshot)
         except snapshot.SnapshotDamaged as error:
             log.error("snapshot_damaged", fault=str(error))
+    rows |= downtime.of_snapshot(plant, state, judge.NEVER)
     frames: list[Frame] = []
-    for item in (*recovery.items, None):
+    for item in (*downtime.noted(recovery.items, rows), None):
         if isinstance(item, JudgedFrame) and len(frames) < REJUDGED_AT_ONCE:
             frames += [item.frame] if _fits(plant, item.frame) else []
             continue
-        state, _ = judge.step(plant, state, frames, epoch)  # stacked: however they are cut, the result is equal
+        state, _ = judge.step(
+            plant, state, frames, recovery.epoch
+        )  # stacked: however they are cut, the result is equal
         frames = [item.frame] if isinstance(item, JudgedFrame) and _fits(plant, item.frame) else []
-        if isinstance(item, Command):
+        if isinstance(item, Command) and item.command != CONFIGURE:
             try:
                 state = judge.repeat(plant, state, item)
             except (KeyError, ValueError) as error:
@@ -839,7 +875,7 @@ def _fits(plant: Plant, frame: Frame) -> bool:
 
 
 def _down_time(lines: Sequence[Line], last_wall_us: int | None, wall_us: int) -> Gap | None:
-    """What was never taken while the agent did not run: the rows that were due."""
+    """What was never taken while the agent did not run, where only the wall clock tells: the rows that were due."""
     if last_wall_us is None or wall_us <= last_wall_us:
         return None
     rows = poller.rows_due(lines, last_wall_us, wall_us)
@@ -870,13 +906,14 @@ def _board_machines(plant: Plant) -> list[BoardMachine]:
     ]
 
 
-def _link(config: Config, broker_url: str) -> LinkSettings:
+def link_of(config: Config, broker_url: str) -> LinkSettings:
     """The broker's side of the configuration. Raises SecretError."""
     mqtt = config.mqtt
     assert mqtt is not None
     tls = mqtt.tls
     key = tls.key if tls else None
     first = broker_url if mqtt.url.startswith("embedded:") else mqtt.url
+    files = content((tls.ca, tls.cert, key if isinstance(key, Path) else None)) if tls else ""
     return LinkSettings(
         urls=(first, *mqtt.urls),
         client_id=config.agent.id,
@@ -886,6 +923,7 @@ def _link(config: Config, broker_url: str) -> LinkSettings:
         ca=tls.ca if tls else None,
         cert=tls.cert if tls else None,
         key=configuration.secret(key, config) if isinstance(key, configuration.SecretRef) else key,
+        files=files,
     )
 
 

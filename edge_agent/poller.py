@@ -262,8 +262,12 @@ class Poller:
         rng: random.Random | None = None,
         memory: Memory | None = None,
         belated: Intake = lambda _: None,
+        *,
+        since_us: int | None = None,
     ) -> None:
         self.line = line
+        self._since_us = since_us
+        """Beats count from here on (monotonic µs), whenever it begins to run; None: from when it does."""
         self.health = LineHealth(since_us=clock.wall_us())
         self._clock, self._time, self._intake, self._missed, self._stroke = clock, time, intake, missed, stroke
         self._rng = rng or random.Random(line.name)  # noqa: S311 - jitter, not a secret
@@ -484,7 +488,7 @@ class Poller:
     # --- the beat -------------------------------------------------------------------------------------------------
 
     async def _poll(self) -> None:
-        last = self._clock.monotonic_us()
+        last = self._clock.monotonic_us() if self._since_us is None else self._since_us
         while True:
             self._changed.clear()
             beat, periods = self._next(last)
@@ -496,10 +500,11 @@ class Poller:
                 continue
             self._stroke()
             await self._take(beat, periods)
-            now = self._clock.monotonic_us()
-            self._count_missed(self._reached, now)
-            # What was due while the read went on is missed; the next beat lies in the future.
-            last = max(self._reached, now)
+            # What was due up to the time of its row is missed. Not a moment more: after a kill, what has no row is counted
+            # from the time of the last one on (downtime).
+            taken = self._handed_on_us - self._time.base_us
+            self._count_missed(self._reached, taken)
+            last = max(self._reached, taken)
 
     def _slow(self) -> tuple[int, ...]:
         return tuple(period for period in self._periods if period > NOT_WAITED_FOR_US)
@@ -554,10 +559,7 @@ class Poller:
         if now_us < min(next_beat(beat_us, period) for period in self._periods):
             return
         self.health.missed += beats_between(beat_us, now_us, self._periods)
-        periods: dict[str, set[int]] = {}
-        for signal in self.line.signals:
-            periods.setdefault(signal.machine, set()).add(signal.every_us)
-        rows = sum(beats_between(beat_us, now_us, its) for its in periods.values())
+        rows = rows_due([self.line], beat_us, now_us)
         first = min(next_beat(beat_us, period) for period in self._periods)
         last = max(now_us // period * period for period in self._periods)
         wall = self._clock.wall_us()
@@ -744,13 +746,15 @@ class Poller:
 
 def rows_due(lines_: Sequence[Line], from_us: int, until_us: int) -> int:
     """How many machine rows were due in a span (UTC µs): on each line a machine's beats, shared ones once."""
-    total = 0
-    for line in lines_:
-        periods: dict[str, set[int]] = {}
-        for signal in line.signals:
-            periods.setdefault(signal.machine, set()).add(signal.every_us)
-        total += sum(beats_between(from_us, until_us, its) for its in periods.values())
-    return total
+    return sum(beats_between(from_us, until_us, its) for line in lines_ for its in periods_of(line).values())
+
+
+def periods_of(line: Line) -> dict[str, set[int]]:
+    """The periods with which it reads each of its machines, in µs."""
+    found: dict[str, set[int]] = {}
+    for signal in line.signals:
+        found.setdefault(signal.machine, set()).add(signal.every_us)
+    return found
 
 
 def beats_between(after_us: int, until_us: int, periods: Collection[int]) -> int:

@@ -54,7 +54,7 @@ def test_what_began_before_the_clock_was_lost_stays() -> None:
 
 def test_the_journal_judged_again_gives_the_same_to_the_bit_with_a_snapshot_before_or_after() -> None:
     one = in_1970(signal("oil", norm(band(high=60, on=3))))
-    early = snapshot.dump(one.plant, one.state)
+    early = late = snapshot.dump(one.plant, one.state)
     frames: list[Frame | Command] = []
     for place in range(12):
         one.row(61.0 if place % 7 else 50.0)

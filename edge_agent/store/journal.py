@@ -148,6 +148,8 @@ class Recovery:
     """What the last run left. items: frames and commands since the snapshot, in order.
 
     numbers: (epoch, seq) of the last event of each warning that was told since the snapshot, by its id.
+    epoch: under which the items were judged (the ids of warnings have it in them); another than the store's where that
+    is an older copy, or one that was restored.
     """
 
     snapshot: bytes | None
@@ -156,6 +158,7 @@ class Recovery:
     numbers: dict[str, tuple[str, int]]
     last_wall_us: int | None
     last_t_us: int | None
+    epoch: str = ""
 
 
 @dataclass(slots=True)
@@ -1050,7 +1053,18 @@ class Store:
             row = None
         if row is None or not rows.sound(row):
             row = (1, 0, None, None, 0)
-        return Recovery(row[2], row[3], self._since(row[1]), self._numbers(), wall, t)
+        return Recovery(row[2], row[3], self._since(row[1]), self._numbers(), wall, t, self._judged_under(row[1]))
+
+    def _judged_under(self, batch: int) -> str:
+        """The epoch of what lies behind this batch: one, since a store that begins another takes a snapshot first."""
+        try:
+            found = self._reader.execute(
+                "SELECT epoch FROM batches WHERE id > ? ORDER BY id LIMIT 1", (batch,)
+            ).fetchone()
+        except disk.FAULTS as error:
+            self._unreadable(error)
+            found = None
+        return str(found[0]) if found and found[0] else self.epoch
 
     def _numbers(self) -> dict[str, tuple[str, int]]:
         found: dict[str, tuple[str, int]] = {}
@@ -1084,11 +1098,15 @@ class Store:
             self._config = self._open.config = (text, sha)
             self._wake.set()
 
-    def save_text(self, row: int, text: str) -> None:
-        """Keep a small text, in words of the caller's, with the next commit. row: disk.LEFTOVERS or disk.DEVICES."""
+    def save_text(self, row: int, text: str, *, soon: bool = True) -> None:
+        """Keep a small text, in words of the caller's, in the transaction of what was put last. row: of disk's table `config`.
+
+        soon: at once; else when the next commit is due.
+        """
         if self._texts.get(row, "") != text:
             self._texts[row] = self._open.texts[row] = text
-            self._wake.set()
+            if soon:
+                self._wake.set()
 
     def load_text(self, row: int) -> str:
         """'' when none was kept."""
