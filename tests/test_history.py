@@ -333,7 +333,7 @@ def test_kill_9_at_any_time_neither_loses_nor_doubles(tmp_path: Path) -> None:
     rng = random.Random(SEED)
     print(f"seed {SEED}")
     last = told = 0
-    for _ in range(int(os.environ.get("HISTORY_KILLS", "6"))):
+    for _ in range(int(os.environ.get("HISTORY_KILLS", "4"))):
         with subprocess.Popen(
             [sys.executable, str(script), str(tmp_path / "data")],
             cwd=ROOT,
@@ -456,7 +456,7 @@ def test_damage_costs_only_what_is_damaged_and_never_the_next_move(tmp_path: Pat
     shutil.copytree(folder, kept)
     known = set(room.put)
     shares = []
-    for _ in range(int(os.environ.get("HISTORY_DAMAGES", "25"))):
+    for _ in range(int(os.environ.get("HISTORY_DAMAGES", "12"))):
         shutil.rmtree(folder)
         shutil.copytree(kept, folder)
         flipped(folder / shelf.FILE, rng)

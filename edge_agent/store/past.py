@@ -201,26 +201,27 @@ class Past:
 
     def _summed(self, number: int, from_us: int, to_us: int, total: "_Total") -> Iterator[tuple[Ints, Floats, Codes]]:
         """Add what the sums of chunks tell, and give what must be counted reading by reading: (ts, values, quality)."""
-        step, asked = total.step, []
+        step, asked, within = total.step, [], []
         for chunk, sums, *head in self._chunks(number, from_us, to_us):
             ts_from, ts_to, *about = head
-            if rows.checksum(number, *head) != sums:
+            if shelf.sums_checksum((number, *head)) != sums:
                 asked.append(chunk)
             elif ts_from // step == ts_to // step:
                 total.add_one(ts_from // step, *about)
-            elif step % CELL_US or (cells := self._cells(chunk)) is None:
-                asked.append(chunk)
             else:
-                total.add_cells(cells, step // CELL_US)
-        yield from self._unpacked(asked)
+                within.append(chunk)
+        tables = {} if step % CELL_US else {chunk: self._cells(chunk) for chunk in within}
+        total.add_cells(np.frombuffer(b"".join(tables.values()), dtype=CELLS), step // CELL_US)
+        yield from self._unpacked(sorted([*asked, *(chunk for chunk in within if not tables.get(chunk))]))
 
-    def _cells(self, number: int) -> Cells | None:
+    def _cells(self, number: int) -> bytes:
+        """The sums within a chunk, see CELLS; empty when there are none that are sound."""
         assert self._kept is not None
         row = self._kept.execute("SELECT cells FROM chunks WHERE id = ?", (number,)).fetchone()
         blob = row[0] if row else b""
         if len(blob) <= _CRC.size or _CRC.unpack_from(blob)[0] != zlib.crc32(blob[_CRC.size :]):
-            return None
-        return np.frombuffer(blob, dtype=CELLS, offset=_CRC.size) if (len(blob) - 4) % CELLS.itemsize == 0 else None
+            return b""
+        return bytes(blob[_CRC.size :])
 
     def _signal(self, machine: str, signal: str) -> int:
         """Its number; 0 when the history does not know it."""

@@ -62,6 +62,9 @@ MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
 """By the format that is found: brings the file one format on, within the transaction that says so."""
 
 
+_SUMS = struct.Struct("<5q3d")
+
+
 class NoHistory(Exception):
     """There is nothing to read; the text says what was found in its place."""
 
@@ -140,7 +143,20 @@ def put_chunk(
     """A row of `chunks`, whose sums have a checksum of their own: they are read without the data."""
     head = (signal, ts_from, ts_to, sums.count, sums.bad, *map(_real, (sums.low, sums.high, sums.total)))
     cells = struct.pack("<I", zlib.crc32(sums.cells)) + sums.cells if sums.cells else b""
-    put(db, "chunks", (number, *head, rows.checksum(*head), cells, data))
+    put(db, "chunks", (number, *head, sums_checksum(head), cells, data))
+
+
+def sums_checksum(head: tuple[Any, ...]) -> int:
+    """Over the columns of `chunks` from `signal` to `total`; a trend over a year asks for thousands.
+
+    -1, which none is, where one of them is no number at all.
+    """
+    signal, ts_from, ts_to, count, bad, low, high, total = head
+    try:
+        numbers = [math.nan if each is None else each for each in (low, high, total)]
+        return zlib.crc32(_SUMS.pack(signal, ts_from, ts_to, count, bad, *numbers))
+    except (struct.error, TypeError):
+        return -1
 
 
 def _real(number: float) -> float | None:
