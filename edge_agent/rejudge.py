@@ -15,7 +15,7 @@ from edge_agent.contract import SECOND_US, Frame, Quality
 from edge_agent.judge import JudgeState
 from edge_agent.pipeline import removed
 from edge_agent.plant import Machine, Plant
-from edge_agent.records import Command, Event, Layout
+from edge_agent.records import SET_CLOCK, Command, Event, Layout
 from edge_agent.store import configured
 from edge_agent.store.past import Item
 from edge_agent.store.rows import Kept
@@ -134,6 +134,8 @@ class Rejudged:
     def _do(self, command: Command) -> None:
         if command.command == configured.CONFIGURE:
             self._configure(command)
+        elif command.command == SET_CLOCK:
+            self._state = judge.repeat(self._plant, self._state, command)
         elif command.command == "acknowledge":
             try:
                 self._state, event = judge.acknowledge(

@@ -73,7 +73,7 @@ class Daemon:
             old = plant
             if recovery.config_json is not None and recovery.config_json != text:
                 old = compile_plant(config.unpack(recovery.config_json), list(detectors().values()))
-            state = agent._replayed(old, recovery, self.store.epoch)
+            state = agent._replayed(old, recovery, {})
             orphans: list[Event] = []
             if old is not plant:
                 state, orphans = snapshot.migrate(old, state, plant)

@@ -21,7 +21,8 @@ FRAME_HEAD = struct.Struct("<BIIIB")
 COMMAND_HEAD = struct.Struct("<BI")
 LENGTH = struct.Struct("<I")
 IS_FRAME, IS_COMMAND = 1, 2
-TICK, STAMPS, WORDS, LATE = 1, 2, 4, 8
+TICK, STAMPS, WORDS, LATE, UNSET = 1, 2, 4, 8, 16
+"""UNSET: a number follows, of the span in which nobody had set the clock (records.Span)."""
 UNREADABLE = (struct.error, KeyError, ValueError, TypeError, IndexError)
 """What `unpacked` raises where the bytes make no sense."""
 
@@ -54,7 +55,7 @@ def packed(item: Kept | Command) -> bytes:
         return COMMAND_HEAD.pack(IS_COMMAND, len(plain)) + plain
     frame = item.judged.frame
     flags = (TICK if frame.tick else 0) | (STAMPS if frame.at is not None else 0)
-    flags |= (WORDS if frame.words is not None else 0) | (LATE if frame.late else 0)
+    flags |= (WORDS if frame.words is not None else 0) | (LATE if frame.late else 0) | (UNSET if frame.unset else 0)
     parts = [
         FRAME_HEAD.pack(IS_FRAME, item.number, len(frame.t), frame.values.shape[1], flags),
         frame.t.tobytes(),
@@ -69,6 +70,8 @@ def packed(item: Kept | Command) -> bytes:
     if frame.words is not None:
         words = orjson.dumps(frame.words)
         parts += [LENGTH.pack(len(words)), words]
+    if frame.unset:
+        parts.append(LENGTH.pack(frame.unset))
     return b"".join(parts)
 
 
@@ -109,7 +112,11 @@ def unpacked(blob: bytes, layouts: dict[int, Layout], machine: str | None = None
             place += LENGTH.size
             words = tuple(map(tuple, orjson.loads(blob[place : place + length])))
             place += length
-        frame = Frame(layout.machine, t, ts, values, quality, at, bool(flags & TICK), words, bool(flags & LATE))
+        unset = 0
+        if flags & UNSET:
+            (unset,) = LENGTH.unpack_from(blob, place)
+            place += LENGTH.size
+        frame = Frame(layout.machine, t, ts, values, quality, at, bool(flags & TICK), words, bool(flags & LATE), unset)
         found.append(Kept(number, layout, JudgedFrame(frame, state, seqs != 0), seqs))
     return found
 
