@@ -120,7 +120,7 @@ def _hour(layout: Layout, first: int, place: int, rng: np.random.Generator) -> s
     rows = 3_600
     ts = first + np.arange(rows, dtype=np.int64) * SECOND + rng.integers(0, 2_000, rows)
     axis = stretch.Axis(
-        place + np.arange(rows, dtype=np.int64), np.ones(rows, np.int64), np.zeros(rows, np.uint8), (), ts, ts,
+        place + np.arange(rows, dtype=np.int64), np.ones(rows, np.int64), np.zeros(rows, np.uint8), np.zeros(rows, np.int64), (), ts, ts,
         place + np.arange(rows, dtype=np.int64), np.full(rows, -1, np.int16),
     )  # fmt: skip
     values = np.round(500 + np.cumsum(rng.integers(-3, 4, rows))) * 0.1

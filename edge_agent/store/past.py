@@ -252,7 +252,7 @@ class Past:
                 continue
             column = self._column(row, axis)
             if column is not None:
-                yield axis.ts, column.values, column.quality
+                yield axis.ts, column.values, stretch.marked(column.quality, axis.doubtful)
 
     def _column(self, row: tuple[Any, ...], axis: Axis) -> stretch.Column | None:
         if rows.sound(row):
@@ -290,11 +290,13 @@ class Past:
                     if part is None:
                         self.left_out += 1
                     else:
-                        yield part.axis.ts, part.values[:, column], part.quality[:, column]
+                        quality = stretch.marked(part.quality[:, column], part.axis.doubtful)
+                        yield part.axis.ts, part.values[:, column], quality
         for kept in self._frames_of_journal(machine, position):
             if signal in kept.layout.signals:
                 column, frame = kept.layout.signals.index(signal), kept.judged.frame
-                yield frame.ts, frame.values[:, column], frame.quality[:, column]
+                doubtful = np.full(len(frame.t), frame.unset != 0)
+                yield frame.ts, frame.values[:, column], stretch.marked(frame.quality[:, column], doubtful)
 
     # --- what was told ------------------------------------------------------------------------------------------------
 
@@ -597,7 +599,8 @@ def open_past(folder: Path) -> Iterator[Past]:
             journal = stack.enter_context(contextlib.closing(shelf.read_only(journal_path)))
             _check_journal(journal, journal_path)
         if (folder / shelf.FILE).is_file():
-            kept = stack.enter_context(contextlib.closing(shelf.open_for_reading(folder)))
+            with contextlib.suppress(shelf.NotYet):
+                kept = stack.enter_context(contextlib.closing(shelf.open_for_reading(folder)))
         yield Past(folder, kept, journal)
 
 

@@ -69,6 +69,10 @@ class NoHistory(Exception):
     """There is nothing to read; the text says what was found in its place."""
 
 
+class NotYet(NoHistory):
+    """The file is there, and empty as yet."""
+
+
 class Piece(NamedTuple):
     """A row of `blocks` or `axes` without its data. chunks: whether its columns stand in `chunks`."""
 
@@ -246,7 +250,7 @@ def _prepared(db: sqlite3.Connection, path: Path) -> None:
 
 
 def open_for_reading(folder: Path) -> sqlite3.Connection:
-    """Read-only, also while an agent writes. Raises NoHistory."""
+    """Read-only, also while an agent writes. Raises NoHistory; NotYet where its file has only just been made."""
     path = folder / FILE
     if not path.is_file():
         raise NoHistory(f"{folder}: has no history ({FILE}) yet")
@@ -258,6 +262,8 @@ def open_for_reading(folder: Path) -> sqlite3.Connection:
         raise NoHistory(f"{path}: cannot be read: {error}") from error
     if version != FORMAT:
         db.close()
+        if version == 0:
+            raise NotYet(f"{path}: nothing is in it yet")
         wanted = "a later version: update this one" if version > FORMAT else "an earlier one: start the agent once"
         raise NoHistory(f"{path}: format {version} was written by {wanted}")
     return db
