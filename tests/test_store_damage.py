@@ -236,6 +236,7 @@ place, how = Path(sys.argv[1]), sys.argv[2]
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], check=True)
 journal.WAITING_MAX = 30_000  # what memory may hold is soon reached
 journal.RETRY_S = 0.0
+journal.REOPENED_AFTER = 10**9  # a connection made anew would write again
 
 async def main():
     with journal.open_store(place, StandingClock()) as store:
