@@ -12,7 +12,7 @@ import argparse
 import asyncio
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,11 +117,15 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--folder", type=Path, help="on a real file system (default: the system's temporary folder)")
     asked = parser.parse_args()
+    return table(asked.rate, asked.minutes, asked.folder)
+
+
+def table(rates: Sequence[int] | None = None, minutes: float = 10, folder: Path | None = None) -> int:
     print(f"  {'readings/s':>10} {'commits':>22} {'bytes a reading':>16} {'µs CPU a reading':>17} {'file MB':>8}")
-    for rate in asked.rate or sorted(PLANTS):
+    for rate in rates or sorted(PLANTS):
         for words, each in (("one a second", False), *((("one a row (control)", True),) if rate == 50 else ())):
-            with tempfile.TemporaryDirectory(dir=asked.folder) as name:
-                found = measured(Path(name), rate, asked.minutes, each_its_commit=each)
+            with tempfile.TemporaryDirectory(dir=folder) as name:
+                found = measured(Path(name), rate, minutes, each_its_commit=each)
             print(
                 f"  {rate:>10,} {words:>22} {found.bytes_a_reading:>16,.1f} {found.cpu_us:>17.2f} {found.file_mb:>8.1f}",
                 flush=True,

@@ -77,7 +77,7 @@ class Run:
         commit(store)
 
     def judged(self) -> None:
-        bytes_of = {}
+        bytes_of: dict[int, bytes] = {}
         for each in self.told:
             payload = each.payload(late=False)
             assert bytes_of.setdefault(each.seq, payload) == payload, f"{each.seq} has two meanings"
@@ -102,10 +102,10 @@ def main() -> int:
     journal.RETRY_S = 0.0
     disk.CHECKPOINT_BYTES = 10_000
     if "trusting" in sys.argv:  # the negative control: a failed sync is tried once more, as if nothing were
-        disk.UNSYNCED = ()
+        disk.UNSYNCED = (-1, -1)
     shim = ctypes.CDLL(library)
     shim.is_unsynced.argtypes = [ctypes.c_ulong]
-    runs, wrong, calls = 0, [], {}
+    runs, wrong, calls = 0, list[str](), dict[str, int]()
     for name, call in CALLS.items():
         if "sync" in sys.argv and name != "sync":
             continue

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,3 +60,13 @@ def test_a_store_that_trusts_a_file_after_a_failed_sync_is_found(shim: Path, fol
     """The negative control."""
     found = walked(shim, folder, 20, "trusting", "sync")
     assert any("is still the file that could not be synced" in each for each in found["wrong"])
+
+
+def test_every_line_of_the_fault_table_names_a_test_that_there_is() -> None:
+    table = (ROOT / "docs" / "store.md").read_text(encoding="utf-8").split("## Faults")[1].split("\n## ")[0]
+    lines = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    named = [re.findall(r"`(test_\w+)`", line) for line in lines]
+    assert len(lines) > 10
+    assert all(named), "each line has its test"
+    there = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    assert not [name for names in named for name in names if f"def {name}(" not in there]
