@@ -18,6 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 
 from edge_agent.addresses import CONNECT_S, Addresses
+from edge_agent.clock import RELEASED_US
 from edge_agent.contract import SECOND_US, Clock
 
 log = structlog.get_logger(__name__)
@@ -64,6 +66,8 @@ PACKET_MAX = 268_435_455
 """MQTT 5.0, 3.2.2.3.3 and 2.1.4: what holds when the broker names no limit."""
 UNSUPPORTED_VERSION = 132
 """MQTT 5.0, 3.2.2.2; paho gives the 1 of a 3.1.1 broker the same number."""
+NOT_YET_VALID, EXPIRED = 9, 10
+"""X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED: OpenSSL, X509_STORE_CTX_get_error(3)."""
 FAILURE = 0x80
 """Reason codes from here on are failures: MQTT 5.0, 2.4."""
 TAKEN_OVER = 0x8E
@@ -459,7 +463,7 @@ class Link:
         attempt, post = _Attempt(client, url, version), self._post
         client.on_connect = lambda _c, _u, _f, reason, given: post(self._on_connack, attempt, reason, given)
         client.on_socket_open = lambda *_: post(self._on_open, attempt)
-        client.on_connect_fail = lambda *_: post(attempt.end, _words(sys.exc_info()[1]))
+        client.on_connect_fail = lambda *_: post(attempt.end, _words(sys.exc_info()[1], self._clock.wall_us()))
         client.on_disconnect = lambda _c, _u, flags, reason, given: post(self._on_end, attempt, flags, reason, given)
         client.on_publish = lambda _c, _u, mid, reason, _p: self._on_puback(attempt, mid, reason)
         # The first start of a client is a clean one, and each client starts once.
@@ -645,16 +649,29 @@ def _pause_s(failures: int, *, refused: bool = False) -> float:
     return longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
 
 
-def _words(error: BaseException | None) -> str:
+def _words(error: BaseException | None, now_us: int) -> str:
     match error:
         case None:
             return "not reached"
+        case ssl.SSLCertVerificationError() if error.verify_code in (NOT_YET_VALID, EXPIRED):
+            now = datetime.fromtimestamp(now_us / SECOND_US, UTC)
+            clock = f"the clock here says {now:%Y-%m-%d %H:%M} UTC{_cure(error.verify_code, now_us)}"
+            return f"certificate of the broker: {error.verify_message}: {clock}"
         case ssl.SSLCertVerificationError():
             return f"certificate of the broker: {error.verify_message}"
         case OSError():
             return error.strerror or str(error) or type(error).__name__
         case _:
             return str(error)
+
+
+def _cure(code: int, now_us: int) -> str:
+    """Which of the two is wrong, as far as it can be said: the clock or the certificate."""
+    if now_us < RELEASED_US:
+        return ", which cannot be: set the clock"
+    if code == NOT_YET_VALID:
+        return ", which is before the first day of the certificate: set the clock if that is wrong"
+    return ", which is after the last day of the certificate: renew it, or set the clock if that is wrong"
 
 
 def _tls(settings: LinkSettings) -> ssl.SSLContext:

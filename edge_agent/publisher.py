@@ -18,7 +18,7 @@ import structlog
 
 from edge_agent.contract import SECOND_US, Clock
 from edge_agent.messages import topics as messages
-from edge_agent.mqtt import ABOUT_A_MESSAGE, FAILURE, NO_MATCHING_SUBSCRIBERS, Link, LinkSettings
+from edge_agent.mqtt import ABOUT_A_MESSAGE, FAILURE, NO_MATCHING_SUBSCRIBERS, Link, LinkSettings, LinkState
 from edge_agent.pace import Pace
 from edge_agent.store.journal import Committed, Page
 from edge_agent.suspects import Key, Suspects
@@ -85,6 +85,41 @@ class Outbox(Protocol):
         ...
 
 
+class Connection(Protocol):
+    """The line to the brokers, as the publisher needs it; see mqtt.Link."""
+
+    on_connected: Callable[[], None]
+    on_lost: Callable[[], None]
+    on_ack: Callable[[int, int], None]
+    state: LinkState
+    version: str | None
+    reason: str
+    code: int | None
+    attempts: int
+    since_us: int | None
+    url: str
+    receive_max: int
+    packet_max: int
+
+    @property
+    def connected(self) -> bool: ...
+
+    @property
+    def settings(self) -> LinkSettings: ...
+
+    def use(self, settings: LinkSettings) -> None: ...
+
+    async def run(self) -> None: ...
+
+    def publish(self, topic: str, payload: bytes, retain: bool, token: int) -> bool: ...
+
+    async def disconnect(self, within_s: float) -> None: ...
+
+
+Connect = Callable[[LinkSettings, tuple[str, bytes], Clock, Callable[[], LinkSettings] | None], Connection]
+"""(settings, will, clock, renewed) → a connection that is not yet up; see mqtt.Link."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Flight:
     """What waits for its PUBACK. topic: the whole of it. message: None for a retained one, which is `payload`."""
@@ -136,10 +171,11 @@ class Publisher:
         root: str,
         clock: Clock,
         renewed: Callable[[], LinkSettings] | None = None,
+        connect: Connect = Link,
     ) -> None:
         """renewed: see mqtt.Link."""
         self._store, self._root, self._clock = store, root, clock
-        self._link = Link(settings, (f"{root}/{STATUS}", messages.OFFLINE), clock, renewed)
+        self._link = connect(settings, (f"{root}/{STATUS}", messages.OFFLINE), clock, renewed)
         self._link.on_connected, self._link.on_lost, self._link.on_ack = self._on_connected, self._on_lost, self._on_ack
         self._wake, self._turned = asyncio.Event(), asyncio.Event()
         self._flights: dict[int, _Flight] = {}
@@ -211,6 +247,11 @@ class Publisher:
             return False
         self._link.use(settings)
         return True
+
+    def stepped(self, by_us: int) -> None:
+        """The wall clock has stepped: what is told of the past is told by the clock of now."""
+        if self._link.since_us is not None:
+            self._link.since_us += by_us
 
     async def hand_over(self) -> None:
         """Leave in order and say nothing: the agent goes on, another publisher speaks for it."""
@@ -491,9 +532,11 @@ class Publisher:
         """From where the next message comes; None: nothing may be sent now."""
         if self._probes:
             return self._probes
-        if self._page and (not self._live or self._sent % BACKLOG_EVERY == 0) and self._backlog_may():
+        page = bool(self._page) and self._page[0].ready
+        live = bool(self._live) and self._live[0].ready
+        if page and (not live or self._sent % BACKLOG_EVERY == 0) and self._backlog_may():
             return self._page
-        return self._live or None
+        return self._live if live else None
 
     def _backlog_may(self) -> bool:
         """Whether the backlog has room in the window and its turn has come; if not, the pump is woken when it has."""
@@ -566,8 +609,9 @@ class Publisher:
         return True
 
     def _is_late(self, message: Committed) -> bool:
-        waited_us = self._clock.wall_us() - message.closed_us
-        return message.late or waited_us > LATE_US or self._newest.get(message.topic, 0) > message.seq
+        return (
+            message.late or message.waited_us(self._clock) > LATE_US or self._newest.get(message.topic, 0) > message.seq
+        )
 
     def _next_retained(self) -> str:
         return self._status_topic if self._status_topic in self._due else next(iter(self._due))
