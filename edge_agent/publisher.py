@@ -10,6 +10,7 @@ Rule 3: one bad topic or message never holds up the others: what a broker refuse
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
@@ -96,6 +97,7 @@ class Connection(Protocol):
     reason: str
     code: int | None
     attempts: int
+    last_loss: tuple[int, str] | None
     since_us: int | None
     url: str
     receive_max: int
@@ -112,6 +114,8 @@ class Connection(Protocol):
     async def run(self) -> None: ...
 
     def publish(self, topic: str, payload: bytes, retain: bool, token: int) -> bool: ...
+
+    def together(self) -> AbstractContextManager[None]: ...
 
     async def disconnect(self, within_s: float) -> None: ...
 
