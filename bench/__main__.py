@@ -244,7 +244,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         time.sleep(asked.seconds)
         consumer.measuring = False
         took = time.monotonic() - before[2]
-        found = {
+        found: dict[str, Any] = {
             "agent_cpu_percent": 100 * (cpu_s(agent.pid) - before[0]) / took,
             "agent_rss_mb": rss_mb(agent.pid),
             "naive_cpu_percent": 100 * (cpu_s(naive.pid) - before[1]) / took if naive else None,

@@ -215,14 +215,7 @@ class Store:
         self._batch_at_start = self._last_batch
         self._config, self._texts = opened.config, dict(opened.texts)
         self._judged_with_found, _ = (self._texts.pop(row, None) for row in (disk.JUDGED_WITH, disk.COUNTED))
-        # The commit thread's: numbers of the layouts that the file has, and how far the last snapshot reaches.
-        self._written_layouts = set(opened.layouts)
-        self._snapshot_seq = self._pruned_to = 0
-        """Both are read of the file in _begin_reading."""
-        self._judged_with: str | None = None
-        self._unsynced = self._stale = False
-        """The disk has failed to sync the file: it is copied into a new one before anything else is written."""
-        self._doubt: sqlite3.Error | None = None
+        self._begin_writing(opened)
         self._open = _Batch()
         self._sealed: list[_Batch] = []
         self._writing = 0
@@ -250,6 +243,16 @@ class Store:
         self._begin_reading(opened)
         if opened.gap is not None:
             self.put((), gaps=[opened.gap])
+
+    def _begin_writing(self, opened: disk.Opened) -> None:
+        # The commit thread's: numbers of the layouts that the file has, and how far the last snapshot reaches.
+        self._written_layouts = set(opened.layouts)
+        self._snapshot_seq = self._pruned_to = 0
+        """Both are read of the file in _begin_reading."""
+        self._judged_with: str | None = None
+        self._unsynced = self._stale = False
+        """The disk has failed to sync the file: it is copied into a new one before anything else is written."""
+        self._doubt: sqlite3.Error | None = None
 
     def _begin_stamps(self, boot: str) -> None:
         self.stamps, self._settled = Stamps(boot), Stamps(boot)
