@@ -32,7 +32,7 @@ from edge_agent.plant import OWN, Plant, compile_plant
 from edge_agent.poller import Line, Poller
 from edge_agent.publisher import STATUS, Connect, Publisher
 from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Loss
-from edge_agent.store.disk import LEFTOVERS
+from edge_agent.store.disk import LEFTOVERS, OWED
 from edge_agent.store.journal import FILE as STORE_FILE
 from edge_agent.store.journal import Committed, Store, open_store
 from edge_agent.store.notes import DeviceNotes
@@ -281,7 +281,9 @@ class _Agent:
         self.pipeline.drop(orphans)
         if recovery.last_t_us is not None:
             lines = poller.lines(self.config, plant, self.registry)
-            self.pipeline.resume(_down_time(lines, recovery.last_wall_us, wall))
+            owed = self.store.load_text(OWED)
+            self.pipeline.resume(_down_time(lines, recovery.last_wall_us, wall, owed))
+        self.pipeline.under_way = lambda until: (each.poller.owed(until) for each in self.pollers.values())
 
     def _kept_config(self) -> Config | None:
         """The configuration with which the last run ended."""
@@ -711,12 +713,14 @@ def _fits(plant: Plant, frame: Frame) -> bool:
     return machine is not None and frame.values.shape[1] == machine.stop - machine.start
 
 
-def _down_time(lines: Sequence[Line], last_wall_us: int | None, wall_us: int) -> Gap | None:
-    """What was never taken while the agent did not run: the rows that were due."""
-    if last_wall_us is None or wall_us <= last_wall_us:
-        return None
-    rows = poller.rows_due(lines, last_wall_us, wall_us)
-    return Gap(GapCause.RESTART, rows, last_wall_us, wall_us) if rows else None
+def _down_time(lines: Sequence[Line], last_wall_us: int | None, wall_us: int, owed: str) -> Gap | None:
+    """What was never taken while the agent did not run: the rows that were due, and those that were being read when it
+    ended. owed: see Pipeline._note_owed.
+    """
+    rows, since = map(int, owed.split()) if owed else (0, wall_us)
+    if last_wall_us is not None and wall_us > last_wall_us:
+        rows, since = rows + poller.rows_due(lines, last_wall_us, wall_us), min(since, last_wall_us)
+    return Gap(GapCause.RESTART, rows, min(since, wall_us), wall_us) if rows else None
 
 
 def _board_machines(plant: Plant) -> list[BoardMachine]:

@@ -19,6 +19,7 @@ from edge_agent.judge import JudgeState
 from edge_agent.messages import topics as messages
 from edge_agent.plant import OWN_EVERY_US, Machine, Plant
 from edge_agent.records import Command, Event, EventKind, Gap, GapCause, Loss, WarningState
+from edge_agent.store.disk import OWED
 from edge_agent.store.journal import Store
 
 log = structlog.get_logger(__name__)
@@ -68,6 +69,11 @@ class Pipeline:
         self._missed = 0
         self._missed_from = self._missed_to = self._missed_due = 0
         self._snapshot_due = time.now_us() + SNAPSHOT_EVERY_US
+        self.under_way: Callable[[int], Iterable[tuple[int, int]]] = lambda _until_us: ()
+        """Of each line, machine rows that were due by then (monotonic µs) and are still being read, and since when (UTC)."""
+        self._judged_us = 0
+        """When frames were put into the store last (monotonic µs): by then the next start counts what was due."""
+        store.on_seal = self._note_owed
         self.judged_rows = 0
 
     # --- frames -----------------------------------------------------------------------------------------------------
@@ -94,6 +100,7 @@ class Pipeline:
     def _judge(self, frames: Sequence[Frame]) -> None:
         self.state, judged = judge.step(self.plant, self.state, frames, self._store.epoch)
         events = self._store.put(judged.frames, judged.events)
+        self._judged_us = self._clock.monotonic_us()
         judge.numbered(self.state, _numbers(events))
         self.judged_rows += len(judged.frames)
         touched = {frame.machine: frame for frame in frames}
@@ -229,6 +236,18 @@ class Pipeline:
             self._missed_due = self._time.now_us() + MISSED_TOLD_EVERY_US
         self._missed += rows
         self._missed_from, self._missed_to = min(self._missed_from, from_ts), max(self._missed_to, to_ts)
+
+    def _note_owed(self) -> None:
+        """Rows that were due before what is committed next, and of which it will know nothing: should the power go now,
+        the next start tells of them (`resume`). What waits to be judged goes with it.
+        """
+        self.flush()
+        owed = [(rows, since) for rows, since in self.under_way(self._judged_us) if rows]
+        if self._missed:
+            owed.append((self._missed, self._missed_from))
+        rows = sum(count for count, _ in owed)
+        text = f"{rows} {min(since for _, since in owed)}" if rows else ""
+        self._store.save_text(OWED, text, soon=False)
 
     def _tell_missed(self) -> None:
         self._store.put((), gaps=[Gap(GapCause.OVERLOAD, self._missed, self._missed_from, self._missed_to)])

@@ -290,13 +290,21 @@ class Poller:
         """Of the latest frames, the agent's time."""
         self._reached = 0
         """The last beat (monotonic µs) that has its row or is being read."""
+        self._reading: tuple[int, int] | None = None
+        """Of the beat that is being read: when it was (monotonic µs), and how many rows it will give."""
         self._overdue_timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
-        """Runs until cancelled; leaves no connection open."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._keep_open())
-            tasks.create_task(self._poll())
+        """Runs until cancelled; leaves no connection open. Beats that are cut short by the end are told as missed."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._keep_open())
+                tasks.create_task(self._poll())
+        finally:
+            rows, first_ts = self.owed(self._clock.monotonic_us())
+            self._reading = None
+            if rows:
+                self._missed(self.line.name, rows, first_ts, self._clock.wall_us())
 
     async def once(self, into: ReadOnce) -> None:
         """Open, read everything once and close; whatever fails is a bad reading with its reason."""
@@ -549,10 +557,7 @@ class Poller:
         if now_us < min(next_beat(beat_us, period) for period in self._periods):
             return
         self.health.missed += beats_between(beat_us, now_us, self._periods)
-        periods: dict[str, set[int]] = {}
-        for signal in self.line.signals:
-            periods.setdefault(signal.machine, set()).add(signal.every_us)
-        rows = sum(beats_between(beat_us, now_us, its) for its in periods.values())
+        rows = self._rows_between(beat_us, now_us)
         first = min(next_beat(beat_us, period) for period in self._periods)
         last = max(now_us // period * period for period in self._periods)
         wall = self._clock.wall_us()
@@ -561,7 +566,7 @@ class Poller:
     async def _take(self, beat_us: int, periods: tuple[int, ...]) -> None:
         """One beat: read, or say why not. Hands the frames on in the same turn of the loop."""
         line, beat = self.line, self._due(periods)
-        self._reached = beat_us
+        self._reached, self._reading = beat_us, (beat_us, len(beat.targets))
         if self.health.state is not ConnectionState.CONNECTED and self._session is not None:
             self._watch_overdue()
         try:
@@ -572,8 +577,26 @@ class Poller:
                 self._overdue_timer = None
         if self.line is not line:  # another configuration came while it was read
             beat, readings = _carried_over(line, beat, readings, self.line)
+        self._reading = None
         self._note(beat, readings)
         self._intake(self.frames(beat, self._marked(beat, readings)))
+
+    def owed(self, until_us: int) -> tuple[int, int]:
+        """How many machine rows were due by then (monotonic µs) and are still being read, or wait behind that; and since
+        when (UTC µs).
+        """
+        if self._reading is None or self._reading[0] > until_us:
+            return 0, 0
+        beat_us, rows = self._reading
+        since = self._clock.wall_us() - (self._clock.monotonic_us() - beat_us)
+        return rows + self._rows_between(self._reached, max(until_us, self._reached)), since
+
+    def _rows_between(self, after_us: int, until_us: int) -> int:
+        """Machine rows of the beats in (after, until], monotonic µs."""
+        periods: dict[str, set[int]] = {}
+        for signal in self.line.signals:
+            periods.setdefault(signal.machine, set()).add(signal.every_us)
+        return sum(beats_between(after_us, until_us, its) for its in periods.values())
 
     def _watch_overdue(self) -> None:
         """A silent device is waited for longer than a beat: the beats that pass have their rows all the same."""

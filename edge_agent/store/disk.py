@@ -57,8 +57,9 @@ KEYS = {
     "meta": "id", "layouts": "id", "batches": "id", "notices": "seq", "snapshot": "id", "config": "id", "done": "first",
 }  # fmt: skip
 SMALL = ("meta", "layouts", "snapshot", "config")
-CONFIG, LEFTOVERS, DEVICES = 1, 2, 3
-"""Rows of `config`: the last good configuration, topics still to be cleared at the broker, what devices have taught."""
+CONFIG, LEFTOVERS, DEVICES, OWED = 1, 2, 3, 4
+"""Rows of `config`: the last good configuration, topics still to be cleared at the broker, what devices have taught, rows
+that are due and have neither come nor been told as a gap."""
 MARKED_MAX = 24
 """Ranges of what is delivered that the marker holds: more would not fit into its sector."""
 OUTSIDE = {

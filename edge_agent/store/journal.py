@@ -174,6 +174,8 @@ class Store:
         self.fault: str | None = None
         self.max_size, self.max_age_us, self.commit_every_us = 2_000_000_000, 14 * 86_400 * SECOND_US, SECOND_US
         self.on_committed: list[Callable[[Sequence[Committed]], None]] = []
+        self.on_seal: Callable[[], None] = lambda: None
+        """Called before what waits becomes a batch: the last moment to put something into it."""
         self.commits = 0
         self._cache: tuple[int, list[Committed]] | None = None
         self._begin_reading()
@@ -287,6 +289,7 @@ class Store:
         self._seal()
 
     def _seal(self) -> None:
+        self.on_seal()
         batch = self._open
         about = batch.snapshot is not None or batch.config is not None or batch.texts
         if not (batch.items or batch.notices or batch.drop_to or about):
@@ -803,11 +806,12 @@ class Store:
             self._config = self._open.config = (text, sha)
             self._wake.set()
 
-    def save_text(self, row: int, text: str) -> None:
-        """Keep a small text, in words of the caller's, with the next commit. row: disk.LEFTOVERS or disk.DEVICES."""
+    def save_text(self, row: int, text: str, *, soon: bool = True) -> None:
+        """Keep a small text, in words of the caller's, with the next commit, which comes soon. row: disk.LEFTOVERS …"""
         if self._texts.get(row, "") != text:
             self._texts[row] = self._open.texts[row] = text
-            self._wake.set()
+            if soon:
+                self._wake.set()
 
     def load_text(self, row: int) -> str:
         """'' when none was kept."""
@@ -821,6 +825,7 @@ class Store:
         """Write what still waits, if the disk will have it, and let go of the file."""
         self._thread.shutdown()
         self._reader.close()
+        self.on_seal = lambda: None
         self._seal()
         # A cancelled commit may have been written all the same.
         self._sealed = [batch for batch in self._sealed if not batch.written]
