@@ -1,4 +1,5 @@
-"""`health`: a line, or a part of one, is lost, or a certificate ends soon (contract §6, the agent's own warnings).
+"""`health`: a line, or a part of one, is lost, a certificate ends soon, or the host fails (contract §6, the agent's own
+warnings).
 
 Rule 1: the value is why (a code of Quality, or contract.ENDING), 0 while all is well. Rule 2: a bad row (what is behind a
 line that is lost as a whole is not known) neither extends nor ends the run, as with limits. Rule 3: what is said of a

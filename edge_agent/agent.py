@@ -17,25 +17,27 @@ from typing import Any
 
 import structlog
 
-from edge_agent import certificates, control, judge, plugins, poller, service, snapshot
+from edge_agent import certificates, control, diskspace, judge, plugins, poller, service, snapshot, texts
 from edge_agent import config as configuration
 from edge_agent.board import Board, BoardMachine, BoardSignal
 from edge_agent.broker import NoBrokerError, open_broker
-from edge_agent.clock import AgentTime, HostClock, SystemClock
+from edge_agent.clock import AgentTime, HostClock, SystemClock, boot_id, kernel_synchronised
 from edge_agent.config import Config, ConfigErrors, SecretError
-from edge_agent.contract import SECOND_US, Frame
+from edge_agent.contract import SECOND_US, Frame, Quality
 from edge_agent.health import Meter
 from edge_agent.messages import topics as messages
 from edge_agent.mqtt import Link, LinkSettings
 from edge_agent.pipeline import MACHINE_TOPICS, TICK_EVERY_S, Pipeline
-from edge_agent.plant import OWN, Plant, compile_plant
+from edge_agent.plant import DISK, OWN, Plant, compile_plant, host_name
 from edge_agent.poller import Line, Poller
 from edge_agent.publisher import STATUS, Connect, Publisher
-from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Loss
+from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Loss, Span
 from edge_agent.store.disk import LEFTOVERS, OWED
+from edge_agent.store.disk import State as StoreState
 from edge_agent.store.journal import FILE as STORE_FILE
-from edge_agent.store.journal import Committed, Store, open_store
+from edge_agent.store.journal import WAITING_MAX, Committed, Store, open_store
 from edge_agent.store.notes import DeviceNotes
+from edge_agent.timekeeping import Change, Timekeeper
 from edge_agent.web.app import Web, open_web
 
 log = structlog.get_logger(__name__)
@@ -64,9 +66,11 @@ OnReady = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What an agent finds where it runs: clocks, the drivers there are, and the way to a broker. A simulation gives its own."""
+    """What an agent finds where it runs; a simulation gives its own. synchronised, boot: see timekeeping.Timekeeper."""
 
     clock: HostClock = field(default_factory=SystemClock)
+    synchronised: Callable[[], bool | None] = kernel_synchronised
+    boot: Callable[[], str] = boot_id
     registry: plugins.Plugins = field(default_factory=plugins.installed)
     connect: Connect = Link
 
@@ -159,6 +163,18 @@ class _Broker:
     stack: AsyncExitStack
 
 
+@dataclass(frozen=True, slots=True)
+class _Untold:
+    """How long the agent did not run is told when the clock is set. last_us: UTC of the last known time before.
+
+    from_us: what the clock showed at the start, in the span `number`.
+    """
+
+    last_us: int
+    from_us: int
+    number: int
+
+
 @dataclass(slots=True)
 class _Watched:
     """What the file watcher saw last."""
@@ -180,7 +196,8 @@ class _Agent:
         host: Host,
     ) -> None:
         self.path, self.found, self.stop, self.on_event, self.on_ready = path, found, stop, on_event, on_ready
-        self.host, self.clock, self.registry = host, host.clock, host.registry
+        self.outside, self.registry = host, host.registry
+        self.clock = Timekeeper(host.clock, host.synchronised, host.boot)
         self.detectors = list(plugins.detectors().values())
         self.beats = service.Heartbeats(self.clock)
         self.notifier = service.Notifier.from_environment()
@@ -201,7 +218,10 @@ class _Agent:
         """Whole topics of an earlier configuration that nobody writes any more: cleared at the broker."""
         self.learned: poller.Memory = {}
         self.reloading = asyncio.Lock()
+        self.untold: _Untold | None = None
         self.certificates: dict[str, Loss] = {}
+        self.host: dict[str, Loss] = {}
+        """What is to be told of the host, by its name in the agent's own machine (plant.host_name)."""
         self.certificates_soon = asyncio.Event()
         """A line came or went, or a person has reloaded: the certificates may be others."""
 
@@ -210,9 +230,11 @@ class _Agent:
     async def run(self) -> int:
         handlers: dict[str, control.Handler] = {}
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(control.open_control(self.found.data_dir, handlers))
+            self.door = await stack.enter_async_context(control.open_control(self.found.data_dir, handlers))
             progress = service.Progress(self.notifier, self.clock)
-            self.store: Store = stack.enter_context(open_store(self.found.data_dir, self.clock, progress.made))
+            self.store: Store = stack.enter_context(
+                open_store(self.found.data_dir, self.clock, progress.made, self.clock.boot)
+            )
             if not self._choose():
                 return WRONG_CONFIG
             self._limit_store()
@@ -256,10 +278,18 @@ class _Agent:
     def _restore(self) -> None:
         """The judge's state as it was when the journal ends, brought to the present configuration."""
         recovery = self.store.recovery()
+        known_us = self.store.floor_us
+        self.clock.trust(known_us)
         wall = self.clock.wall_us()
-        down = 0 if recovery.last_wall_us is None else max(0, wall - recovery.last_wall_us)
+        self.last_wall_us = recovery.last_wall_us
+        self.store.on_home = self._at_home
+        last_us, right = self._begin_time(known_us, recovery.last_wall_us)
+        down = 0 if last_us is None else max(0, wall - last_us)
         start = wall if recovery.last_t_us is None else recovery.last_t_us + min(down, DOWN_MAX_US)
         self.time = AgentTime(self.clock, start)
+        unset = 0 if self.clock.is_set else self.store.begin_unset(self.clock.base_us, known_us)
+        if unset and known_us is not None:
+            self.untold = _Untold(known_us, wall, unset)
         plant = compile_plant(self.config, self.detectors)
         text = configuration.pack(self.config)
         old = self._old_plant(recovery.config_json, text, plant)
@@ -278,12 +308,38 @@ class _Agent:
         self.pipeline = Pipeline(
             plant, state, text, self.sha, self.store, self.board, self.clock, self.time, self._retain
         )
+        self.pipeline.unset = unset
+        self.pipeline.clock_set(right)
         self.pipeline.drop(orphans)
         if recovery.last_t_us is not None:
             lines = poller.lines(self.config, plant, self.registry)
             owed = self.store.load_text(OWED)
-            self.pipeline.resume(_down_time(lines, recovery.last_wall_us, wall, owed))
+            self.pipeline.resume(_down_time(lines, None if unset else last_us, wall, owed))
         self.pipeline.under_way = lambda until: (each.poller.owed(until) for each in self.pollers.values())
+
+    def _begin_time(self, known_us: int | None, last_wall_us: int | None) -> tuple[int | None, list[Span]]:
+        """When the last run ended by the clock of now (UTC µs), and the spans of it whose stamps can be put right now.
+
+        known_us: the last time that a set clock has shown.
+        """
+        in_doubt = self.store.last_in_doubt
+        if in_doubt is None:
+            return last_wall_us, []
+        if not self.clock.is_set:
+            # Within one run of the host its clock has gone on; over another start nobody knows.
+            return (last_wall_us if in_doubt.boot == self.clock.boot != "" else None), []
+        right = self.store.put_right(self.clock.base_us, self.clock.wall_us())
+        ends = [span.to_us + span.by_us for span in right if span.to_us is not None and span.by_us is not None]
+        return max(ends, default=known_us), right
+
+    def _at_home(self, found: StoreState, numbers: dict[str, tuple[str, int]]) -> None:
+        """The disk has refused since the start and takes the journal now. found: how far it had come."""
+        judge.numbered(self.pipeline.state, numbers)
+        if self.last_wall_us is None:
+            lines = [each.poller.line for each in self.pollers.values()]
+            down = _down_time(lines, found.last_wall, self.since, "")
+            self.store.put((), gaps=[down] if down else ())
+        self.pipeline.snapshot()
 
     def _kept_config(self) -> Config | None:
         """The configuration with which the last run ended."""
@@ -360,6 +416,7 @@ class _Agent:
         helpers = [
             self.tasks.create_task(each)
             for each in (self._turn(), self._keep_health(), self._watch(), self._reload_when_asked(), self._keep_certificates(),
+                         self._keep_disk(), self.door.keep_open(),
                          service.keep_watchdog(self.notifier, self.beats, service.watchdog_us(os.environ, os.getpid())))
         ]  # fmt: skip
         if self.web is not None:
@@ -427,7 +484,7 @@ class _Agent:
 
     def _start_publisher(self) -> None:
         settings, root = _link(self.config, self.broker_url), _root(self.config)
-        self.publisher = Publisher(self.store, settings, root, self.clock, self.host.connect)
+        self.publisher = Publisher(self.store, settings, root, self.clock, connect=self.outside.connect)
         self.publisher.on_cleared = self._cleared
         stroke = self.beats.worker("publisher", round(TURN_MAX_S * SECOND_US))
         self.publisher_task = self.tasks.create_task(self.publisher.run(stroke))
@@ -467,14 +524,53 @@ class _Agent:
             due = self.clock.monotonic_us() + round(TICK_EVERY_S * SECOND_US)
             await asyncio.sleep(TICK_EVERY_S)
             self.meter.lag(self.clock.monotonic_us() - due)
+            if (change := self.clock.look()) is not None:
+                self._clock_changed(change)
             self.pipeline.lines(
                 {name: why for each in self.pollers.values() for name, why in each.poller.lost().items()}
                 | self.certificates
+                | self.host
             )
             self.pipeline.turn()
             if self._line_states() != self.told_states and self.clock.monotonic_us() >= self.health_due_us:
                 self._tell_health()
             stroke()
+
+    def _clock_changed(self, change: Change) -> None:
+        """The wall clock has stepped, or is set now, or not any more. What was taken before belongs to the clock of before."""
+        self.pipeline.flush()
+        self.store.stepped(change.by_us)
+        self.since += change.by_us
+        for running in self.pollers.values():
+            running.poller.health.since_us += change.by_us
+        self.publisher.stepped(change.by_us)
+        if not change.was_set:
+            self.store.end_unset(change.was_us)
+        self.pipeline.unset = 0 if change.is_set else self.store.begin_unset(self.clock.base_us, self.clock.floor_us)
+        if change.is_set and not change.was_set:
+            right = self.store.put_right(self.clock.base_us, self.clock.wall_us())
+            self.pipeline.clock_set(right)
+            self._tell_down_time(right)
+        self.certificates_soon.set()
+        self._tell_status()
+        self._tell_health()
+
+    def _tell_down_time(self, right: Sequence[Span]) -> None:
+        """The gap of the time before the start, now that it is known when that was."""
+        untold, self.untold = self.untold, None
+        if untold is None:
+            return
+        last_us, start_us = untold.last_us, untold.from_us
+        for span in right:  # in the order in which they were
+            assert span.to_us is not None
+            assert span.by_us is not None
+            if span.number == untold.number:
+                start_us += span.by_us
+                break
+            last_us = max(last_us, span.to_us + span.by_us)
+        lines = [running.poller.line for running in self.pollers.values()]
+        if gap := _down_time(lines, last_us, start_us):
+            self.pipeline.gap(gap)
 
     def _line_states(self) -> dict[str, str]:
         return {name: str(running.poller.health.state) for name, running in self.pollers.items()}
@@ -490,11 +586,35 @@ class _Agent:
             self.certificates_soon.clear()
             lines = [each.poller.line for each in self.pollers.values()]
             self.certificates = await asyncio.to_thread(
-                certificates.looked, lines, self.clock.wall_us(), self.config.agent.language
+                certificates.looked, lines, self.clock.wall_us() if self.clock.is_set else 0, self.config.agent.language
             )
             with suppress(TimeoutError):
                 async with asyncio.timeout(certificates.LOOK_EVERY_S):
                     await self.certificates_soon.wait()
+
+    async def _keep_disk(self) -> None:
+        """Whether the disk takes what is to be kept, and how much room it has left."""
+        look_us, refused = 0, False
+        space: diskspace.Space | None = None
+        while True:
+            refusal = self._refusal()
+            if self.clock.monotonic_us() >= look_us or refused != (refusal is not None):
+                space = await asyncio.to_thread(diskspace.looked, self.found.data_dir)
+                look_us, refused = (
+                    self.clock.monotonic_us() + round(diskspace.LOOK_EVERY_S * SECOND_US),
+                    refusal is not None,
+                )
+            name = host_name(DISK, self.config.connections)
+            before = self.host.get(name, Loss(Quality.GOOD))
+            self.host[name] = diskspace.told(space, refusal, before, self.config.agent.language)
+            await asyncio.sleep(TICK_EVERY_S)
+
+    def _refusal(self) -> diskspace.Refusal | None:
+        store, agent = self.store, self.config.agent
+        if store.fault is None:
+            return None
+        since = texts.moment(store.fault_since_us, self.clock.wall_us(), agent.timezone)
+        return diskspace.Refusal(store.fault, since, store.waiting_mb, WAITING_MAX / 1e6)
 
     def _health(self) -> dict[str, Any]:
         return self.meter.health(
@@ -505,7 +625,7 @@ class _Agent:
             self.pipeline.state,
             self._explain,
             self.certificates,
-        )
+        ) | {"clock": self.clock.health()}
 
     def _explain(self, machine: str, signal: str, offset: int) -> str:
         """Why the last reading of a signal was bad, as its line knows it."""
@@ -700,7 +820,7 @@ def _replayed(plant: Plant, recovery: Any, epoch: str) -> judge.JudgeState:
         frames = [item.frame] if isinstance(item, JudgedFrame) and _fits(plant, item.frame) else []
         if isinstance(item, Command):
             try:
-                state, _ = judge.acknowledge(plant, state, item.id, item.by, item.comment, item.ts)
+                state = judge.repeat(plant, state, item)
             except (KeyError, ValueError) as error:
                 log.error("command_not_repeated", command=item.command, fault=str(error))
     judge.numbered(state, recovery.numbers)

@@ -30,7 +30,8 @@ LINE_LOST = 0x20
 this signal is counted; it raises no `stale` (contract §6, the agent's own warnings)."""
 ENDING = 16
 """A value of the agent's own machine says why: below this, why a line is lost (a code of Quality); from here on, how soon a
-certificate ends: ENDING × the step (1: within 60 days, 2: 30, 3: 7, 4: it has expired) + whose it is. 0: all is well."""
+certificate ends: ENDING × the step (1: within 60 days, 2: 30, 3: 7, 4: it has expired) + whose it is; of the disk and the
+clock: ENDING × 1 for severity warning, × 3 for severity alarm, + which of their faults it is. 0: all is well."""
 
 
 class Quality(IntEnum):
@@ -154,6 +155,8 @@ class Frame:
     tick: True when no device spoke (rows that only let time pass).
     words: (rows, signals) why, beside the values of the agent's own machine; None elsewhere.
     late: True when it came too late to be judged (a server's history): kept and published, and nothing more.
+    unset: the number of the span in which nobody had set the host's clock (records.Span), so that ts and at are its own
+    guess; 0: the clock was set.
     """
 
     machine: str
@@ -165,6 +168,7 @@ class Frame:
     tick: bool = False
     words: tuple[tuple[str, ...], ...] | None = None
     late: bool = False
+    unset: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ by way of /proc/self/fd, so that the socket always lies in the data directory.
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -31,6 +32,9 @@ CONNECTIONS_MAX = 8
 REQUEST_WITHIN_S = 5.0
 
 CONTROL_FAILED = "control_failed"
+PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE)
+"""What a disk says that is full, read-only or failing: that may pass while the agent runs."""
+OPEN_EVERY_S = 5.0
 
 Answer = dict[str, Any]
 Handler = Callable[[dict[str, Any]], Awaitable[Answer]]
@@ -46,48 +50,85 @@ class NoAgent(ConnectionError):
 
 @contextlib.contextmanager
 def hold(data_dir: Path) -> Iterator[None]:
-    """Hold the data directory for this process alone; raises AlreadyRunning. The kernel lets go when we end."""
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(data_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    """Hold the data directory for this process alone; raises AlreadyRunning. The kernel lets go when we end.
+
+    Held is the directory itself, which needs no space on a full disk, and the file in it that says by whom.
+    """
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            raise AlreadyRunning(
-                f"{data_dir}: another agent (process {holder}) works on this data directory; "
-                "stop it, or give this one a data_dir of its own"
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _locked(held, os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), data_dir)
+            descriptor = os.open(data_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            _locked(held, descriptor, data_dir)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            _refused(error, data_dir)
         yield
-    finally:
-        os.close(descriptor)
+
+
+def _locked(held: contextlib.ExitStack, descriptor: int, data_dir: Path) -> None:
+    held.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = "unknown"
+        with contextlib.suppress(OSError):
+            holder = (data_dir / LOCK).read_text(encoding="ascii", errors="replace").strip() or holder
+        raise AlreadyRunning(
+            f"{data_dir}: another agent (process {holder}) works on this data directory; "
+            "stop it, or give this one a data_dir of its own"
+        ) from None
+
+
+def _refused(error: OSError, data_dir: Path) -> None:
+    """A disk that takes nothing now keeps nobody from measuring; what a person has to mend is raised."""
+    if error.errno not in PASSING:
+        raise error
+    structlog.get_logger().warning(CONTROL_FAILED, data_dir=str(data_dir), fault=str(error))
 
 
 @contextlib.asynccontextmanager
-async def open_control(data_dir: Path, handlers: Mapping[str, Handler]) -> AsyncIterator[None]:
+async def open_control(data_dir: Path, handlers: Mapping[str, Handler]) -> AsyncIterator["Door"]:
     """Hold the data directory and answer at its socket until the block is left.
 
     handlers: by command, looked up at each request, so that they may be filled in while the agent starts. A handler
-    gets the request and returns the answer; `ok` is added when it says nothing of it. Raises AlreadyRunning.
+    gets the request and returns the answer; `ok` is added when it says nothing of it. Raises AlreadyRunning. On a disk
+    that is full or read-only nobody can ask before there is room for the socket: see Door.keep_open.
     """
-    with hold(data_dir), _bound(data_dir) as listening:
-        door = _Door(handlers)
-        server = await asyncio.start_unix_server(door.answer, sock=listening, limit=REQUEST_BYTES_MAX)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(hold(data_dir))
+        door = Door(data_dir, handlers, stack)
         try:
-            yield
-        finally:
-            server.close()
-            await door.close()
+            await door.open()
+        except OSError as error:
+            _refused(error, data_dir)
+        yield door
 
 
-class _Door:
-    """The askers of the moment."""
+class Door:
+    """The socket, and the askers of the moment."""
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
-        self._handlers = handlers
+    def __init__(self, data_dir: Path, handlers: Mapping[str, Handler], stack: contextlib.AsyncExitStack) -> None:
+        self._data_dir, self._handlers, self._stack = data_dir, handlers, stack
         self._askers: set[asyncio.Task[Any]] = set()
+        self._open = False
+
+    async def open(self) -> None:
+        """Raises OSError."""
+        listening = self._stack.enter_context(_bound(self._data_dir))
+        self._stack.push_async_callback(self.close)
+        server = await asyncio.start_unix_server(self.answer, sock=listening, limit=REQUEST_BYTES_MAX)
+        self._stack.callback(server.close)
+        self._open = True
+
+    async def keep_open(self) -> None:
+        """For ever: where there was no room for the socket, try again."""
+        while True:
+            await asyncio.sleep(OPEN_EVERY_S)
+            if not self._open:
+                with contextlib.suppress(OSError):
+                    await self.open()
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection: a request, its answer, closed."""

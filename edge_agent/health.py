@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edge_agent import judge
-from edge_agent.clock import HostClock
 from edge_agent.contract import CODE_MASK, SECOND_US, Quality
 from edge_agent.judge import JudgeState
 from edge_agent.messages import topics as messages
 from edge_agent.plant import Plant, certificate_of
 from edge_agent.poller import LineHealth
 from edge_agent.records import Loss
+from edge_agent.timekeeping import HostClock
 
 Explain = Callable[[str, str, int], str]
 """(machine, signal, its offset in the machine) → why its last reading was bad, in words; '' when nothing more is known."""
@@ -94,7 +94,7 @@ class Meter:
                 for name, line in lines.items()
             },
             "broker": dict(broker),
-            "buffer": {"messages": store["messages"], "oldest": store["oldest"]},
+            "buffer": {name: store[name] for name in ("messages", "oldest", "state", "reason") if name in store},
             "store": dict(store),
             "loop_lag_ms": round(lag / 1000, 1),
             "cpu_percent": round(self._cpu_percent, 2),
@@ -132,7 +132,7 @@ def _lost(plant: Plant, state: JudgeState) -> dict[str, dict[str, Any]]:
     values, quality = judge.readings(state, own)
     found = {}
     for signal, value, code in zip(own.signals, values.tolist(), quality.tolist(), strict=True):
-        if signal.certificate:
+        if signal.in_words:
             continue
         why = Quality(int(value)) if code == Quality.GOOD else Quality(code)
         ne107 = "function_check" if why is Quality.MISSING else NE107.get(why, "ok")  # missing: nothing is known yet

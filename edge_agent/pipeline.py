@@ -18,9 +18,10 @@ from edge_agent.contract import LINE_LOST, SECOND_US, Clock, Frame, Quality
 from edge_agent.judge import JudgeState
 from edge_agent.messages import topics as messages
 from edge_agent.plant import OWN_EVERY_US, Machine, Plant
-from edge_agent.records import Command, Event, EventKind, Gap, GapCause, Loss, WarningState
+from edge_agent.records import SET_CLOCK, Command, Event, EventKind, Gap, GapCause, Loss, Span, WarningState
 from edge_agent.store.disk import OWED
 from edge_agent.store.journal import Store
+from edge_agent.store.stamps import marked
 
 log = structlog.get_logger(__name__)
 
@@ -75,14 +76,19 @@ class Pipeline:
         """When frames were put into the store last (monotonic µs): by then the next start counts what was due."""
         store.on_seal = self._note_owed
         self.judged_rows = 0
+        self.unset = 0
+        """The span of a clock that nobody has set, in which frames come now (Frame.unset)."""
 
     # --- frames -----------------------------------------------------------------------------------------------------
 
     def take(self, frames: Sequence[Frame]) -> None:
         """Frames as they come; judged together with what else comes within COLLECT_S."""
-        self._waiting += frames
+        self._waiting += self._of_span(frames)
         if self._flush is None:
             self._flush = asyncio.get_running_loop().call_later(COLLECT_S, self.flush)
+
+    def _of_span(self, frames: Sequence[Frame]) -> Sequence[Frame]:
+        return [replace(frame, unset=self.unset) for frame in frames] if self.unset else frames
 
     def belated(self, frames: Sequence[Frame]) -> None:
         """Frames of a past that is over: kept and published, marked late; the judge and the page do not see them."""
@@ -115,6 +121,8 @@ class Pipeline:
     def _show(self, machine: Machine, frame: Frame) -> None:
         mode = int(self.state.mode[machine.index])
         values, quality = judge.readings(self.state, machine)
+        if frame.unset:
+            quality = marked(replace(frame, quality=quality)).quality
         at = None if frame.at is None else frame.at[-1]
         self._board.frame(machine.name, int(frame.ts[-1]), values, quality, at, judge.mode_name(machine, mode))
         if self._mode.get(machine.name) != mode:
@@ -176,9 +184,29 @@ class Pipeline:
     def resume(self, down: Gap | None) -> None:
         """After a restart: a row BAD `restart` for the time in which nobody looked, and the gap that says so."""
         now, wall = self._time.now_us(), self._clock.wall_us()
-        self._judge([restart_row(machine, now, wall) for machine in self.plant.machines])
+        self._judge(self._of_span([restart_row(machine, now, wall) for machine in self.plant.machines]))
         if down is not None:
             self._store.put((), gaps=[down])
+
+    def clock_set(self, spans: Sequence[Span]) -> None:
+        """The clock is set, and the stamps of these spans are put right: so is what stands since then.
+
+        Journalled in its place among the frames, so that a restart finds the same.
+        """
+        for span in spans:
+            assert span.to_us is not None
+            assert span.by_us is not None
+            about = {"from_us": span.from_us, "to_us": span.to_us, "from_t": span.from_t, "by_us": span.by_us}
+            self.state = judge.set_clock(self.state, **about)
+            command = Command(SET_CLOCK, self._clock.wall_us(), self._time.now_us(), "", "", "", {**about})
+            self._store.put((), commands=[command])
+        if spans:
+            for name, standing in judge.active(self.plant, self.state).items():
+                self._publish_active(name, standing)
+
+    def gap(self, gap: Gap) -> None:
+        """What was lost, as it became known."""
+        self._store.put((), gaps=[gap])
 
     # --- time -------------------------------------------------------------------------------------------------------
 
@@ -194,8 +222,10 @@ class Pipeline:
             self._tell_missed()
 
     def lines(self, told: Mapping[str, Loss]) -> None:
-        """Which lines, and parts of lines, are lost now, and which certificates end soon, by their names in the agent's own
-        machine. What nobody tells of, and a part of a line that is lost as a whole, are not known.
+        """Which lines, and parts of lines, are lost now, which certificates end soon, and what is wrong with the host.
+
+        By their names in the agent's own machine. What nobody tells of, and a part of a line that is lost as a whole, are
+        not known.
         """
         own = self.plant.own
         if own is None:
@@ -205,12 +235,13 @@ class Pipeline:
         codes = [each.why for each in known]
         if codes == self._lines and now < self._lines_due:
             return
-        # What is said of a certificate has no delay that must mature, and stands for weeks: its words go where it changes.
+        # What is said of a certificate or of the host has no delay that must mature, and stands for weeks: its words go
+        # where it changes.
         stands = [
-            signal.certificate and code == before
+            signal.in_words and code == before
             for signal, code, before in zip(own.signals, codes, self._lines or [-1] * len(codes), strict=True)
         ]
-        lost = any(code for signal, code in zip(own.signals, codes, strict=True) if not signal.certificate)
+        lost = any(code for signal, code in zip(own.signals, codes, strict=True) if not signal.in_words)
         self._lines, self._lines_due = codes, now + (LOST_EVERY_US if lost else OWN_EVERY_US)
         unknown = np.array([[code == Quality.HOLD for code in codes]], dtype=np.bool_)
         frame = _row(own, now, self._clock.wall_us(), Quality.GOOD)

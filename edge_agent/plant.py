@@ -3,11 +3,11 @@
 Rule 1: columns stand machine by machine in the order of the configuration; a machine is an index range.
 Rule 2: what may differ by operating state is an array for each state, so that a change of state copies columns.
 Rule 3: the agent's own machine comes last: a column for each line and each part of one, whose value says if it is lost;
-after them one for each line that rests on certificates.
+after them one for each line that rests on certificates, and those of the host: its disk and its clock.
 """
 
 import bisect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -25,6 +25,9 @@ OWN = "agent"
 """The machine of the agent's own warnings (contract §6); nobody else may have the name."""
 OWN_EVERY_US, OWN_STALE_US = 10_000_000, 3_600_000_000
 HEALTH_US = 10_000_000
+DISK, CLOCK = "disk", "clock"
+HOST = {DISK: (texts.DISK, texts.MAKE_ROOM), CLOCK: (texts.CLOCK, texts.SET_THE_CLOCK)}
+"""What the agent needs of its host, by the name of its column: how it is called, and what a person can do about it."""
 CERTIFICATE = "certificate"
 """The column of a line's certificates is called `<connection>.certificate`."""
 
@@ -49,6 +52,13 @@ class Signal:
     bands: tuple[dict[str, dict[str, float]], ...]
     certificate: bool = False
     """In the agent's own machine: it tells of a line's certificates, and not of a line or a part of one."""
+    host: bool = False
+    """In the agent's own machine: it tells of the disk or the clock."""
+
+    @property
+    def in_words(self) -> bool:
+        """It tells in words of its own what there is to do: nothing lies behind it, and it acts at once."""
+        return self.certificate or self.host
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +189,22 @@ def _up_to(end: int, plant: Plant, machines: tuple[Machine, ...]) -> Plant:
     )
 
 
+def without_host(plant: Plant) -> Plant:
+    """The same plant as it was before the agent told of its disk and its clock; itself when it does not."""
+    return _without(plant, lambda signal: signal.host)
+
+
 def without_certificates(plant: Plant) -> Plant:
     """The same plant as it was before the agent told of certificates; itself when there are none."""
+    return _without(plant, lambda signal: signal.in_words)
+
+
+def _without(plant: Plant, later: Callable[[Signal], bool]) -> Plant:
+    """Without the last columns of the agent's own machine, which a later release has added."""
     own = plant.own
-    if own is None or not own.signals[-1].certificate:
+    if own is None or not later(own.signals[-1]):
         return plant
-    kept = [signal for signal in own.signals if not signal.certificate]
+    kept = [signal for signal in own.signals if not later(signal)]
     norms = tuple(
         Norms(**{part.name: getattr(its, part.name)[..., : len(kept)] for part in fields(Norms)}) for its in own.norms
     )
@@ -212,7 +232,7 @@ def parts_of(config: Config) -> dict[str, dict[str, str]]:
 
 Lines = dict[str, tuple[SignalConfig, list[SignalConfig]]]
 """By name: the signal that tells whether a line, or a part of one, is lost, and those that lie behind it; none lie behind
-one that tells of certificates."""
+one that tells of certificates or of the host."""
 
 
 def _lines(config: Config) -> Lines:
@@ -233,7 +253,16 @@ def _lines(config: Config) -> Lines:
         if name in found and is_certified(config.connections[name].settings):
             title = texts.CERTIFICATES[config.agent.language].format(name)
             found[certificate_of(name)] = _line(certificate_of(name), title, [], texts.RENEW)
+    if found:
+        for part, (title_of, advice) in HOST.items():
+            name = host_name(part, config.connections)
+            found[name] = _line(name, title_of[config.agent.language], [], advice)
     return found
+
+
+def host_name(part: str, connections: Iterable[str]) -> str:
+    """The name of its column in the agent's own machine. part: one of HOST."""
+    return f"{OWN}.{part}" if part in connections else part
 
 
 def certificate_of(connection: str) -> str:
@@ -296,7 +325,9 @@ def _line(
 
 
 def health_us(behind: Sequence[SignalConfig]) -> int:
-    """How long a line must be lost: no longer than the most impatient of its signals may be silent; 0 of certificates."""
+    """How long a line must be lost: no longer than the most impatient of its signals may be silent; 0 where none lies
+    behind (certificates, the host).
+    """
     if not behind:
         return 0
     return min([HEALTH_US, *(stale_us(signal) for signal in behind)])
@@ -329,7 +360,8 @@ def _machine(index: int, machine: MachineConfig, start: int, lines: Lines) -> Ma
                 names=dict(signal.map),
                 behind=len(lines[signal.name][1]) if lines else 0,
                 bands=tuple(_band(row[offset]) for row in norms),
-                certificate=bool(lines) and not lines[signal.name][1],
+                certificate=_in_words(signal, lines) and signal.name.endswith(f".{CERTIFICATE}"),
+                host=_in_words(signal, lines) and not signal.name.endswith(f".{CERTIFICATE}"),
             )
             for offset, signal in enumerate(signals)
         ),
@@ -340,6 +372,10 @@ def _machine(index: int, machine: MachineConfig, start: int, lines: Lines) -> Ma
         norms=tuple(_norms(signals, row, lines) for row in norms),
         own=bool(lines),
     )
+
+
+def _in_words(signal: SignalConfig, lines: Lines) -> bool:
+    return bool(lines) and not lines[signal.name][1]
 
 
 def _formulas(

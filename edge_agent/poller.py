@@ -65,6 +65,8 @@ APART_US = SECOND_US
 """Readings further than this from their row's `ts` get a stamp of their own."""
 LAG_US = 3 * SECOND_US
 """A source tells what it measured a little later: its stamp is the row's `ts` (contract §6), not that of the look at it."""
+STEP_US = SECOND_US
+"""Wall minus monotonic clock changes by less than this between two reads, unless the wall clock has stepped."""
 NEVER_US = -(2**60)
 LOOP_BROKEN_MA = 3.6
 LOOP_SHORTED_MA = 21.0
@@ -287,6 +289,7 @@ class Poller:
         """Of parts that were lost while the line stood, in words why."""
         self._lost_at: int | None = None
         self._handed_on_us = -EVER_US
+        self._base_us = clock.wall_us() - clock.monotonic_us()
         """Of the latest frames, the agent's time."""
         self._reached = 0
         """The last beat (monotonic µs) that has its row or is being read."""
@@ -579,7 +582,18 @@ class Poller:
             beat, readings = _carried_over(line, beat, readings, self.line)
         self._reading = None
         self._note(beat, readings)
-        self._intake(self.frames(beat, self._marked(beat, readings)))
+        self._intake(self.frames(beat, self._marked(beat, self._of_one_clock(readings))))
+
+    def _of_one_clock(self, readings: Readings) -> Readings:
+        """The same readings; where the wall clock has stepped since the last ones, with the time at which they are here."""
+        wall, before = self._clock.wall_us(), self._base_us
+        self._base_us = wall - self._clock.monotonic_us()
+        if abs(self._base_us - before) < STEP_US:
+            return readings
+        here = np.reshape(wall - np.maximum(self._ago(readings), 0), (-1, 1))
+        return replace(
+            readings, ts=np.broadcast_to(here, (len(here), readings.ts.shape[-1])).reshape(readings.ts.shape)
+        )
 
     def owed(self, until_us: int) -> tuple[int, int]:
         """How many machine rows were due by then (monotonic µs) and are still being read, or wait behind that; and since

@@ -7,6 +7,7 @@ unit stay; everything else begins anew.
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
@@ -17,7 +18,7 @@ import orjson
 from edge_agent import judge
 from edge_agent.contract import Detector
 from edge_agent.judge import JudgeState, Standing
-from edge_agent.plant import Plant, without_certificates, without_own
+from edge_agent.plant import Plant, without_certificates, without_host, without_own
 from edge_agent.records import Event, EventKind, Kind, Severity, WarningState
 
 MAGIC = b"EAJ1"
@@ -41,6 +42,7 @@ def dump(plant: Plant, state: JudgeState) -> bytes:
                 [column, kind, s.state, s.level, s.since, s.born, s.count, _plain(s.event)]
                 for (column, kind), s in state.standing.items()
             ],
+            "moved": state.moved,
         }
     )
     body = zlib.compress(b"".join([header, *(array.tobytes() for _, array in arrays)]), 1)
@@ -68,6 +70,7 @@ def load(plant: Plant, blob: bytes) -> JudgeState:
             target[...] = array
         for column, kind, now, level, since, born, count, event in header["standing"]:
             state.standing[column, kind] = Standing(WarningState(now), level, since, born, count, event_of(event))
+        state.moved = [(first, last, by) for first, last, by in header.get("moved", ())]
     except (struct.error, zlib.error, ValueError, KeyError, TypeError) as error:
         raise SnapshotDamaged(str(error)) from error
     state.norms = judge.norms_in_force(plant, state.mode)
@@ -75,7 +78,8 @@ def load(plant: Plant, blob: bytes) -> JudgeState:
 
 
 def load_any(plant: Plant, blob: bytes) -> JudgeState:
-    """`load`, also what a release wrote whose plant had no machine of the agent's own, or one without certificates.
+    """`load`, also what a release wrote whose plant had no machine of the agent's own, or one without the host or without
+    certificates.
 
     Raises SnapshotDamaged.
     """
@@ -84,12 +88,11 @@ def load_any(plant: Plant, blob: bytes) -> JudgeState:
     except SnapshotDamaged:
         if plant.own is None:
             raise
-    before = without_certificates(plant)
-    try:
-        return migrate(before, load(before, blob), plant)[0]
-    except SnapshotDamaged:
-        before = without_own(plant)
-        return migrate(before, load(before, blob), plant)[0]
+    for before in (without_host(plant), without_certificates(plant)):
+        with suppress(SnapshotDamaged):
+            return migrate(before, load(before, blob), plant)[0]
+    before = without_own(plant)
+    return migrate(before, load(before, blob), plant)[0]
 
 
 def migrate(old_plant: Plant, old: JudgeState, plant: Plant) -> tuple[JudgeState, list[Event]]:
@@ -115,7 +118,7 @@ def migrate(old_plant: Plant, old: JudgeState, plant: Plant) -> tuple[JudgeState
         if known and machine.states:
             new.mode[machine.index] = machine.states.index(was.states[mode]) if mode >= 0 else mode
             new.settle_until[machine.index] = old.settle_until[was.index]
-    new.norms = judge.norms_in_force(plant, new.mode)
+    new.norms, new.moved = judge.norms_in_force(plant, new.mode), list(old.moved)
     moved = dict(pairs)
     orphans = []
     for (column, kind), standing in old.standing.items():

@@ -101,10 +101,87 @@ _LASTS = {
     "nl": "weer in orde; als eerste verloopt {} {}, op {}",
     "de": "wieder in Ordnung; als Nächstes läuft {} {} ab, am {}",
 }
+DISK = {"en": "Disk", "nl": "Schijf", "de": "Datenträger"}
+MAKE_ROOM = {
+    "en": "Free space on the disk that holds data_dir (journal.db.damaged-*, old logs, exports), or give it a larger one; if "
+    "it is read-only or failing, look into the system's log (dmesg), check the file system, replace the card. The agent goes "
+    "on by itself within 10 s; nothing has to be restarted.",
+    "nl": "Maak ruimte op de schijf waarop data_dir staat (journal.db.damaged-*, oude logboeken, exports) of geef een grotere; "
+    "is zij alleen-lezen of defect, kijk dan in het systeemlogboek (dmesg), controleer het bestandssysteem, vervang de kaart. "
+    "De agent gaat binnen 10 s vanzelf verder; niets hoeft opnieuw gestart te worden.",
+    "de": "Platz auf dem Datenträger von data_dir schaffen (journal.db.damaged-*, alte Protokolle, Exporte) oder einen größeren "
+    "einsetzen; ist er schreibgeschützt oder defekt: Systemprotokoll (dmesg) ansehen, Dateisystem prüfen, Karte tauschen. Der "
+    "Agent macht innerhalb von 10 s von selbst weiter; nichts muss neu gestartet werden.",
+}
+_DISK_REFUSES = {
+    "en": ("it fails", "it is full", "it is read-only", "no more files can be made (inodes are used up)"),
+    "nl": ("zij faalt", "zij is vol", "zij is alleen-lezen", "er kunnen geen bestanden meer bij (inodes zijn op)"),
+    "de": (
+        "er versagt",
+        "er ist voll",
+        "er ist schreibgeschützt",
+        "es passen keine Dateien mehr darauf (keine Inodes frei)",
+    ),
+}
+"""In the order of diskspace.Why."""
+_NOT_KEPT = {
+    "en": "{why}; nothing has been kept since {since} ({fault}). Measuring and warnings go on: readings wait in memory "
+    "({waiting} of {room} MB), and those for which there is no room are lost and counted.",
+    "nl": "{why}; sinds {since} wordt niets bewaard ({fault}). Meten en waarschuwen gaan door: metingen wachten in het "
+    "geheugen ({waiting} van {room} MB), en waarvoor geen plaats is gaat verloren en wordt geteld.",
+    "de": "{why}; seit {since} wird nichts aufbewahrt ({fault}). Messen und Warnen gehen weiter: Messwerte warten im Speicher "
+    "({waiting} von {room} MB), und wofür kein Platz ist, geht verloren und wird gezählt.",
+}
+_DISK_LOW = {
+    "en": "nearly full: {free} of {total} free. When it is full, nothing more can be kept.",
+    "nl": "bijna vol: {free} van {total} vrij. Is zij vol, dan kan niets meer worden bewaard.",
+    "de": "fast voll: {free} von {total} frei. Ist er voll, kann nichts mehr aufbewahrt werden.",
+}
+_DISK_WELL = {"en": "in order again, {} free", "nl": "weer in orde, {} vrij", "de": "wieder in Ordnung, {} frei"}
+CLOCK = {"en": "Clock", "nl": "Klok", "de": "Uhr"}
+SET_THE_CLOCK = {
+    "en": "Check the time synchronisation of this machine (NTP server, network, battery of its clock).",
+    "nl": "Controleer de tijdsynchronisatie van deze machine (NTP-server, netwerk, batterij van de klok).",
+    "de": "Die Zeitsynchronisation dieses Rechners prüfen (NTP-Server, Netzwerk, Batterie der Uhr).",
+}
 _NO_WORDS = {
-    "en": ("a certificate expires soon", "in order again"),
-    "nl": ("een certificaat verloopt binnenkort", "weer in orde"),
-    "de": ("ein Zertifikat läuft bald ab", "wieder in Ordnung"),
+    "en": ("something has to be done soon", "in order again"),
+    "nl": ("er moet binnenkort iets gebeuren", "weer in orde"),
+    "de": ("hier ist bald etwas zu tun", "wieder in Ordnung"),
+}
+CLOCK = {"en": "Clock of this machine", "nl": "Klok van deze machine", "de": "Uhr dieser Maschine"}
+SET_THE_CLOCK = {
+    "en": "Set the clock while the agent runs: let it follow a time server (timedatectl set-ntp true), or by hand "
+    "(timedatectl set-time). A clock that forgets the time when the power is off needs a new battery.",
+    "nl": "Zet de klok gelijk terwijl de agent draait: laat hem een tijdserver volgen (timedatectl set-ntp true), of met de "
+    "hand (timedatectl set-time). Een klok die zonder spanning de tijd vergeet, heeft een nieuwe batterij nodig.",
+    "de": "Die Uhr stellen, während der Agent läuft: einem Zeitserver folgen lassen (timedatectl set-ntp true), oder von Hand "
+    "(timedatectl set-time). Eine Uhr, die ohne Spannung die Zeit vergisst, braucht eine neue Batterie.",
+}
+_CLOCK_NOT_SET = {
+    "en": ("it was never set: it says {}", "it was not set since it started: it says {}, and the journal has readings of {}"),
+    "nl": ("nooit gelijkgezet: hij zegt {}", "niet gelijkgezet sinds de start: hij zegt {}, en het journaal heeft metingen van {}"),
+    "de": ("nie gestellt: sie zeigt {}", "seit dem Start nicht gestellt: sie zeigt {}, und das Journal hat Messwerte von {}"),
+}  # fmt: skip
+_CLOCK_MARKED = {
+    "en": "{}. Readings are marked `clock` until it is set",
+    "nl": "{}. Metingen krijgen het merk `clock` tot hij gelijk is gezet",
+    "de": "{}. Messwerte tragen die Marke `clock`, bis sie gestellt ist",
+}
+_CLOCK_STEPPED = {
+    "en": ("it jumped forward by {} at {}", "it jumped back by {} at {}"),
+    "nl": ("hij sprong {} vooruit om {}", "hij sprong {} terug om {}"),
+    "de": ("sie sprang um {} vor, um {}", "sie sprang um {} zurück, um {}"),
+}
+_CLOCK_ALONE = {
+    "en": "nothing has kept it right since {}: the time server is not reached, or its service does not run",
+    "nl": "niets houdt hem gelijk sinds {}: de tijdserver is niet bereikbaar, of zijn dienst draait niet",
+    "de": "nichts hält sie richtig seit {}: der Zeitserver ist nicht erreichbar, oder sein Dienst läuft nicht",
+}
+_CLOCK_RIGHT = {
+    "en": "it can be believed again",
+    "nl": "hij is weer te vertrouwen",
+    "de": "ihr ist wieder zu trauen",
 }
 _DEESCALATED = {
     "en": "{title} {value}: no longer an alarm, still a warning",
@@ -239,8 +316,8 @@ def message(
     )
 
 
-def of_certificates(language: str, event: EventKind, title: str, words: str) -> str:
-    """The same of a line's certificates. words: what `expires` or `lasts` says."""
+def in_words(language: str, event: EventKind, title: str, words: str) -> str:
+    """The same of a line's certificates, of the disk and of the clock. words: as whoever looks after them says it."""
     return f"{title}: {words or _NO_WORDS[language][event is EventKind.CLEARED]}"
 
 
@@ -257,9 +334,58 @@ def lasts(language: str, whose: str, name: str, until_us: int) -> str:
     return _LASTS[language].format(_WHOSE[language][whose], name, _day(until_us))
 
 
+def disk_refuses(language: str, why: int, since: str, fault: str, waiting_mb: float, room_mb: float) -> str:
+    """That nothing can be kept. why: see diskspace.Why."""
+    waiting, room = (quantity(round(mb, 1), "", language) for mb in (waiting_mb, room_mb))
+    reason = _DISK_REFUSES[language][why]
+    return _NOT_KEPT[language].format(why=reason, since=since, fault=fault, waiting=waiting, room=room)
+
+
+def disk_low(language: str, free: int, total: int) -> str:
+    """Both in bytes."""
+    return _DISK_LOW[language].format(free=size(free, language), total=size(total, language))
+
+
+def disk_well(language: str, free: int) -> str:
+    return _DISK_WELL[language].format(size(free, language))
+
+
+def size(count: int, language: str = "en") -> str:
+    """Bytes in a unit that people read: 3.2 GB, 180 MB."""
+    unit, per = ("GB", 1e9) if count >= 1e9 else ("MB", 1e6)
+    return quantity(round(count / per, 1), unit, language)
+
+
 def _day(us: int) -> str:
     """In UTC, as `edge-agent trust` shows it; some certificates end on the last day that there is."""
     return f"{EPOCH + timedelta(microseconds=us):%Y-%m-%d}"
+
+
+def clock_not_set(language: str, now_us: int, floor_us: int | None) -> str:
+    """What a clock shows that cannot be right. floor_us: what the journal has seen of a set one; both UTC µs."""
+    behind = floor_us is not None and floor_us > now_us
+    text = _CLOCK_NOT_SET[language][behind].format(_minute(now_us), _minute(floor_us) if floor_us is not None else "")
+    return _CLOCK_MARKED[language].format(text)
+
+
+def clock_stepped(language: str, at_us: int, by_us: int, now_us: int, zone: str) -> str:
+    """By how much, in which direction, and when by the new clock."""
+    return _CLOCK_STEPPED[language][by_us < 0].format(duration(abs(by_us), language), moment(at_us, now_us, zone))
+
+
+def clock_alone(language: str, since_us: int, now_us: int, zone: str) -> str:
+    """Since when nothing keeps the clock right that something once kept right."""
+    return _CLOCK_ALONE[language].format(moment(since_us, now_us, zone))
+
+
+def clock_right(language: str) -> str:
+    """That there is nothing to say of the clock any more."""
+    return _CLOCK_RIGHT[language]
+
+
+def _minute(us: int) -> str:
+    """In UTC, since a clock that was not set knows no zone of its own either."""
+    return f"{EPOCH + timedelta(microseconds=us):%Y-%m-%d %H:%M} UTC"
 
 
 def removed(language: str, title: str) -> str:

@@ -309,16 +309,18 @@ class SimLink:
     """
 
     def __init__(
-        self, broker: Broker, life: Life, settings: LinkSettings, will_topic: str, will: bytes, clock: Clock
+        self, broker: Broker, life: Life, settings: LinkSettings, will: tuple[str, bytes], clock: Clock
     ) -> None:
         self._broker, self._life, self._clock = broker, life, clock
-        self._settings, self._will = settings, (will_topic, will)
+        self._settings, self._will = settings, will
         self.on_connected: Callable[[], None] = lambda: None
         self.on_lost: Callable[[], None] = lambda: None
         self.on_ack: Callable[[int, int], None] = lambda _token, _reason: None
         self.state = LinkState.CONNECTING
         self.version: str | None = None
         self.reason = ""
+        self.code: int | None = None
+        self.attempts = 0
         self.since_us: int | None = None
         self.url = settings.urls[0]
         self.receive_max, self.packet_max = 65_535, 268_435_455
@@ -331,6 +333,10 @@ class SimLink:
     @property
     def connected(self) -> bool:
         return self.state is LinkState.CONNECTED
+
+    @property
+    def settings(self) -> LinkSettings:
+        return self._settings
 
     def use(self, settings: LinkSettings) -> None:
         self._settings = settings
@@ -661,7 +667,7 @@ class World:
     async def _lived(self, until_us: int) -> int:
         self._cut = asyncio.Event()
         stop = asyncio.Event()
-        host = agent.Host(self.clock, self.registry, self._connect)
+        host = agent.Host(self.clock, lambda: True, lambda: "boot", self.registry, self._connect)
         running = asyncio.create_task(agent.run(self.home / "agent.yaml", stop=stop, host=host))
         cut = asyncio.create_task(self._cut.wait())
         self.tell(f"life {self.life.number}")
@@ -691,8 +697,10 @@ class World:
         cut.cancel()
         return self.now_us
 
-    def _connect(self, settings: LinkSettings, will_topic: str, will: bytes, clock: Clock) -> SimLink:
-        return SimLink(self.broker, self.life, settings, will_topic, will, clock)
+    def _connect(
+        self, settings: LinkSettings, will: tuple[str, bytes], clock: Clock, _renewed: Callable[[], LinkSettings] | None
+    ) -> SimLink:
+        return SimLink(self.broker, self.life, settings, will, clock)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from edge_agent.clock import SystemClock
 from edge_agent.contract import ENDING, WHOSE, Certified, DeviceSilent, Expiry, Quality
 from edge_agent.health import Meter
 from edge_agent.pipeline import TICK_EVERY_S
-from edge_agent.plant import Plant, without_certificates
+from edge_agent.plant import Plant, without_certificates, without_host
 from edge_agent.poller import Line
 from edge_agent.records import Event, EventKind, JudgedFrame, Loss
 from tests import foreign, plants, virtual
@@ -92,7 +92,7 @@ def test_it_is_said_in_the_language_of_the_site(language: str, days: float, word
 @pytest.mark.parametrize("language", texts.LANGUAGES)
 def test_every_step_has_a_text_in_every_language_also_without_words(language: str) -> None:
     for event in (EventKind.RAISED, EventKind.ESCALATED, EventKind.DEESCALATED, EventKind.CLEARED):
-        text = texts.of_certificates(language, event, texts.CERTIFICATES[language].format("plc"), "")
+        text = texts.in_words(language, event, texts.CERTIFICATES[language].format("plc"), "")
         assert text.partition("plc: ")[2]
     for whose in WHOSE:
         last = Expiry("A", whose, 253_402_300_799_000_000)
@@ -305,13 +305,14 @@ def test_only_a_line_that_rests_on_certificates_has_a_column_for_them_after_all_
     names = [(each.name, each.certificate, each.behind) for each in plant.own.signals]
     assert names == [
         ("open", False, 1), ("plc", False, 2), ("plc.unit_1", False, 1), ("plc.unit_2", False, 1),
-        ("plc.certificate", True, 0),
+        ("plc.certificate", True, 0), ("disk", False, 0), ("clock", False, 0),
     ]  # fmt: skip
-    assert plant.own.signals[-1].title == "Zertifikate von plc"
+    assert [each.title for each in plant.own.signals[4:]] == ["Zertifikate von plc", "Datenträger", "Uhr"]
     before = without_certificates(plant)
-    same = plants.plant(two, language="de")
+    same = without_host(plants.plant(two, language="de"))
     assert (before.columns, before.own and before.own.layout) == (same.columns, same.own and same.own.layout)
     assert without_certificates(same) is same
+    assert without_host(same) is same
 
 
 def test_a_snapshot_of_a_release_that_knew_no_certificates_is_taken_over() -> None:
@@ -321,13 +322,22 @@ def test_a_snapshot_of_a_release_that_knew_no_certificates_is_taken_over() -> No
         state.held[:2] = (1.5, 2.5)
         return state
 
-    old = plants.plant(PRESS)
+    old = without_host(plants.plant(PRESS))
     blob = snapshot.dump(old, lost(old))
     plant = plants.plant(PRESS, certified={"plc"})
     state = snapshot.load_any(plant, blob)
     assert state.held[:2].tolist() == [1.5, 2.5]
-    assert state.detectors[0].raised.tolist() == [False, False, True, False]
-    assert state.detectors[0].told.tolist() == [0] * 4
+    assert state.detectors[0].raised.tolist() == [False, False, True, False, False, False]
+    assert state.detectors[0].told.tolist() == [0] * 6
+
+
+def test_a_snapshot_of_a_release_that_did_not_look_after_its_host_is_taken_over() -> None:
+    plant = plants.plant(PRESS, certified={"plc"})
+    old = without_host(plant)
+    state = judge.start(old)
+    state.detectors[0].raised[2:4] = True
+    found = snapshot.load_any(plant, snapshot.dump(old, state))
+    assert found.detectors[0].raised.tolist() == [False, False, True, True, False, False]
 
 
 def test_a_snapshot_whose_health_knew_no_steps_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +350,7 @@ def test_a_snapshot_whose_health_knew_no_steps_is_taken_over(monkeypatch: pytest
     )
     blob = snapshot.dump(plant, state)
     monkeypatch.undo()
-    assert snapshot.load(plant, blob).detectors[0].raised.tolist() == [False, False, True]
+    assert snapshot.load(plant, blob).detectors[0].raised.tolist() == [False, False, True, False, False]
 
 
 # --- with files ---

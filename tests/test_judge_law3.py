@@ -283,7 +283,7 @@ LINES = plants.machine(
     plants.signal("b", connection="plc", point="unit_2"),
     plants.signal("c", connection="slow", point="x"),
 )
-NAMES = ("plc", "plc.unit_1", "plc.unit_2", "slow", "plc.certificate")
+NAMES = ("plc", "plc.unit_1", "plc.unit_2", "slow", "plc.certificate", "disk", "clock")
 ON_US = (4 * SECOND, 4 * SECOND, 10 * SECOND, 10 * SECOND)
 """No longer than the most impatient signal behind it may be silent."""
 BEHIND = (2, 1, 1, 1)
@@ -294,7 +294,7 @@ why = st.sampled_from(
 """(value, quality): well, lost and why, not known (behind a line that is lost as a whole), restart, HOLD."""
 ENDS = (0, 0, 16, 16, 17, 32, 33, 48, 64, 67)
 ends = st.sampled_from([*((value, 0) for value in ENDS), (math.nan, UNKNOWN), (math.nan, 13), (math.nan, 1)])
-"""The same of certificates: how soon one ends, and whose."""
+"""The same of certificates: how soon one ends, and whose; of the disk and the clock: how bad it is, and what."""
 
 
 @st.composite
@@ -302,7 +302,7 @@ def own_rows(draw: st.DrawFn) -> list[tuple[int, int, list[float], list[int]]]:
     t, ts, found = 1000 * SECOND, 5000 * SECOND, []
     for _ in range(draw(st.integers(0, 40))):
         t, ts = t + draw(step), ts + draw(step)
-        cells = [*(draw(why) for _ in ON_US), draw(ends)]
+        cells = [*(draw(why) for _ in ON_US), draw(ends), draw(ends), draw(ends)]
         found.append((t, ts, [float(value) for value, _ in cells], [code for _, code in cells]))
     return found
 
@@ -324,22 +324,24 @@ def test_lines_are_judged_alike_however_they_are_cut_and_as_their_plain_twin_say
     if taken:
         assert snapshot.dump(plant, whole[2]) == snapshot.dump(plant, single[2])
     twins = [TwinLine(on_us) for on_us in ON_US]
-    certificate = TwinCertificate()
+    in_words = [TwinCertificate() for _ in NAMES[len(twins) :]]
     held: list[int | None] = [None] * len(NAMES)
     expected: list[tuple[str, str, int, int, str, int | None]] = []
     for t, ts, values, qualities in taken:
         for column, (value_, code) in enumerate(zip(values, qualities, strict=True)):
             if code != 1:
                 held[column] = int(value_) if code == 0 else None
-            if column == len(twins):
-                if (ending := certificate.row(ts, held[column])) is not None:
+            if column >= len(twins):
+                if (ending := in_words[column - len(twins)].row(ts, held[column])) is not None:
                     expected.append((ending[0], NAMES[column], ts, ending[2], ending[1], None))
             elif (said := twins[column].row(t, ts, held[column])) is not None:
                 expected.append((said[0], NAMES[column], ts, said[1], "alarm", BEHIND[column]))
     assert [(e.event, e.signal, e.ts, e.since, e.severity, e.suppressed) for e in whole[1]] == expected
     assert all((e.kind, e.value, e.limit, e.norm) == ("health", None, None, {}) for e in whole[1])
     assert all(
-        f"{e.ts} {NAMES.index(e.signal)}" in e.message for e in whole[1] if e.event == "raised" or e.signal == NAMES[-1]
+        f"{e.ts} {NAMES.index(e.signal)}" in e.message
+        for e in whole[1]
+        if e.event == "raised" or e.signal in NAMES[len(ON_US) :]
     )
     assert not any(publish for *_, publish in whole[0])
 

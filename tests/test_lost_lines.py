@@ -754,14 +754,14 @@ def configured(folder: Path, port: int, units: int) -> tuple[Plant, list[Line]]:
 def test_the_parts_of_a_modbus_line_are_its_units_when_there_are_several(tmp_path: Path) -> None:
     plant, (line,) = configured(tmp_path, 502, 2)
     assert plant.own is not None
-    assert [each.name for each in plant.own.signals] == ["plc-1", "plc-1.unit_1", "plc-1.unit_2"]
-    assert [each.title for each in plant.own.signals] == ["Verbinding plc-1", "plc-1 unit 1", "plc-1 unit 2"]
-    assert [each.behind for each in plant.own.signals] == [6, 3, 3]
+    assert [each.name for each in plant.own.signals] == ["plc-1", "plc-1.unit_1", "plc-1.unit_2", "disk", "clock"]
+    assert [each.title for each in plant.own.signals][:3] == ["Verbinding plc-1", "plc-1 unit 1", "plc-1 unit 2"]
+    assert [each.behind for each in plant.own.signals] == [6, 3, 3, 0, 0]
     assert line.parts == ("unit_1", "unit_1", "unit_2", "unit_2")
     assert plant.signals == 6
     alone, (line,) = configured(tmp_path, 502, 1)
     assert alone.own is not None
-    assert [each.name for each in alone.own.signals] == ["plc-1"]
+    assert [each.name for each in alone.own.signals] == ["plc-1", "disk", "clock"]
     assert set(line.parts) == {""}
 
 

@@ -173,7 +173,7 @@ class Real:
 
     def link(self) -> Connection:
         settings = LinkSettings((self.broker.url,), "press-hall", "auto", "press", "p")
-        return Link(settings, STATUS, WILL, SystemClock())
+        return Link(settings, (STATUS, WILL), SystemClock())
 
     async def until(self, condition: Callable[[], object]) -> None:
         await eventually(condition, 20)
@@ -199,7 +199,7 @@ class Simulated:
 
     def link(self) -> Connection:
         settings = LinkSettings(("mqtt://broker.example",), "press-hall")
-        return SimLink(self._broker, Life(0), settings, STATUS, WILL, self._clock)
+        return SimLink(self._broker, Life(0), settings, (STATUS, WILL), self._clock)
 
     async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(100):

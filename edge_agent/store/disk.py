@@ -6,9 +6,12 @@ fewer numbers than its marker is an older copy, and counts on under another epoc
 """
 
 import contextlib
+import errno
 import os
 import secrets
+import shutil
 import sqlite3
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -34,6 +37,9 @@ BUSY_S = 5.0
 CHECKED_MAX = 32_000_000
 """bytes: a larger file is not read through at start (the damage of a page is found when it is used, and mended then)."""
 WAL_KEPT = 16_000_000
+GLIMPSED_MAX = 64_000_000
+"""bytes: what of a file that cannot be opened is copied into memory, to be read there."""
+MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of a random name, for us alone
 EPOCH_LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (id INTEGER PRIMARY KEY, text TEXT, crc INTEGER);
@@ -57,9 +63,10 @@ KEYS = {
     "meta": "id", "layouts": "id", "batches": "id", "notices": "seq", "snapshot": "id", "config": "id", "done": "first",
 }  # fmt: skip
 SMALL = ("meta", "layouts", "snapshot", "config")
-CONFIG, LEFTOVERS, DEVICES, OWED = 1, 2, 3, 4
+CONFIG, LEFTOVERS, DEVICES, OWED, STAMPS, HANDED = 1, 2, 3, 4, 8, 9
 """Rows of `config`: the last good configuration, topics still to be cleared at the broker, what devices have taught, rows
-that are due and have neither come nor been told as a gap."""
+that are due and have neither come nor been told as a gap, and of a clock that was not set (`stamps`) its spans and what
+left with their stamps."""
 MARKED_MAX = 24
 """Ranges of what is delivered that the marker holds: more would not fit into its sector."""
 OUTSIDE = {
@@ -107,6 +114,8 @@ class Opened:
     """The other rows of `config`."""
     gap: Gap | None = None
     lost: list[tuple[int, int]] = field(default_factory=list)
+    fault: str = ""
+    """Why the disk does not allow it: `db` is then a copy in memory of what can be read of the file, which nobody keeps."""
 
 
 def is_damage(error: Exception) -> bool:
@@ -145,6 +154,75 @@ def open_file(folder: Path, wall: int, progress: Progress = lambda: None) -> Ope
         raise OSError(f"{path}: {error}") from error
     write_marker(folder, found.state)
     return found
+
+
+def open_or_glimpse(folder: Path, wall: int, progress: Progress = lambda: None) -> Opened:
+    """`open_file`; where the disk does not allow it now, what can be known of the store without it (Opened.fault).
+
+    Raises OSError where no waiting helps: see `never`.
+    """
+    never(folder)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return open_file(folder, wall, progress)
+    except OSError as error:
+        never(folder)
+        return _glimpsed(folder, wall, f"{type(error).__name__}: {error}")
+
+
+def never(folder: Path) -> None:
+    """Raises OSError when a person has to mend something before this folder can hold a store.
+
+    A disk that is full, read-only or failing is not of that kind: it may come back while the agent runs.
+    """
+    path = folder / FILE
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "is not a folder", str(folder))
+    if path.exists() and not path.is_file():
+        raise IsADirectoryError(errno.EISDIR, "is not a file", str(path))
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    if is_read_only(there):
+        return
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "nothing may be written here", str(there))
+    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        raise PermissionError(errno.EACCES, "may not be read and written", str(path))
+
+
+def is_read_only(place: Path) -> bool:
+    """Whether its file system is mounted so."""
+    with contextlib.suppress(OSError):
+        return bool(os.statvfs(place).f_flag & os.ST_RDONLY)
+    return False
+
+
+def _glimpsed(folder: Path, wall: int, fault: str) -> Opened:
+    """The store as a copy of it in memory shows it; else as its marker does; else a new one."""
+    with contextlib.suppress(OSError, Damaged, *FAULTS), _copied(folder) as path:
+        db = connect(path)
+        found = _settled(db, *_prepared(db, path), read_marker(folder), wall)
+        return replace(found, gap=None, fault=fault)
+    state = read_marker(folder) or State(fresh_epoch())
+    return Opened(blank(), state, {}, None, fault=fault)
+
+
+@contextlib.contextmanager
+def _copied(folder: Path) -> Iterator[Path]:
+    """The file and its log in memory, for as long as it takes to open them; raises OSError when they are too large."""
+    parts = [part for part in (folder / FILE, folder / f"{FILE}-wal") if part.exists()]
+    if not parts or sum(part.stat().st_size for part in parts) > GLIMPSED_MAX:
+        raise FileNotFoundError(errno.ENOENT, "nothing that fits into memory", str(folder / FILE))
+    with tempfile.TemporaryDirectory(prefix="edge-agent-", dir=MEMORY) as name:
+        for part in parts:
+            shutil.copy(part, name)
+        yield Path(name) / FILE
+
+
+def blank() -> sqlite3.Connection:
+    """A store in memory in which nothing is."""
+    db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    db.executescript(SCHEMA + LATER_SCHEMA)
+    return db
 
 
 def _reads_badly(error: sqlite3.Error, path: Path) -> bool:

@@ -3,7 +3,8 @@
 Rule 1: committed means that the disk has it (WAL, synchronous=FULL). Only what is committed is published.
 Rule 2: one counter `seq` for everything that is published; a number is given once and never to other bytes.
 Rule 3: readings yield before warnings; whatever yields becomes a gap record. The store never keeps the agent from
-starting: what is damaged is moved aside, what can be read of it is kept, and the rest is counted and told.
+starting: what is damaged is moved aside, what can be read of it is kept, and the rest is counted and told; a disk that
+takes nothing is asked again and again, and meanwhile all waits in memory, bounded and counted.
 
 The frames of the journal are the outbox too: a delivered reading is a number in a set of ranges, not a row to delete.
 """
@@ -11,7 +12,7 @@ The frames of the journal are the outbox too: a delivered reading is a number in
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,10 +25,11 @@ import structlog
 
 from edge_agent.contract import SECOND_US, Clock
 from edge_agent.messages import topics as messages
-from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Layout
+from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Layout, Span
 from edge_agent.store import disk, rows
 from edge_agent.store.ranges import Intervals
 from edge_agent.store.rows import Kept
+from edge_agent.store.stamps import Stamps
 
 log = structlog.get_logger(__name__)
 
@@ -42,9 +44,13 @@ BATCHES_A_LOOK = 16
 """Batches that one look for the backlog unpacks: the loop has others to serve."""
 TRANSACTION_MAX = 8_000_000
 """bytes of readings in one transaction: after a full disk the journal comes back in steps."""
-RETRY_S = 1.0
+RETRY_S, RETRY_MAX_S = 0.5, 4.0
+"""After a commit that failed: doubled from failure to failure. So what waits is tried within 5 s of the disk's return."""
 AGE_LOOK_EVERY = 60
 """Commits between two looks for readings that are too old."""
+MOVE_BYTES = 8_000_000
+"""bytes of readings after which the history should take what is new; earlier where the buffer is small."""
+NOTICES_A_MOVE = 2_000
 NEAR_US = 400 * 86_400 * SECOND_US
 DROP_SHARE = 20
 """A twentieth of the limit goes at once, so that a long outage is a gap now and then and not one a second."""
@@ -62,6 +68,9 @@ class Committed:
     _kept: Kept | None = None
     _row: int = 0
     _bytes: bytes = b""
+    _stamps: Stamps | None = None
+    _since_us: int | None = None
+    """Monotonic µs when it was closed."""
 
     @property
     def topic(self) -> str:
@@ -73,13 +82,33 @@ class Committed:
         """Of a past that was not judged: late whenever it is sent."""
         return self._kept is not None and self._kept.judged.frame.late
 
+    def waited_us(self, clock: Clock) -> int:
+        """How long ago it was closed; by the monotonic clock, since a wall clock that steps makes nothing older."""
+        if self._since_us is None:
+            return clock.wall_us() - self.closed_us
+        return clock.monotonic_us() - self._since_us
+
+    @property
+    def ready(self) -> bool:
+        """Whether its bytes are settled. Where the clock was not set a commit must come first, which is asked for here."""
+        number = self._unset
+        return not number or self._stamps is None or self._stamps.ready(number, self.seq)
+
+    @property
+    def _unset(self) -> int:
+        """The span of a clock that was not set, in which it was stamped; 0: none."""
+        if self._kept is not None:
+            return self._kept.judged.frame.unset
+        span = self._stamps.span_of(self.seq) if self._stamps is not None and self._stamps.spans else None
+        return span.number if span is not None else 0
+
     def payload(self, late: bool) -> bytes:
-        """The message, encoded when it is wanted; always the same bytes but for `late`."""
+        """The message, encoded when it is wanted; once it is `ready` always the same bytes but for `late`."""
         if self._kept is None:
-            plain = self._bytes
+            plain = self._bytes if self._stamps is None else self._stamps.right_notice(self._bytes, self.seq)
         else:
             judged, row = self._kept.judged, self._row
-            frame = judged.frame
+            frame = judged.frame if self._stamps is None else self._stamps.right(judged.frame, self.seq)
             plain = messages.measurement(
                 self._epoch,
                 self.seq,
@@ -103,6 +132,15 @@ class Page(NamedTuple):
 
     messages: list[Committed]
     reached: int
+
+
+class Moving(NamedTuple):
+    """What the history has not yet. batches, notices: rows of their tables. more: there is still more."""
+
+    batches: list[tuple[Any, ...]]
+    notices: list[tuple[Any, ...]]
+    layouts: dict[int, Layout]
+    more: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +175,8 @@ class _Batch:
     messages: int = 0
     t_us: int | None = None
     wall_us: int | None = None
+    closed_us: int = 0
+    """Monotonic."""
     drop_to: int = 0
     written: bool = False
 
@@ -144,8 +184,10 @@ class _Batch:
 class Store:
     """The journal of one agent. `put` and all else belong to the loop's thread; commits happen in one of their own."""
 
-    def __init__(self, folder: Path, clock: Clock, opened: disk.Opened) -> None:
+    def __init__(self, folder: Path, clock: Clock, opened: disk.Opened, boot: str = "") -> None:
         self._folder, self._clock, self._db = folder, clock, opened.db
+        self._homeless = bool(opened.fault)
+        """The disk has not let us open the file: `_db` is in memory, and nothing is committed."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self.epoch: str = opened.state.epoch
         self._next = opened.state.last_seq + 1
@@ -157,7 +199,8 @@ class Store:
         self._done.take_changes()
         self._done_changed = False
         self._layouts: dict[str, tuple[int, Layout]] = {}
-        self._known = dict(opened.layouts)
+        self._use_known(opened.layouts)
+        self._batch_at_start = self._last_batch
         self._config, self._texts = opened.config, opened.texts
         # The commit thread's: numbers of the layouts that the file has, and how far the last snapshot reaches.
         self._written_layouts = set(opened.layouts)
@@ -168,24 +211,41 @@ class Store:
         """How many of them are being written."""
         self._waiting_bytes = 0
         self._lost_rows, self._lost_from, self._lost_to = 0, 0, 0
-        self._wake = asyncio.Event()
+        self._wake, self.move_soon = asyncio.Event(), asyncio.Event()
         self._stopping = False
         self._broken: str | None = None
-        self.fault: str | None = None
+        self.fault: str | None = opened.fault or None
+        self.fault_since_us = clock.wall_us()
+        """UTC µs; only while there is a fault."""
+        self._failures = 0
+        self.on_home: Callable[[disk.State, dict[str, tuple[str, int]]], None] = lambda *_: None
+        """Called once when a disk that refused at start has come back: with the store as it was found, and the numbers
+        that the events since the start have now, by the id of their warning."""
         self.max_size, self.max_age_us, self.commit_every_us = 2_000_000_000, 14 * 86_400 * SECOND_US, SECOND_US
         self.on_committed: list[Callable[[Sequence[Committed]], None]] = []
         self.on_seal: Callable[[], None] = lambda: None
         """Called before what waits becomes a batch: the last moment to put something into it."""
-        self.commits = 0
+        self._unmoved_bytes = self.commits = 0
         self._cache: tuple[int, list[Committed]] | None = None
+        self._moved: tuple[int, int] | None = None
+        """How far the history has come: (batch, seq). None: there is no history, and nothing waits for it."""
+        self.stamps, self._settled = Stamps(boot), Stamps(boot)
+        """What is known of a clock that was not set; and what of that is on disk, which alone decides what leaves."""
+        self._steps: list[tuple[int, int]] = []
+        """Of the wall clock in this run: the number that was next, and by how much (µs) it stepped."""
+        self._load_stamps()
+        if self._homeless:
+            log.error("store_not_opened", fault=opened.fault)
         self._begin_reading()
         if opened.gap is not None:
             self.put((), gaps=[opened.gap])
 
     def _begin_reading(self) -> None:
         # A connection of its own: a look at the backlog neither waits for a commit nor sees half of one.
-        self._reader = disk.connect(self._folder / FILE)
-        self._reader.execute("PRAGMA query_only=ON")
+        self._reader = self._db
+        if not self._homeless:
+            self._reader = disk.connect(self._folder / FILE)
+            self._reader.execute("PRAGMA query_only=ON")
         self._bytes = 0
         try:
             self._bytes = int(self._reader.execute("SELECT total(bytes) FROM batches").fetchone()[0])
@@ -201,15 +261,21 @@ class Store:
         """bytes, µs, µs: what may wait for the broker, and the most that a power cut may cost."""
         self.max_size, self.max_age_us, self.commit_every_us = max_size, max_age_us, commit_every_us
 
+    def _use_known(self, layouts: Mapping[int, Layout]) -> None:
+        """The layouts that the file has, by their numbers there."""
+        self._known = dict(layouts)
+        self._numbers_of = {layout: number for number, layout in layouts.items()}
+
     def use_layouts(self, layouts: Sequence[Layout]) -> None:
         """From now on frames of these machines have these columns."""
-        known = {layout: number for number, layout in self._known.items()}
         for layout in layouts:
-            number = known.get(layout)
-            if number is None:
-                number = known[layout] = max(self._known, default=0) + 1
-                self._known[number] = layout
-            self._layouts[layout.machine] = (number, layout)
+            self._layouts[layout.machine] = (self._number_of(layout), layout)
+
+    def _number_of(self, layout: Layout) -> int:
+        if layout not in self._numbers_of:
+            number = self._numbers_of[layout] = max(self._known, default=0) + 1
+            self._known[number] = layout
+        return self._numbers_of[layout]
 
     def put(
         self,
@@ -228,18 +294,21 @@ class Store:
         self._open.items += commands
         numbered = [replace(event, epoch=self.epoch, seq=self._number(1)) for event in events]
         for event in numbered:
-            self._put_notice(Committed(event.seq, event.machine, "warnings", wall, _bytes=messages.warning(event)))
+            self._put_notice(event.seq, event.machine, "warnings", wall, messages.warning(event))
         for gap in gaps:
             seq = self._number(1)
-            self._put_notice(Committed(seq, None, "gaps", wall, _bytes=messages.gap(self.epoch, seq, gap)))
+            self._put_notice(seq, None, "gaps", wall, messages.gap(self.epoch, seq, gap))
         if events or commands or gaps:
             self._wake.set()
         return numbered
 
-    def _put_notice(self, notice: Committed) -> None:
+    def _put_notice(self, seq: int, machine: str | None, kind: str, wall: int, payload: bytes) -> None:
         """Warnings and gaps are never dropped; what they take, readings have to yield."""
-        self._open.notices.append(notice)
-        size = len(notice._bytes) + NOTICE_OVERHEAD  # noqa: SLF001 - our own noun
+        now = self._clock.monotonic_us()
+        self._open.notices.append(
+            Committed(seq, machine, kind, wall, _bytes=payload, _stamps=self._settled, _since_us=now)
+        )
+        size = len(payload) + NOTICE_OVERHEAD
         self._open.size += size
         self._waiting_bytes += size
 
@@ -296,10 +365,96 @@ class Store:
             return
         self._open = _Batch()
         batch.seq_to = self._next - 1
-        batch.t_us, batch.wall_us = self._t, self._wall
+        batch.t_us, batch.wall_us, batch.closed_us = self._t, self._wall, self._clock.monotonic_us()
         if batch.items:
             batch.number = self._last_batch = self._last_batch + 1
         self._sealed.append(batch)
+
+    # --- a clock that nobody has set ----------------------------------------------------------------------------------
+
+    def _load_stamps(self) -> None:
+        """What the last run knew. A span that went on then ended with it, whatever the clock shows now."""
+        self._settled.ask = self._hand_over
+        self._stamps_on_disk = {row: self._texts.get(row, "") for row in (disk.STAMPS, disk.HANDED)}
+        kept = self._stamps_on_disk.values()
+        for each in (self.stamps, self._settled):
+            with contextlib.suppress(*rows.UNREADABLE):
+                each.take(*kept)
+        if self.stamps.open is not None:
+            self.stamps.end(self._wall or 0, self._next - 1)
+            self._keep_stamps()
+
+    def _keep_stamps(self) -> None:
+        self.save_text(disk.STAMPS, self.stamps.text())
+        self.save_text(disk.HANDED, self.stamps.handed_text())
+
+    @property
+    def floor_us(self) -> int | None:
+        """The last time (UTC µs) that a set clock has shown: one that shows less is not set. None: nobody knows."""
+        known = (self.stamps.floor_us, None if self.last_in_doubt else self._wall)
+        return max((us for us in known if us is not None), default=None)
+
+    @property
+    def last_in_doubt(self) -> Span | None:
+        """The span of a clock that was not set with which the last run ended; None: its clock was set then."""
+        last = next(reversed(self.stamps.spans.values()), None)
+        return last if last is not None and last.by_us is None and last.to_seq == self.last_committed else None
+
+    def begin_unset(self, base_us: int, floor_us: int | None) -> int:
+        """Nobody has set the clock: frames have the number that is returned from now on. base_us: wall minus monotonic.
+
+        floor_us: the last time that a set clock has shown, None: unknown.
+        """
+        self.stamps.floor_us = floor_us
+        span = self.stamps.begin(base_us, self._clock.wall_us(), self._t or 0, self._next)
+        self._keep_stamps()
+        log.warning("clock_not_set", shows=messages.to_utc(span.from_us), span=span.number)
+        return span.number
+
+    def end_unset(self, was_us: int) -> None:
+        """That span is over. was_us: what its clock showed last."""
+        self.stamps.end(was_us, self._next - 1)
+        self._keep_stamps()
+
+    def put_right(self, base_us: int, floor_us: int) -> list[Span]:
+        """The clock is set, and this is wall minus monotonic: what waits leaves with the right stamps. The spans put right."""
+        found = self.stamps.put_right(base_us)
+        self.stamps.floor_us = floor_us
+        self._keep_stamps()
+        for span in found:
+            log.info("stamps_put_right", span=span.number, by_s=round((span.by_us or 0) / SECOND_US, 3))
+        return found
+
+    def _hand_over(self, seq: int) -> None:
+        """A message would leave whose stamp could still be put right: from the next commit on it is as it is."""
+        if seq not in self.stamps.handed:
+            self.stamps.hand_over(seq, self.last_committed)
+            self.save_text(disk.HANDED, self.stamps.handed_text())
+
+    def _settle_stamps(self, batches: Sequence[_Batch]) -> bool:
+        """Take over what these have written of stamps; whether they have."""
+        kept = {row: text for batch in batches for row, text in batch.texts.items() if row in self._stamps_on_disk}
+        if kept:
+            self._stamps_on_disk |= kept
+            self._settled.take(*self._stamps_on_disk.values())
+        return bool(kept)
+
+    def stepped(self, by_us: int) -> None:
+        """The wall clock has stepped: what waits has waited as long as before."""
+        self._steps.append((self._next, by_us))
+
+    def _closed_us(self, seq: int, closed: int) -> int:
+        """A stamp of the store's own, as the wall clock of now would have given it."""
+        now = self._clock.wall_us()
+        for next_seq, by in self._steps:
+            # One that lies in the future then was given under yet another clock.
+            if seq < next_seq and closed + by <= now:
+                closed += by
+        return closed
+
+    def _since_us(self, seq: int, closed: int) -> int:
+        """The same as monotonic µs."""
+        return self._clock.monotonic_us() - max(0, self._clock.wall_us() - self._closed_us(seq, closed))
 
     def delivered(self, seqs: Iterable[int]) -> None:
         """The broker has these; remembered with the next commit."""
@@ -307,6 +462,22 @@ class Store:
             if 1 <= seq <= self.last_committed:
                 self.pending_count -= self._done.add(seq)
                 self._done_changed = True
+
+    def keep_for_history(self) -> None:
+        """From now on nothing that was delivered goes before the history has it."""
+        self._moved = self._moved or (0, 0)
+
+    def moved(self, batch: int, seq: int) -> None:
+        """The history has on disk all batches and notices up to these."""
+        self._moved = (batch, seq)
+
+    async def to_move(self, batch: int, seq: int, most: int = MOVE_BYTES) -> Moving:
+        """What follows on this batch and this number, about so many bytes. Raises one of disk.FAULTS."""
+        self.move_soon.clear()
+        self._unmoved_bytes = 0
+        loop = asyncio.get_running_loop()
+        # In the commit thread: nothing is read while a damaged file is put aside.
+        return await loop.run_in_executor(self._thread, self._to_move, batch, seq, most, dict(self._known))
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
@@ -319,7 +490,8 @@ class Store:
                     await self._wake.wait()
             self._wake.clear()
             if not await self._commit():
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(min(RETRY_S * 2 ** (self._failures - 1), RETRY_MAX_S))
+                self._wake.set()
         while await self._commit() and (self._sealed or self._done_changed):
             pass
 
@@ -332,6 +504,8 @@ class Store:
         """Write what waits, in one transaction. False when the disk refused; everything is tried again."""
         loop = asyncio.get_running_loop()
         try:
+            if self._homeless:
+                await self._come_home()
             if self._broken is not None:
                 await self._mend(self._broken)
             if self._lost_rows and self.fault is None:
@@ -390,19 +564,23 @@ class Store:
     def _committed(self, batches: Sequence[_Batch], state: disk.State, grown: int) -> None:
         del self._sealed[: len(batches)]
         self._bytes += grown
+        self._unmoved_bytes += sum(batch.size for batch in batches)
+        if self._unmoved_bytes >= min(MOVE_BYTES, self.max_size // 4):
+            self.move_soon.set()
         self._waiting_bytes -= sum(batch.size for batch in batches)
         self.commits += 1
         told = [each for batch in batches for each in self._messages(batch)]
         self.last_committed = state.last_seq
         self.pending_count += len(told)
+        self._failures = 0
         if self.fault is not None:
-            log.info("store_back")
+            log.info("store_back", away_s=round((self._clock.wall_us() - self.fault_since_us) / SECOND_US, 1))
             self.fault = None
             if self._lost_rows:
                 self._tell_lost(GapCause.DISK_FULL)
         if self._sealed:
             self._wake.set()
-        if told:
+        if self._settle_stamps(batches) or told:
             for listener in list(self.on_committed):
                 listener(told)
 
@@ -411,13 +589,15 @@ class Store:
         found = list(batch.notices)
         for item in batch.items:
             if not isinstance(item, Command):
-                found += _told(self.epoch, item, batch.wall_us or 0)
+                found += self._told(self.epoch, item, batch.wall_us or 0, batch.closed_us)
         return sorted(found, key=lambda each: each.seq)
 
     def _failed(self, error: Exception) -> None:
         reason = f"{type(error).__name__}: {error}"
+        self._failures += 1
         if self.fault is None:
-            log.error("store_failed", fault=reason, waiting_mb=round(self._waiting_bytes / 1e6, 1))
+            self.fault_since_us = self._clock.wall_us()
+            log.error("store_failed", fault=reason, waiting_mb=self.waiting_mb)
         self.fault = reason
         if not isinstance(error, OSError) and disk.is_damage(error):
             self._broken = reason
@@ -426,6 +606,52 @@ class Store:
         gap = Gap(cause, self._lost_rows, self._lost_from, self._lost_to)
         self._lost_rows = self._lost_to = 0
         self.put((), gaps=[gap])
+
+    async def _come_home(self) -> None:
+        """The disk has refused since the start: try again. What waits gets the numbers that follow those of the file."""
+        loop = asyncio.get_running_loop()
+        opened = await loop.run_in_executor(self._thread, self._reopened)
+        self._reader.close()
+        self._homeless, self._db = False, opened.db
+        self._written_layouts = set(opened.layouts)
+        numbers = self._follow(opened)
+        self._begin_reading()
+        if opened.gap is not None:
+            self.put((), gaps=[opened.gap])
+        self.on_home(opened.state, numbers)
+
+    def _reopened(self) -> disk.Opened:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return disk.open_file(self._folder, self._clock.wall_us())
+
+    def _follow(self, opened: disk.Opened) -> dict[str, tuple[str, int]]:
+        """Number anew what waits, so that it follows what the file has: nobody has heard of it yet. See `on_home`."""
+        state = opened.state
+        seqs, batches = state.last_seq - self.last_committed, state.last_batch - self._batch_at_start
+        self.epoch, self.last_committed = state.epoch, state.last_seq
+        self._next, self._last_batch = self._next + seqs, self._last_batch + batches
+        self._t, self._wall = max(self._t or 0, state.last_t or 0) or None, self._wall or state.last_wall
+        self._done = Intervals(state.delivered)
+        self._done.take_changes()
+        self._use_known(opened.layouts)
+        self.use_layouts([layout for _, layout in self._layouts.values()])
+        self._config, self._texts = self._config or opened.config, {**opened.texts, **self._texts}
+        numbers: dict[str, tuple[str, int]] = {}
+        for batch in (*self._sealed, self._open):
+            batch.number += batches if batch.number else 0
+            batch.seq_from += seqs if batch.seq_from else 0
+            batch.seq_to += seqs
+            batch.items = [self._renumbered(item, seqs) if isinstance(item, Kept) else item for item in batch.items]
+            for notice in batch.notices:
+                notice.seq += seqs
+                notice._bytes = messages.renumbered(notice._bytes, self.epoch, notice.seq)  # noqa: SLF001 - our own noun
+                if notice.kind == "warnings":
+                    numbers[messages.loads(notice._bytes)["id"]] = (self.epoch, notice.seq)  # noqa: SLF001
+        return numbers
+
+    def _renumbered(self, kept: Kept, by: int) -> Kept:
+        seqs = np.where(kept.seqs > 0, kept.seqs + by, 0)
+        return kept._replace(number=self._number_of(kept.layout), seqs=seqs)
 
     async def _mend(self, reason: str) -> None:
         """The file is damaged: go on with a new one that has all of it that can be read. Measuring goes on meanwhile."""
@@ -504,6 +730,18 @@ class Store:
                     ts_from, ts_to = ts_from or from_ts, to_ts
         return (last, seq_to, ts_from, ts_to) if last else None
 
+    def _to_move(self, batch: int, seq: int, most: int, layouts: dict[int, Layout]) -> Moving:
+        batches, size = [], 0
+        for row in self._db.execute("SELECT * FROM batches WHERE id > ? ORDER BY id", (batch,)):
+            batches.append(row)
+            size += len(row[9] or b"")
+            if size >= most:
+                break
+        notices = self._db.execute(
+            "SELECT * FROM notices WHERE seq > ? ORDER BY seq LIMIT ?", (seq, NOTICES_A_MOVE)
+        ).fetchall()
+        return Moving(batches, notices, layouts, size >= most or len(notices) == NOTICES_A_MOVE)
+
     def _agent_time(self, number: int) -> int:
         """The agent's clock at the last row of a batch; 0 where that cannot be read."""
         row = self._db.execute("SELECT frames FROM batches WHERE id = ?", (number,)).fetchone()
@@ -580,30 +818,36 @@ class Store:
         return int(row[0]) if row else 0
 
     def _prune(self, drop_to: int, done: "_Done | None") -> int:
-        """Delete what was delivered and is covered by a snapshot, and what had to yield. Returns the bytes freed."""
+        """Delete what was delivered, is covered by a snapshot and lies in the history, and what had to yield.
+
+        Returns the bytes freed.
+        """
         db, snapshot = self._db, self._snapshot_batch()
+        told = self._snapshot_seq
+        if self._moved is not None:
+            snapshot, told = min(snapshot, self._moved[0]), min(told, self._moved[1])
         freed = 0
         for first, last in done.changes.items() if done is not None else ():
             if last is not None:
                 # The numbers of events since the snapshot are needed when the journal is judged again.
-                db.execute("DELETE FROM notices WHERE seq BETWEEN ? AND ?", (first, min(last, self._snapshot_seq)))
+                db.execute("DELETE FROM notices WHERE seq BETWEEN ? AND ?", (first, min(last, told)))
                 freed += _deleted(
                     db,
                     "messages > 0 AND seq_to BETWEEN ? AND ? AND seq_from >= ? AND id <= ?",
                     (first, last, first, snapshot),
                 )
         if done is not None and done.whole is not None:
-            freed += self._prune_covered(snapshot, done.whole)
+            freed += self._prune_covered(snapshot, told, done.whole)
         freed += _deleted(db, "messages = 0 AND id <= ?", (snapshot,))
         if drop_to:
             freed += _deleted(db, "id <= ?", (drop_to,))
         return freed
 
-    def _prune_covered(self, snapshot: int, done: Intervals) -> int:
+    def _prune_covered(self, snapshot: int, told: int, done: Intervals) -> int:
         """What was delivered before this snapshot covered it."""
         db, freed = self._db, 0
-        told = db.execute("SELECT seq FROM notices WHERE seq <= ?", (self._snapshot_seq,)).fetchall()
-        db.executemany("DELETE FROM notices WHERE seq = ?", [(seq,) for (seq,) in told if seq in done])
+        notices = db.execute("SELECT seq FROM notices WHERE seq <= ?", (told,)).fetchall()
+        db.executemany("DELETE FROM notices WHERE seq = ?", [(seq,) for (seq,) in notices if seq in done])
         found = db.execute(
             "SELECT id, seq_from, seq_to FROM batches WHERE id > ? AND id <= ? AND messages > 0",
             (self._pruned_to, snapshot),
@@ -621,7 +865,7 @@ class Store:
 
         limit: at least 1. None: it cannot be said now (the file is being mended, the disk does not answer): ask again.
         """
-        if self._broken is not None:
+        if self._broken is not None or self._homeless:
             return None
         try:
             start = max(after_seq, self._done.done_to)
@@ -650,7 +894,8 @@ class Store:
                 damaged.append(row)
                 continue
             seq, machine, kind, closed, payload, _ = row
-            found.append(Committed(seq, machine, kind, closed, _bytes=payload))
+            since = self._since_us(seq, closed)
+            found.append(Committed(seq, machine, kind, closed, _bytes=payload, _stamps=self._settled, _since_us=since))
             if len(found) >= limit:
                 break
         for seq, _, _, closed, *_ in damaged:
@@ -680,9 +925,20 @@ class Store:
         if self._cache is not None and self._cache[0] == number:
             return self._cache[1]
         epoch, closed, items = self._batch(number)
-        told = [each for item in items if isinstance(item, Kept) for each in _told(epoch, item, closed)]
+        told = [each for item in items if isinstance(item, Kept) for each in self._told(epoch, item, closed)]
         self._cache = (number, told)
         return told
+
+    def _told(self, epoch: str, kept: Kept, closed: int, since_us: int | None = None) -> Iterator[Committed]:
+        """The messages of a frame. since_us: monotonic µs when they were closed, None: by the wall clock's `closed`."""
+        machine, seqs = kept.layout.machine, kept.seqs.tolist()
+        if since_us is None:
+            since_us = self._since_us(max(seqs, default=0), closed)
+        for row, seq in enumerate(seqs):
+            if seq:
+                yield Committed(
+                    seq, machine, "measurements", closed, epoch, kept, row, _stamps=self._settled, _since_us=since_us
+                )
 
     def _batch(self, number: int) -> tuple[str, int, list[Kept | Command]]:
         """(epoch, closed, items) of one batch; a damaged one is told as a gap and left out."""
@@ -728,7 +984,7 @@ class Store:
     @property
     def oldest_pending_us(self) -> int | None:
         """UTC µs when the oldest undelivered message was closed. Cheap: nothing is decoded."""
-        if self.pending_count <= 0 or self._broken is not None:
+        if self.pending_count <= 0 or self._broken is not None or self._homeless:
             return None
         reach = (self._done.done_to, self.last_committed)
         try:
@@ -747,7 +1003,18 @@ class Store:
         return min((closed for closed in firsts if closed is not None), default=None)
 
     def _first_due(self, found: Iterable[tuple[int, int, int]]) -> int | None:
-        return next((closed for first, last, closed in found if self._done.count(first, last) <= last - first), None)
+        due = ((last, closed) for first, last, closed in found if self._done.count(first, last) <= last - first)
+        return next((self._closed_us(last, closed) for last, closed in due), None)
+
+    @property
+    def waiting_mb(self) -> float:
+        """MB of memory that wait for the disk, of at most WAITING_MAX."""
+        return round(self._waiting_bytes / 1e6, 1)
+
+    @property
+    def lost_rows(self) -> int:
+        """Rows that have yielded since the disk refuses: told as a gap when it is back."""
+        return self._lost_rows
 
     def status(self) -> dict[str, Any]:
         """For the health topic: messages that wait, the oldest of them, and the state of the disk."""
@@ -807,7 +1074,10 @@ class Store:
             self._wake.set()
 
     def save_text(self, row: int, text: str, *, soon: bool = True) -> None:
-        """Keep a small text, in words of the caller's, with the next commit, which comes soon. row: disk.LEFTOVERS …"""
+        """Keep a small text, in words of the caller's, with the next commit. row: disk.LEFTOVERS or another.
+
+        soon: this is worth a commit.
+        """
         if self._texts.get(row, "") != text:
             self._texts[row] = self._open.texts[row] = text
             if soon:
@@ -826,6 +1096,9 @@ class Store:
         self._thread.shutdown()
         self._reader.close()
         self.on_seal = lambda: None
+        if self._homeless:
+            log.error("readings_not_kept", cause="the disk refused until the end", waiting_mb=self.waiting_mb)
+            return
         self._seal()
         # A cancelled commit may have been written all the same.
         self._sealed = [batch for batch in self._sealed if not batch.written]
@@ -842,13 +1115,6 @@ class _Done(NamedTuple):
 
     changes: dict[int, int | None]
     whole: Intervals | None
-
-
-def _told(epoch: str, kept: Kept, closed: int) -> Iterator[Committed]:
-    machine = kept.layout.machine
-    for row, seq in enumerate(kept.seqs.tolist()):
-        if seq:
-            yield Committed(seq, machine, "measurements", closed, epoch, kept, row)
 
 
 def _near(ts: Any, sane: int) -> int:
@@ -869,12 +1135,13 @@ def _deleted(db: sqlite3.Connection, where: str, values: tuple[int, ...]) -> int
 
 
 @contextmanager
-def open_store(folder: Path, clock: Clock, progress: disk.Progress = lambda: None) -> Iterator[Store]:
+def open_store(folder: Path, clock: Clock, progress: disk.Progress = lambda: None, boot: str = "") -> Iterator[Store]:
     """The store in this folder. One that cannot be read is moved aside, what can be saved of it is kept, the rest is told.
 
-    progress: called while that takes long. Raises OSError only when the disk itself refuses (full, read-only, not ours).
+    progress: called while that takes long. boot: see clock.boot_id; '': nobody knows. A disk that refuses now (full,
+    read-only, failing) is asked again while `run` runs. Raises OSError only where a person has to mend something first:
+    see disk.never.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    store = Store(folder, clock, disk.open_file(folder, clock.wall_us(), progress))
+    store = Store(folder, clock, disk.open_or_glimpse(folder, clock.wall_us(), progress), boot)
     with closing(store):
         yield store
