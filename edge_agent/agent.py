@@ -337,7 +337,7 @@ class _Agent:
         judge.numbered(self.pipeline.state, numbers)
         if self.last_wall_us is None:
             lines = [each.poller.line for each in self.pollers.values()]
-            down = _down_time(lines, found.last_wall, self.since, "")
+            down = _down_time(lines, found.last_wall, self.since)
             self.store.put((), gaps=[down] if down else ())
         self.pipeline.snapshot()
 
@@ -833,7 +833,7 @@ def _fits(plant: Plant, frame: Frame) -> bool:
     return machine is not None and frame.values.shape[1] == machine.stop - machine.start
 
 
-def _down_time(lines: Sequence[Line], last_wall_us: int | None, wall_us: int, owed: str) -> Gap | None:
+def _down_time(lines: Sequence[Line], last_wall_us: int | None, wall_us: int, owed: str = "") -> Gap | None:
     """What was never taken while the agent did not run: the rows that were due, and those that were being read when it
     ended. owed: see Pipeline._note_owed.
     """

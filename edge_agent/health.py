@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edge_agent import judge
+from edge_agent.clock import HostClock
 from edge_agent.contract import CODE_MASK, SECOND_US, Quality
 from edge_agent.judge import JudgeState
 from edge_agent.messages import topics as messages
 from edge_agent.plant import Plant, certificate_of
 from edge_agent.poller import LineHealth
 from edge_agent.records import Loss
-from edge_agent.timekeeping import HostClock
 
 Explain = Callable[[str, str, int], str]
 """(machine, signal, its offset in the machine) → why its last reading was bad, in words; '' when nothing more is known."""

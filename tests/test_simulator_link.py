@@ -79,7 +79,8 @@ async def nothing_before_it_is_up(side: Side) -> None:
         assert up.calls == [("connected", True)]
         assert (up.link.state, up.link.version, up.link.reason) == (LinkState.CONNECTED, "5", "")
         assert up.link.since_us is not None
-        assert up.link.receive_max >= 1 and up.link.packet_max >= 1000
+        assert up.link.receive_max >= 1
+        assert up.link.packet_max >= 1000
         assert up.link.publish("plant/good/x", b"after", False, 2)
         assert up.acks == [], "an acknowledgement comes after publish has returned"
         await side.until(lambda: up.acks)

@@ -197,7 +197,7 @@ class Store:
         self._found = (self._wall, self._t)
         self._done = Intervals(opened.state.delivered)
         self._done.take_changes()
-        self._done_changed = False
+        self._done_changed = self._stopping = False
         self._layouts: dict[str, tuple[int, Layout]] = {}
         self._use_known(opened.layouts)
         self._batch_at_start = self._last_batch
@@ -207,12 +207,10 @@ class Store:
         self._snapshot_seq = self._pruned_to = 0
         self._open = _Batch()
         self._sealed: list[_Batch] = []
-        self._writing = 0
-        """How many of them are being written."""
-        self._waiting_bytes = 0
+        self._writing = self._waiting_bytes = 0
+        """How many of them are being written; bytes of memory of all that waits."""
         self._lost_rows, self._lost_from, self._lost_to = 0, 0, 0
         self._wake, self.move_soon = asyncio.Event(), asyncio.Event()
-        self._stopping = False
         self._broken: str | None = None
         self.fault: str | None = opened.fault or None
         self.fault_since_us = clock.wall_us()
