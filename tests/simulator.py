@@ -81,6 +81,8 @@ class Device:
     name: str
     signals: tuple[Signal, ...]
     salt: int
+    dice: random.Random
+    """Its own: what it answers hangs on nothing else."""
     silent: bool = False
     late_s: float = 0.0
     lie: str = ""
@@ -142,7 +144,7 @@ class Devices:
     @asynccontextmanager
     async def _open(self, device: Device, points: Sequence[Point], clock: Clock) -> AsyncIterator[Session]:
         world, life = self._world, self._world.life
-        await asyncio.sleep(world.dice.uniform(0.001, 0.02))
+        await asyncio.sleep(device.dice.uniform(0.001, 0.02))
         if device.silent or not life.alive:
             device.faults += 1
             raise DeviceSilent(f"{device.name} does not accept a connection")
@@ -168,7 +170,7 @@ class _Line:
 
     async def read(self, due: Ints) -> Readings:
         device, world = self._device, self._world
-        await asyncio.sleep(world.dice.uniform(0.0005, 0.01) + device.late_s)
+        await asyncio.sleep(device.dice.uniform(0.0005, 0.01) + device.late_s)
         if device.silent or not self._life.alive:
             device.faults += 1
             await asyncio.sleep(1.0)
@@ -482,7 +484,12 @@ class World:
         self.dice = random.Random(seed)
         self.began_us = self._at_us = START_US
         self.wall_offset_us = WALL_US - START_US
-        self.devices = {name: Device(name, tuple(signals), hash_of(f"{seed}/{name}")) for name, signals in devices}
+        self.offsets = [self.wall_offset_us]
+        """All that the wall clock ever was before the monotonic one."""
+        self.devices = {
+            name: Device(name, tuple(signals), salt := hash_of(f"{seed}/{name}"), random.Random(salt))
+            for name, signals in devices
+        }
         self.commit_every = commit_every
         self.broker = Broker(random.Random(seed + 1))
         self.broker.on_message, self.broker.on_retained = self._heard, self._retained
@@ -520,6 +527,7 @@ class World:
     def step_wall(self, by_us: int) -> None:
         self.tell(f"wall {by_us:+}")
         self.wall_offset_us += by_us
+        self.offsets.append(self.wall_offset_us)
 
     # --- what happened ---
 

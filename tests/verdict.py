@@ -98,15 +98,24 @@ def out_of_order(world: World) -> Iterator[str]:
 
 
 def untrue(world: World, received: Received) -> Iterator[str]:
-    """A value that is called good and that its device did not hold at that time."""
+    """A value that is called good and that its device did not hold at that time, by the clock of then or one put right."""
     for name, device in world.devices.items():
-        held: dict[str, list[dict[str, float]]] = defaultdict(list)
-        for _, wall, values in device.held:
-            held[to_utc(wall)].append(values)
+        held: dict[tuple[str, float], list[tuple[int, int, dict[str, float]]]] = defaultdict(list)
+        for read in device.held:
+            for item in read[2].items():
+                held[item].append(read)
         for plain in received.of("measurements", name):
             values = plain["values"]
-            if values and not any(values.items() <= each.items() for each in held[plain["ts"]]):
+            found = held[next(iter(values.items()))] if values else []
+            if values and not any(_is_it(plain, read, world.offsets) for read in found):
                 yield f"{name} at {plain['ts']} never held {values}"
+
+
+def _is_it(plain: Message, read: tuple[int, int, dict[str, float]], offsets: Sequence[int]) -> bool:
+    true, wall, values = read
+    if not plain["values"].items() <= values.items():
+        return False
+    return plain["ts"] == to_utc(wall) or any(plain["ts"] == to_utc(true + offset) for offset in offsets)
 
 
 def to_utc(us: int) -> str:
