@@ -73,6 +73,8 @@ class Host:
     boot: Callable[[], str] = boot_id
     registry: plugins.Plugins = field(default_factory=plugins.installed)
     connect: Connect = Link
+    turn_s: float = TICK_EVERY_S
+    """How often the agent looks whether time has passed; seldom, where weeks are simulated."""
 
 
 async def run(
@@ -521,8 +523,8 @@ class _Agent:
         """The pulse of the judge: ticks, snapshots, missed beats."""
         stroke = self.beats.worker("judge")
         while True:
-            due = self.clock.monotonic_us() + round(TICK_EVERY_S * SECOND_US)
-            await asyncio.sleep(TICK_EVERY_S)
+            due = self.clock.monotonic_us() + round(self.outside.turn_s * SECOND_US)
+            await asyncio.sleep(self.outside.turn_s)
             self.meter.lag(self.clock.monotonic_us() - due)
             if (change := self.clock.look()) is not None:
                 self._clock_changed(change)
@@ -607,7 +609,7 @@ class _Agent:
             name = host_name(DISK, self.config.connections)
             before = self.host.get(name, Loss(Quality.GOOD))
             self.host[name] = diskspace.told(space, refusal, before, self.config.agent.language)
-            await asyncio.sleep(TICK_EVERY_S)
+            await asyncio.sleep(self.outside.turn_s)
 
     def _refusal(self) -> diskspace.Refusal | None:
         store, agent = self.store, self.config.agent

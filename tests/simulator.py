@@ -32,6 +32,7 @@ from pydantic import BaseModel
 from edge_agent import agent
 from edge_agent.contract import Clock, DeviceSilent, Ints, Point, Quality, Readings, Session
 from edge_agent.mqtt import ACK_S, FAILURE, LinkSettings, LinkState
+from edge_agent.pipeline import TICK_EVERY_S
 from edge_agent.plugins import Plugins
 from edge_agent.publisher import ABOUT_THE_MESSAGE
 from edge_agent.store import disk
@@ -86,6 +87,7 @@ class Device:
     silent: bool = False
     late_s: float = 0.0
     lie: str = ""
+    opened: int = 0
     reads: int = 0
     faults: int = 0
     """Reads and openings that failed for a reason of the device."""
@@ -148,6 +150,7 @@ class Devices:
         if device.silent or not life.alive:
             device.faults += 1
             raise DeviceSilent(f"{device.name} does not accept a connection")
+        device.opened += 1
         yield _Line(world, life, device, points, clock)
 
 
@@ -487,7 +490,7 @@ class World:
         self.offsets = [self.wall_offset_us]
         """All that the wall clock ever was before the monotonic one."""
         self.devices = {
-            name: Device(name, tuple(signals), salt := hash_of(f"{seed}/{name}"), random.Random(salt))
+            name: Device(name, tuple(signals), hash_of(f"{seed}/{name}"), random.Random(f"{seed}/{name}"))
             for name, signals in devices
         }
         self.commit_every = commit_every
@@ -501,6 +504,7 @@ class World:
         self.heard: list[Heard] = []
         self.listeners: list[Listener] = [self.heard.append]
         self.keeps_story = False
+        self.turn_s = TICK_EVERY_S
         self.story: list[str] = []
         self.digest = hashlib.blake2b(digest_size=16)
         self.logged: dict[str, int] = {}
@@ -646,10 +650,19 @@ class World:
             link.cut("the power is gone")
         self._cut.set()
 
-    def play(self, until_us: int, *, down_us: Callable[[], int] = lambda: 2 * SECOND) -> None:
-        """Run until then, from life to life, and stop it in good order at the end. down_us: how long it stays off."""
+    def play(
+        self,
+        until_us: int,
+        *,
+        down_us: Callable[[], int] = lambda: 2 * SECOND,
+        enough: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Run until then, from life to life, and stop it in good order at the end. down_us: how long it stays off.
+
+        enough: no further life is begun.
+        """
         structlog.configure(processors=[self.log])
-        while self.now_us < until_us:
+        while self.now_us < until_us and not enough():
             self._at_us = self._live(until_us)
             if self._at_us < until_us:
                 self._at_us = min(until_us, self._at_us + down_us())
@@ -675,7 +688,7 @@ class World:
     async def _lived(self, until_us: int) -> int:
         self._cut = asyncio.Event()
         stop = asyncio.Event()
-        host = agent.Host(self.clock, lambda: True, lambda: "boot", self.registry, self._connect)
+        host = agent.Host(self.clock, lambda: True, lambda: "boot", self.registry, self._connect, self.turn_s)
         running = asyncio.create_task(agent.run(self.home / "agent.yaml", stop=stop, host=host))
         cut = asyncio.create_task(self._cut.wait())
         self.tell(f"life {self.life.number}")

@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bench import soak
 from edge_agent.pipeline import Pipeline
 from edge_agent.store import past
 from edge_agent.store.rows import Kept
@@ -261,3 +263,20 @@ def test_steps_of_the_wall_clock_miss_double_raise_and_clear_nothing() -> None:
     assert runs[0] == runs[1]
     assert sum(len(events) for _, events in runs[0].values()) > STEPS / 3, "something to raise and to clear"
     print(f"seed {FIRST}: {STEPS} steps, {sum(len(rows) for rows, _ in runs[0].values())} rows")
+
+
+# --- weeks ---
+
+
+def test_hours_of_faults_reloads_and_a_restart_leave_nothing_behind() -> None:
+    done = soak.soak(seed=FIRST, days=0.125, at_most_s=300)
+    assert [words for words in done.complaints if "samples" not in words] == []
+    assert done.tally.rows > 300
+
+
+@pytest.mark.parametrize("name", ["rss_mb", "tasks", "threads", "files"])
+def test_what_grows_is_found(name: str) -> None:
+    steady = [soak.Sample(day / 4, 70 + day % 3 / 10, 20, 2, 17) for day in range(80)]
+    assert soak.unsteady(steady) == []
+    (found,) = soak.unsteady([replace(each, **{name: getattr(each, name) + int(each.day)}) for each in steady])
+    assert name.removesuffix("_mb").replace("rss", "memory") in found

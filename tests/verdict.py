@@ -127,14 +127,14 @@ def uncounted(world: World, received: Received, apart: int) -> Iterator[str]:
     """Received rows + gap counts = rows due, counted by the devices' periods over all the time from the beginning."""
     end = world.lives[-1][1]
     due = sum(device.rows_due(world.began_us, end) for device in world.devices.values())
-    rows = sum(1 for plain in received.of("measurements") if not _between_beats(plain))
+    rows = sum(1 for plain in received.of("measurements") if not between_beats(plain))
     gaps = sum(gap["count"] for gap in received.of("gaps"))
     if abs(rows + gaps - due) > apart:
         causes = [(gap["cause"], gap["count"]) for gap in received.of("gaps")]
         yield f"{rows} rows and gaps of {gaps} are {rows + gaps}, not the {due} that were due; {causes}"
 
 
-def _between_beats(plain: Message) -> bool:
+def between_beats(plain: Message) -> bool:
     """A row of the agent's own: of a restart, or of time that passed until nothing was known any more (contract §6)."""
     return not plain["values"] and bool({"restart", "missing"} & set(plain.get("bad", {}).values()))
 
