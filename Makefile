@@ -35,13 +35,10 @@ test: $(VENV)/.dev-ready ## style, types, contracts and all tests; installs the 
 	@$(MAKE) --no-print-directory check
 	@scripts/test.sh
 
-soak: $(VENV)/.dev-ready ## long runs: a million faulty Modbus exchanges, 100,000 over real lines, 100 OPC UA restarts, 1,000 simulated storms, 30 simulated days (SEED=2 for others)
+soak: $(VENV)/.dev-ready ## the long rigs: faults, kill -9, power cuts, field buses (hours; SEED=2 for others, ONLY="oracle power")
 	@scripts/system-packages.sh test
 	@$(MAKE) --no-print-directory $(VENV)/opcua-peer/.ready
-	@EXCHANGES=1000000 REAL_EXCHANGES=100000 $(VENV)/bin/python -m pytest -n "$${JOBS:-2}" -rP --timeout 3600 tests/test_modbus_rigs.py
-	@SEEDS=1000 STEPS=1000 $(VENV)/bin/python -m pytest -n "$${JOBS:-2}" -rP --timeout 7200 tests/test_simulator.py -k "due_arrives or steps"
-	@$(VENV)/bin/python -m bench.soak --seed "$${SEED:-1}"
-	@RESTARTS=100 $(VENV)/bin/python -m pytest -n 0 -rP --timeout 3600 tests/test_opcua_faults.py -k restart_with
+	@scripts/soak.sh
 
 check: $(VENV)/.dev-ready ## style (ruff), types (mypy), floors (import-linter)
 	$(VENV)/bin/ruff check .

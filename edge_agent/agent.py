@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from edge_agent import certificates, control, diskspace, judge, plugins, poller, service, snapshot, texts
+from edge_agent import certificates, control, diskspace, downtime, judge, plugins, poller, service, snapshot, texts
 from edge_agent import config as configuration
 from edge_agent.board import Board, BoardMachine, BoardSignal
 from edge_agent.broker import NoBrokerError, open_broker
@@ -28,16 +28,18 @@ from edge_agent.health import Meter
 from edge_agent.messages import topics as messages
 from edge_agent.mqtt import Link, LinkSettings
 from edge_agent.pipeline import MACHINE_TOPICS, TICK_EVERY_S, Pipeline
-from edge_agent.plant import DISK, OWN, Plant, compile_plant, host_name
+from edge_agent.plant import CLOCK, DISK, OWN, Plant, compile_plant, host_name
 from edge_agent.poller import Line, Poller
 from edge_agent.publisher import STATUS, Connect, Publisher
 from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Loss, Span
-from edge_agent.store.disk import LEFTOVERS, OWED
+from edge_agent.store.configured import CONFIGURE
+from edge_agent.store.disk import LEFTOVERS, LIFE
 from edge_agent.store.disk import State as StoreState
+from edge_agent.store.history import History, open_history
 from edge_agent.store.journal import FILE as STORE_FILE
 from edge_agent.store.journal import WAITING_MAX, Committed, Store, open_store
 from edge_agent.store.notes import DeviceNotes
-from edge_agent.timekeeping import Change, Timekeeper
+from edge_agent.timekeeping import STEP_US, Change, Timekeeper
 from edge_agent.web.app import Web, open_web
 
 log = structlog.get_logger(__name__)
@@ -66,13 +68,16 @@ OnReady = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What an agent finds where it runs; a simulation gives its own. synchronised, boot: see timekeeping.Timekeeper."""
+    """What an agent finds where it runs: clocks, the drivers there are, and the way to a broker. A simulation gives its own.
+
+    synchronised, boot: see clock.kernel_synchronised, clock.boot_id.
+    """
 
     clock: HostClock = field(default_factory=SystemClock)
-    synchronised: Callable[[], bool | None] = kernel_synchronised
-    boot: Callable[[], str] = boot_id
     registry: plugins.Plugins = field(default_factory=plugins.installed)
     connect: Connect = Link
+    synchronised: Callable[[], bool | None] = kernel_synchronised
+    boot: Callable[[], str] = boot_id
     turn_s: float = TICK_EVERY_S
     """How often the agent looks whether time has passed; seldom, where weeks are simulated."""
 
@@ -237,6 +242,8 @@ class _Agent:
             self.store: Store = stack.enter_context(
                 open_store(self.found.data_dir, self.clock, progress.made, self.clock.boot)
             )
+            self.store.keep_for_history()
+            self.history: History = stack.enter_context(open_history(self.found.data_dir, self.clock))
             if not self._choose():
                 return WRONG_CONFIG
             self._limit_store()
@@ -276,6 +283,7 @@ class _Agent:
     def _limit_store(self) -> None:
         kept = self.config.store
         self.store.limit(kept.max_size, kept.max_age_us, kept.commit_every_us)
+        self.history.limit(kept.history_keep_us, kept.history_max_size)
 
     def _restore(self) -> None:
         """The judge's state as it was when the journal ends, brought to the present configuration."""
@@ -295,7 +303,8 @@ class _Agent:
         plant = compile_plant(self.config, self.detectors)
         text = configuration.pack(self.config)
         old = self._old_plant(recovery.config_json, text, plant)
-        state = _replayed(old, recovery, self.store.epoch)
+        rows: dict[str, int] = {}
+        state = _replayed(old, recovery, self.store.epoch, rows)
         orphans: list[Event] = []
         if old is not plant:
             state, orphans = snapshot.migrate(old, state, plant)
@@ -312,12 +321,18 @@ class _Agent:
         )
         self.pipeline.unset = unset
         self.pipeline.clock_set(right)
-        self.pipeline.drop(orphans)
+        self.pipeline.begin(orphans)
+        if old is not plant:
+            self.pipeline.snapshot()  # or a crash would have the old plant judge what comes now
+        before = downtime.life_of(self.store.load_text(LIFE))
+        life = downtime.Life(self.clock.boot, self.time.base_us)
+        self.store.save_text(LIFE, life.text(), soon=False)
+        self.began_us = self.clock.monotonic_us()
         if recovery.last_t_us is not None:
             lines = poller.lines(self.config, plant, self.registry)
-            owed = self.store.load_text(OWED)
-            self.pipeline.resume(_down_time(lines, None if unset else last_us, wall, owed))
-        self.pipeline.under_way = lambda until: (each.poller.owed(until) for each in self.pollers.values())
+            ended = downtime.Before(before, rows, wall if last_us is None else last_us)
+            gap = None if unset else downtime.gap(lines, ended, life, self.began_us, wall)
+            self.pipeline.resume(gap, life.base_us + self.began_us)
 
     def _begin_time(self, known_us: int | None, last_wall_us: int | None) -> tuple[int | None, list[Span]]:
         """When the last run ended by the clock of now (UTC µs), and the spans of it whose stamps can be put right now.
@@ -325,8 +340,10 @@ class _Agent:
         known_us: the last time that a set clock has shown.
         """
         in_doubt = self.store.last_in_doubt
+        by = self.store.note_base(self.clock.base_us)
         if in_doubt is None:
-            return last_wall_us, []
+            stepped = self.clock.is_set and abs(by) >= STEP_US and last_wall_us is not None
+            return (last_wall_us + by if stepped and last_wall_us is not None else last_wall_us), []
         if not self.clock.is_set:
             # Within one run of the host its clock has gone on; over another start nobody knows.
             return (last_wall_us if in_doubt.boot == self.clock.boot != "" else None), []
@@ -414,11 +431,11 @@ class _Agent:
         self.store.on_committed.append(self._committed)
         self._start_publisher()
         self.pipeline.publish_all()
-        self._poll(poller.lines(self.config, self.pipeline.plant, self.registry))
+        self._poll(poller.lines(self.config, self.pipeline.plant, self.registry), self.began_us)
         helpers = [
             self.tasks.create_task(each)
             for each in (self._turn(), self._keep_health(), self._watch(), self._reload_when_asked(), self._keep_certificates(),
-                         self._keep_disk(), self.door.keep_open(),
+                         self._keep_disk(), self.door.keep_open(), self.history.run(self.store),
                          service.keep_watchdog(self.notifier, self.beats, service.watchdog_us(os.environ, os.getpid())))
         ]  # fmt: skip
         if self.web is not None:
@@ -451,8 +468,8 @@ class _Agent:
 
     # --- what runs beside the path ----------------------------------------------------------------------------------
 
-    def _poll(self, lines: Iterable[Line]) -> None:
-        """Start, keep, change or end pollers so that exactly these lines are polled."""
+    def _poll(self, lines: Iterable[Line], since_us: int | None = None) -> None:
+        """Start, keep, change or end pollers so that exactly these lines are polled; their beats count from `since_us` on."""
         wanted = {line.name: line for line in lines}
         ending: dict[str, asyncio.Task[None]] = {}
         for name in list(self.pollers):
@@ -467,8 +484,9 @@ class _Agent:
             stroke = self._worker(line)
             taken, missed = self.pipeline.take, self.pipeline.missed
             each = Poller(
-                line, self.clock, self.time, taken, missed, stroke, memory=self.learned, belated=self.pipeline.belated
-            )
+                line, self.clock, self.time, taken, missed, stroke,
+                memory=self.learned, belated=self.pipeline.belated, since_us=since_us,
+            )  # fmt: skip
             running_now = self._after(ending.get(name), each)
             self.pollers[name] = _Running(each, self.tasks.create_task(running_now, name=f"poller {name}"))
 
@@ -528,6 +546,8 @@ class _Agent:
             self.meter.lag(self.clock.monotonic_us() - due)
             if (change := self.clock.look()) is not None:
                 self._clock_changed(change)
+            agent = self.config.agent
+            self.host[host_name(CLOCK, self.config.connections)] = self.clock.loss(agent.language, agent.timezone)
             self.pipeline.lines(
                 {name: why for each in self.pollers.values() for name, why in each.poller.lost().items()}
                 | self.certificates
@@ -541,7 +561,7 @@ class _Agent:
     def _clock_changed(self, change: Change) -> None:
         """The wall clock has stepped, or is set now, or not any more. What was taken before belongs to the clock of before."""
         self.pipeline.flush()
-        self.store.stepped(change.by_us)
+        self.store.stepped(change.by_us, self.clock.base_us)
         self.since += change.by_us
         for running in self.pollers.values():
             running.poller.health.since_us += change.by_us
@@ -622,7 +642,7 @@ class _Agent:
         return self.meter.health(
             {name: running.poller.look() for name, running in self.pollers.items()},
             self.publisher.status(),
-            self.store.status(),
+            {**self.store.status(), "history": self.history.status()},
             self.pipeline.plant,
             self.pipeline.state,
             self._explain,
@@ -805,22 +825,26 @@ class _Agent:
         }
 
 
-def _replayed(plant: Plant, recovery: Any, epoch: str) -> judge.JudgeState:
-    """The last snapshot with the journal since judged again; its events are in the journal already."""
+def _replayed(plant: Plant, recovery: Any, epoch: str, rows: dict[str, int]) -> judge.JudgeState:
+    """The last snapshot with the journal since judged again; its events are in the journal already.
+
+    rows: is filled with the agent's time of each machine's last row.
+    """
     state = judge.start(plant)
     if recovery.snapshot is not None:
         try:
             state = snapshot.load_any(plant, recovery.snapshot)
         except snapshot.SnapshotDamaged as error:
             log.error("snapshot_damaged", fault=str(error))
+    rows |= downtime.of_snapshot(plant, state, judge.NEVER)
     frames: list[Frame] = []
-    for item in (*recovery.items, None):
+    for item in (*downtime.noted(recovery.items, rows), None):
         if isinstance(item, JudgedFrame) and len(frames) < REJUDGED_AT_ONCE:
             frames += [item.frame] if _fits(plant, item.frame) else []
             continue
         state, _ = judge.step(plant, state, frames, epoch)  # stacked: however they are cut, the result is equal
         frames = [item.frame] if isinstance(item, JudgedFrame) and _fits(plant, item.frame) else []
-        if isinstance(item, Command):
+        if isinstance(item, Command) and item.command != CONFIGURE:
             try:
                 state = judge.repeat(plant, state, item)
             except (KeyError, ValueError) as error:
@@ -835,14 +859,12 @@ def _fits(plant: Plant, frame: Frame) -> bool:
     return machine is not None and frame.values.shape[1] == machine.stop - machine.start
 
 
-def _down_time(lines: Sequence[Line], last_wall_us: int | None, wall_us: int, owed: str = "") -> Gap | None:
-    """What was never taken while the agent did not run: the rows that were due, and those that were being read when it
-    ended. owed: see Pipeline._note_owed.
-    """
-    rows, since = map(int, owed.split()) if owed else (0, wall_us)
-    if last_wall_us is not None and wall_us > last_wall_us:
-        rows, since = rows + poller.rows_due(lines, last_wall_us, wall_us), min(since, last_wall_us)
-    return Gap(GapCause.RESTART, rows, min(since, wall_us), wall_us) if rows else None
+def _down_time(lines: Sequence[Line], last_wall_us: int | None, wall_us: int) -> Gap | None:
+    """What was never taken while the agent did not run, where only the wall clock tells: the rows that were due."""
+    if last_wall_us is None or wall_us <= last_wall_us:
+        return None
+    rows = poller.rows_due(lines, last_wall_us, wall_us)
+    return Gap(GapCause.RESTART, rows, last_wall_us, wall_us) if rows else None
 
 
 def _board_machines(plant: Plant) -> list[BoardMachine]:

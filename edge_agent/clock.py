@@ -46,10 +46,11 @@ class AgentTime:
 
     def __init__(self, clock: Clock, start_us: int) -> None:
         self._clock = clock
-        self._base_us = start_us - clock.monotonic_us()
+        self.base_us = start_us - clock.monotonic_us()
+        """What it is ahead of the monotonic clock."""
 
     def now_us(self) -> int:
-        return self._base_us + self._clock.monotonic_us()
+        return self.base_us + self._clock.monotonic_us()
 
 
 def next_beat(now_us: int, every_us: int, phase_us: int = 0) -> int:

@@ -94,7 +94,7 @@ class Meter:
                 for name, line in lines.items()
             },
             "broker": dict(broker),
-            "buffer": {name: store[name] for name in ("messages", "oldest", "state", "reason") if name in store},
+            "buffer": {key: store[key] for key in ("messages", "oldest", "state", "reason", "history") if key in store},
             "store": dict(store),
             "loop_lag_ms": round(lag / 1000, 1),
             "cpu_percent": round(self._cpu_percent, 2),

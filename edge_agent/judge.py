@@ -759,8 +759,12 @@ def _why_silent(held_quality: int) -> str:
 
 
 def _id(epoch: str, machine: Machine, signal: Signal, change: Change, born: int) -> str:
-    """Deterministic, so that a consumer knows a warning again whoever tells of it (contract §6, `id`)."""
-    return str(uuid.uuid5(NAMESPACE, f"{epoch}/{machine.name}/{signal.name}/{change.kind}/{born}"))
+    return warning_id(epoch, machine.name, signal.name, change.kind, born)
+
+
+def warning_id(epoch: str, machine: str, signal: str, kind: str, born: int) -> str:
+    """Deterministic, so that a consumer knows a warning again whoever tells of it (contract §6, `id`). born: UTC µs."""
+    return str(uuid.uuid5(NAMESPACE, f"{epoch}/{machine}/{signal}/{kind}/{born}"))
 
 
 def _of(array: Ints, row: int, column: int) -> int:

@@ -5,6 +5,7 @@ Rule 2: nobody but this room changes the judge's state; the page and the command
 """
 
 import asyncio
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -19,7 +20,8 @@ from edge_agent.judge import JudgeState
 from edge_agent.messages import topics as messages
 from edge_agent.plant import OWN_EVERY_US, Machine, Plant
 from edge_agent.records import SET_CLOCK, Command, Event, EventKind, Gap, GapCause, Loss, Span, WarningState
-from edge_agent.store.disk import OWED
+from edge_agent.store.configured import configure
+from edge_agent.store.disk import MISSED
 from edge_agent.store.journal import Store
 from edge_agent.store.stamps import marked
 
@@ -67,14 +69,10 @@ class Pipeline:
         self._mode: dict[str, int] = {}
         self._lines: list[int] = []
         self._lines_due = 0
-        self._missed = 0
+        self._missed = self._missed_kept = 0
+        """Rows that are to be told of, and how many of them the store knows."""
         self._missed_from = self._missed_to = self._missed_due = 0
         self._snapshot_due = time.now_us() + SNAPSHOT_EVERY_US
-        self.under_way: Callable[[int], Iterable[tuple[int, int]]] = lambda _until_us: ()
-        """Of each line, machine rows that were due by then (monotonic µs) and are still being read, and since when (UTC)."""
-        self._judged_us = 0
-        """When frames were put into the store last (monotonic µs): by then the next start counts what was due."""
-        store.on_seal = self._note_owed
         self.judged_rows = 0
         self.unset = 0
         """The span of a clock that nobody has set, in which frames come now (Frame.unset)."""
@@ -106,8 +104,8 @@ class Pipeline:
     def _judge(self, frames: Sequence[Frame]) -> None:
         self.state, judged = judge.step(self.plant, self.state, frames, self._store.epoch)
         events = self._store.put(judged.frames, judged.events)
-        self._judged_us = self._clock.monotonic_us()
         judge.numbered(self.state, _numbers(events))
+        self._keep_missed()
         self.judged_rows += len(judged.frames)
         touched = {frame.machine: frame for frame in frames}
         for name, frame in touched.items():
@@ -175,18 +173,27 @@ class Pipeline:
 
     # --- a new life -------------------------------------------------------------------------------------------------
 
-    def drop(self, orphans: Sequence[Event]) -> None:
-        """End the warnings of signals that are no longer in the configuration."""
-        if orphans:
-            wall = self._clock.wall_us()
-            self._store.put((), [_removed(event, wall, self.plant.language) for event in orphans])
+    def begin(self, orphans: Sequence[Event]) -> None:
+        """The configuration with which the agent starts comes into force; orphans: see `removed`."""
+        self._configured(orphans, start=True)
 
-    def resume(self, down: Gap | None) -> None:
-        """After a restart: a row BAD `restart` for the time in which nobody looked, and the gap that says so."""
-        now, wall = self._time.now_us(), self._clock.wall_us()
+    def _configured(self, orphans: Sequence[Event], *, start: bool) -> None:
+        """Journal the configuration in its place among the frames, and end the warnings of signals that it no longer has."""
+        wall = self._clock.wall_us()
+        command = configure(self._config_text, self._config_sha, wall, self._time.now_us(), start=start)
+        self._store.put((), [removed(event, wall, self.plant.language) for event in orphans], commands=[command])
+
+    def resume(self, down: Gap | None, now_us: int | None = None) -> None:
+        """After a restart: a row BAD `restart` for the time in which nobody looked, and the gap that says so.
+
+        now_us: the agent's time up to which the gap counts.
+        """
+        now, wall = self._time.now_us() if now_us is None else now_us, self._clock.wall_us()
         self._judge(self._of_span([restart_row(machine, now, wall) for machine in self.plant.machines]))
-        if down is not None:
-            self._store.put((), gaps=[down])
+        gaps = [each for each in (_missed(self._store.load_text(MISSED)), down) if each is not None]
+        if gaps:
+            self._store.put((), gaps=gaps)
+        self._store.save_text(MISSED, "", soon=False)
 
     def clock_set(self, spans: Sequence[Span]) -> None:
         """The clock is set, and the stamps of these spans are put right: so is what stands since then.
@@ -268,21 +275,17 @@ class Pipeline:
         self._missed += rows
         self._missed_from, self._missed_to = min(self._missed_from, from_ts), max(self._missed_to, to_ts)
 
-    def _note_owed(self) -> None:
-        """Rows that were due before what is committed next, and of which it will know nothing: should the power go now,
-        the next start tells of them (`resume`). What waits to be judged goes with it.
-        """
-        self.flush()
-        owed = [(rows, since) for rows, since in self.under_way(self._judged_us) if rows]
-        if self._missed:
-            owed.append((self._missed, self._missed_from))
-        rows = sum(count for count, _ in owed)
-        text = f"{rows} {min(since for _, since in owed)}" if rows else ""
-        self._store.save_text(OWED, text, soon=False)
-
     def _tell_missed(self) -> None:
         self._store.put((), gaps=[Gap(GapCause.OVERLOAD, self._missed, self._missed_from, self._missed_to)])
         self._missed = 0
+        self._keep_missed()
+
+    def _keep_missed(self) -> None:
+        """In one transaction with the rows that came after them: a kill loses both or neither."""
+        if self._missed != self._missed_kept:
+            plain = [self._missed, self._missed_from, self._missed_to]
+            self._store.save_text(MISSED, json.dumps(plain) if self._missed else "", soon=False)
+            self._missed_kept = self._missed
 
     def close(self) -> None:
         """The last of everything: what waits is judged, missed beats told, the state kept."""
@@ -316,7 +319,7 @@ class Pipeline:
         now = self._time.now_us()
         self._last_us = {name: self._last_us.get(name, now) for name in plant.by_name}
         self._lines = []
-        self.drop(orphans)
+        self._configured(orphans, start=False)
         self.snapshot()
 
 
@@ -324,7 +327,16 @@ def _numbers(events: Iterable[Event]) -> dict[str, tuple[str, int]]:
     return {event.id: (event.epoch, event.seq) for event in events}
 
 
-def _removed(event: Event, ts: int, language: str) -> Event:
+def _missed(text: str) -> Gap | None:
+    """The missed beats of which the last run did not come to tell; None where there are none."""
+    try:
+        count, first, last = (int(each) for each in json.loads(text or "[]"))
+        return Gap(GapCause.OVERLOAD, count, first, last)
+    except (ValueError, TypeError):
+        return None
+
+
+def removed(event: Event, ts: int, language: str) -> Event:
     """The end of a warning whose signal is no longer in the configuration."""
     return replace(
         event,

@@ -30,6 +30,7 @@ from edge_agent.contract import (
     LINE_LOST,
     SECOND_US,
     Belated,
+    Bools,
     Clock,
     Codes,
     Describes,
@@ -261,8 +262,12 @@ class Poller:
         rng: random.Random | None = None,
         memory: Memory | None = None,
         belated: Intake = lambda _: None,
+        *,
+        since_us: int | None = None,
     ) -> None:
         self.line = line
+        self._since_us = since_us
+        """Beats count from here on (monotonic µs), whenever it begins to run; None: from when it does."""
         self.health = LineHealth(since_us=clock.wall_us())
         self._clock, self._time, self._intake, self._missed, self._stroke = clock, time, intake, missed, stroke
         self._rng = rng or random.Random(line.name)  # noqa: S311 - jitter, not a secret
@@ -289,25 +294,18 @@ class Poller:
         """Of parts that were lost while the line stood, in words why."""
         self._lost_at: int | None = None
         self._handed_on_us = -EVER_US
-        self._base_us = clock.wall_us() - clock.monotonic_us()
+        self._looked = (clock.monotonic_us(), clock.wall_us() - clock.monotonic_us())
+        """When the last readings came (monotonic µs), and wall minus monotonic clock then."""
         """Of the latest frames, the agent's time."""
         self._reached = 0
         """The last beat (monotonic µs) that has its row or is being read."""
-        self._reading: tuple[int, int] | None = None
-        """Of the beat that is being read: when it was (monotonic µs), and how many rows it will give."""
         self._overdue_timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
-        """Runs until cancelled; leaves no connection open. Beats that are cut short by the end are told as missed."""
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._keep_open())
-                tasks.create_task(self._poll())
-        finally:
-            rows, first_ts = self.owed(self._clock.monotonic_us())
-            self._reading = None
-            if rows:
-                self._missed(self.line.name, rows, first_ts, self._clock.wall_us())
+        """Runs until cancelled; leaves no connection open."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_open())
+            tasks.create_task(self._poll())
 
     async def once(self, into: ReadOnce) -> None:
         """Open, read everything once and close; whatever fails is a bad reading with its reason."""
@@ -490,7 +488,7 @@ class Poller:
     # --- the beat -------------------------------------------------------------------------------------------------
 
     async def _poll(self) -> None:
-        last = self._clock.monotonic_us()
+        last = self._clock.monotonic_us() if self._since_us is None else self._since_us
         while True:
             self._changed.clear()
             beat, periods = self._next(last)
@@ -502,10 +500,11 @@ class Poller:
                 continue
             self._stroke()
             await self._take(beat, periods)
-            now = self._clock.monotonic_us()
-            self._count_missed(self._reached, now)
-            # What was due while the read went on is missed; the next beat lies in the future.
-            last = max(self._reached, now)
+            # What was due up to the time of its row is missed. Not a moment more: after a kill, what has no row is counted
+            # from the time of the last one on (downtime).
+            taken = self._handed_on_us - self._time.base_us
+            self._count_missed(self._reached, taken)
+            last = max(self._reached, taken)
 
     def _slow(self) -> tuple[int, ...]:
         return tuple(period for period in self._periods if period > NOT_WAITED_FOR_US)
@@ -560,7 +559,7 @@ class Poller:
         if now_us < min(next_beat(beat_us, period) for period in self._periods):
             return
         self.health.missed += beats_between(beat_us, now_us, self._periods)
-        rows = self._rows_between(beat_us, now_us)
+        rows = rows_due([self.line], beat_us, now_us)
         first = min(next_beat(beat_us, period) for period in self._periods)
         last = max(now_us // period * period for period in self._periods)
         wall = self._clock.wall_us()
@@ -569,7 +568,7 @@ class Poller:
     async def _take(self, beat_us: int, periods: tuple[int, ...]) -> None:
         """One beat: read, or say why not. Hands the frames on in the same turn of the loop."""
         line, beat = self.line, self._due(periods)
-        self._reached, self._reading = beat_us, (beat_us, len(beat.targets))
+        self._reached = beat_us
         if self.health.state is not ConnectionState.CONNECTED and self._session is not None:
             self._watch_overdue()
         try:
@@ -580,37 +579,22 @@ class Poller:
                 self._overdue_timer = None
         if self.line is not line:  # another configuration came while it was read
             beat, readings = _carried_over(line, beat, readings, self.line)
-        self._reading = None
         self._note(beat, readings)
         self._intake(self.frames(beat, self._marked(beat, self._of_one_clock(readings))))
 
     def _of_one_clock(self, readings: Readings) -> Readings:
-        """The same readings; where the wall clock has stepped since the last ones, with the time at which they are here."""
-        wall, before = self._clock.wall_us(), self._base_us
-        self._base_us = wall - self._clock.monotonic_us()
-        if abs(self._base_us - before) < STEP_US:
-            return readings
-        here = np.reshape(wall - np.maximum(self._ago(readings), 0), (-1, 1))
-        return replace(
-            readings, ts=np.broadcast_to(here, (len(here), readings.ts.shape[-1])).reshape(readings.ts.shape)
-        )
+        """The same readings; stamps from before a step of the wall clock are put on the clock of now.
 
-    def owed(self, until_us: int) -> tuple[int, int]:
-        """How many machine rows were due by then (monotonic µs) and are still being read, or wait behind that; and since
-        when (UTC µs).
+        Only stamps of our own are: those that lie between the last readings and now by the clock of before, and not by that
+        of now. A source's own stamp knows nothing of our clock.
         """
-        if self._reading is None or self._reading[0] > until_us:
-            return 0, 0
-        beat_us, rows = self._reading
-        since = self._clock.wall_us() - (self._clock.monotonic_us() - beat_us)
-        return rows + self._rows_between(self._reached, max(until_us, self._reached)), since
-
-    def _rows_between(self, after_us: int, until_us: int) -> int:
-        """Machine rows of the beats in (after, until], monotonic µs."""
-        periods: dict[str, set[int]] = {}
-        for signal in self.line.signals:
-            periods.setdefault(signal.machine, set()).add(signal.every_us)
-        return sum(beats_between(after_us, until_us, its) for its in periods.values())
+        now = self._clock.monotonic_us()
+        (since, before), base = self._looked, self._clock.wall_us() - now
+        self._looked = (now, base)
+        if abs(base - before) < STEP_US:
+            return readings
+        ours = _between(readings.ts, since + before, now + before) & ~_between(readings.ts, since + base, now + base)
+        return replace(readings, ts=np.where(ours, readings.ts + (base - before), readings.ts))
 
     def _watch_overdue(self) -> None:
         """A silent device is waited for longer than a beat: the beats that pass have their rows all the same."""
@@ -762,13 +746,15 @@ class Poller:
 
 def rows_due(lines_: Sequence[Line], from_us: int, until_us: int) -> int:
     """How many machine rows were due in a span (UTC µs): on each line a machine's beats, shared ones once."""
-    total = 0
-    for line in lines_:
-        periods: dict[str, set[int]] = {}
-        for signal in line.signals:
-            periods.setdefault(signal.machine, set()).add(signal.every_us)
-        total += sum(beats_between(from_us, until_us, its) for its in periods.values())
-    return total
+    return sum(beats_between(from_us, until_us, its) for line in lines_ for its in periods_of(line).values())
+
+
+def periods_of(line: Line) -> dict[str, set[int]]:
+    """The periods with which it reads each of its machines, in µs."""
+    found: dict[str, set[int]] = {}
+    for signal in line.signals:
+        found.setdefault(signal.machine, set()).add(signal.every_us)
+    return found
 
 
 def beats_between(after_us: int, until_us: int, periods: Collection[int]) -> int:
@@ -832,6 +818,10 @@ def latest(readings: Readings) -> Codes:
 
 def _periods(line: Line) -> list[int]:
     return sorted({signal.every_us for signal in line.signals})
+
+
+def _between(stamps: Ints, first: int, last: int) -> Bools:
+    return (stamps >= first) & (stamps <= last)
 
 
 def _carried_over(old: Line, beat: _Beat, readings: Readings, new: Line) -> tuple[_Beat, Readings]:

@@ -138,18 +138,12 @@ _DISK_LOW = {
     "de": "fast voll: {free} von {total} frei. Ist er voll, kann nichts mehr aufbewahrt werden.",
 }
 _DISK_WELL = {"en": "in order again, {} free", "nl": "weer in orde, {} vrij", "de": "wieder in Ordnung, {} frei"}
-CLOCK = {"en": "Clock", "nl": "Klok", "de": "Uhr"}
-SET_THE_CLOCK = {
-    "en": "Check the time synchronisation of this machine (NTP server, network, battery of its clock).",
-    "nl": "Controleer de tijdsynchronisatie van deze machine (NTP-server, netwerk, batterij van de klok).",
-    "de": "Die Zeitsynchronisation dieses Rechners prüfen (NTP-Server, Netzwerk, Batterie der Uhr).",
-}
 _NO_WORDS = {
     "en": ("something has to be done soon", "in order again"),
     "nl": ("er moet binnenkort iets gebeuren", "weer in orde"),
     "de": ("hier ist bald etwas zu tun", "wieder in Ordnung"),
 }
-CLOCK = {"en": "Clock of this machine", "nl": "Klok van deze machine", "de": "Uhr dieser Maschine"}
+CLOCK = {"en": "Clock of this computer", "nl": "Klok van deze computer", "de": "Uhr dieses Rechners"}
 SET_THE_CLOCK = {
     "en": "Set the clock while the agent runs: let it follow a time server (timedatectl set-ntp true), or by hand "
     "(timedatectl set-time). A clock that forgets the time when the power is off needs a new battery.",

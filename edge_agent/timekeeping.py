@@ -14,7 +14,7 @@ import structlog
 
 from edge_agent import texts
 from edge_agent.clock import RELEASED_US, HostClock, boot_id, kernel_synchronised
-from edge_agent.contract import SECOND_US, Quality
+from edge_agent.contract import ENDING, SECOND_US, Quality
 from edge_agent.messages import topics as messages
 from edge_agent.records import Loss
 
@@ -33,8 +33,10 @@ ALONE_US = 3_600 * SECOND_US
 SURE_US = 2_000
 """Between the two readings of the monotonic clock around one of the wall clock lies no more than this (or the best of a few)."""
 TRIES = 5
-LOST, ALONE, STEPPED = Quality.DEVICE_FAILURE, Quality.MISSING, Quality.OTHER
-"""Why, as the value of the column `clock` says it: not set, kept right by nothing any more, stepped."""
+LOST, ALONE, STEPPED = 3 * ENDING, ENDING, ENDING + 1
+"""What the column `clock` says (contract.ENDING): not set, an alarm; kept right by nothing any more; stepped."""
+STEPS_APART = 8
+"""A step that follows another has another number, so that it is told too."""
 
 
 class ClockState(StrEnum):
@@ -186,7 +188,10 @@ class Timekeeper:
         if self.state is ClockState.NOT_SET:
             return Loss(LOST, texts.clock_not_set(language, now, self.floor_us))
         if self.state is ClockState.STEPPED and self.last is not None:
-            return Loss(STEPPED, texts.clock_stepped(language, self.last.at_us, self.last.by_us, now, zone))
+            return Loss(
+                STEPPED + self.steps % STEPS_APART,
+                texts.clock_stepped(language, self.last.at_us, self.last.by_us, now, zone),
+            )
         if self._kept_us is not None and self.monotonic_us() - self._kept_us >= ALONE_US:
             ago = self.monotonic_us() - self._kept_us
             return Loss(ALONE, texts.clock_alone(language, now - ago, now, zone))

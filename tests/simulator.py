@@ -505,6 +505,7 @@ class World:
         self.listeners: list[Listener] = [self.heard.append]
         self.keeps_story = False
         self.turn_s = TICK_EVERY_S
+        self.boot = "boot-0"
         self.story: list[str] = []
         self.digest = hashlib.blake2b(digest_size=16)
         self.logged: dict[str, int] = {}
@@ -688,7 +689,7 @@ class World:
     async def _lived(self, until_us: int) -> int:
         self._cut = asyncio.Event()
         stop = asyncio.Event()
-        host = agent.Host(self.clock, lambda: True, lambda: "boot", self.registry, self._connect, self.turn_s)
+        host = agent.Host(self.clock, self.registry, self._connect, lambda: True, lambda: self.boot, self.turn_s)
         running = asyncio.create_task(agent.run(self.home / "agent.yaml", stop=stop, host=host))
         cut = asyncio.create_task(self._cut.wait())
         self.tell(f"life {self.life.number}")

@@ -46,7 +46,7 @@ def set_clock(store: Store, clock: StandingClock, to_us: int = NOW) -> int:
     """Somebody sets the clock; by how much it was wrong."""
     was, before = clock.wall_us(), base(clock)
     clock.step_wall(to_us - was)
-    store.stepped(base(clock) - before)
+    store.stepped(base(clock) - before, base(clock))
     store.end_unset(was)
     store.put_right(base(clock), clock.wall_us())
     return base(clock) - before
@@ -145,9 +145,9 @@ def test_what_may_have_left_keeps_its_bytes_when_the_clock_is_set_through_a_rest
     one.put(1)
     commit(one.store)
     (sent,) = due_of(one.store, 0, 10)
-    assert not sent.ready
+    assert [sent.ready, sent.ready] == [False, False]
     commit(one.store)
-    assert sent.ready
+    assert all(each.ready for each in [sent])
     on_the_wire = sent.payload(late=False)
     one.put(2)
     commit(one.store)
@@ -335,7 +335,7 @@ def test_a_step_of_the_clock_makes_nothing_late_or_old(tmp_path: Path, clock: St
         store.put_snapshot(b"", "{}")
         clock.move(7 * SECOND_US)
         clock.step_wall(by_s * SECOND_US)
-        store.stepped(by_s * SECOND_US)
+        store.stepped(by_s * SECOND_US, base(clock))
         for each in (*told, *due_of(store, 0, 10)):
             assert each.waited_us(clock) == 7 * SECOND_US
         assert store.oldest_pending_us == clock.wall_us() - 7 * SECOND_US

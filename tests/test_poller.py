@@ -631,9 +631,9 @@ def test_beats_that_pass_while_a_silent_device_is_waited_for_have_their_rows() -
 
     device.answer = nothing
     watched = watch(device, 20.2)
+    assert watched.gaps == []
     assert {quality for _, quality in watched.told()} == {Quality.TIMEOUT}
     assert len(watched.frames) == 20 - 1, "one row a beat, but for the read that is on its way"
-    assert [rows for _, rows, _, _ in watched.gaps] == [1], "which the end has cut short"
 
 
 def test_a_slow_device_that_answers_is_an_overload_and_not_silence() -> None:
@@ -642,7 +642,7 @@ def test_a_slow_device_that_answers_is_an_overload_and_not_silence() -> None:
     # At first nobody knows yet whether it will ever answer.
     assert [quality for _, quality in told[:2]] == [Quality.TIMEOUT, GOOD]
     assert {quality for _, quality in told[2:]} == {GOOD}
-    assert sum(rows for _, rows, _, _ in watched.gaps) + len(told) == 11, "the last one was cut short by the end"
+    assert sum(rows for _, rows, _, _ in watched.gaps) == 4
 
 
 def test_slow_signals_are_read_as_soon_as_their_line_is_open_or_they_are_new() -> None:

@@ -317,9 +317,8 @@ class History:
     def _put_command(self, db: sqlite3.Connection, place: int, epoch: str, command: Command) -> None:
         text = 0
         if command.command == configured.CONFIGURE:
-            with contextlib.suppress(ValueError, KeyError):
-                text = self._put_text(db, configured.text_of(command))
-                command = replace(command, arguments={**command.arguments, "packed": ""})
+            text = self._put_text(db, configured.text_of(command))
+            command = replace(command, arguments={**command.arguments, "config": ""})
         plain = orjson.dumps(asdict(command))
         shelf.put(db, "commands", (place, epoch, command.ts, command.t, text, plain))
 

@@ -197,7 +197,7 @@ class Store:
         self._found = (self._wall, self._t)
         self._done = Intervals(opened.state.delivered)
         self._done.take_changes()
-        self._done_changed = self._stopping = False
+        self._done_changed = False
         self._layouts: dict[str, tuple[int, Layout]] = {}
         self._use_known(opened.layouts)
         self._batch_at_start = self._last_batch
@@ -207,10 +207,12 @@ class Store:
         self._snapshot_seq = self._pruned_to = 0
         self._open = _Batch()
         self._sealed: list[_Batch] = []
-        self._writing = self._waiting_bytes = 0
-        """How many of them are being written; bytes of memory of all that waits."""
+        self._writing = 0
+        """How many of them are being written."""
+        self._waiting_bytes = 0
         self._lost_rows, self._lost_from, self._lost_to = 0, 0, 0
         self._wake, self.move_soon = asyncio.Event(), asyncio.Event()
+        self._stopping = False
         self._broken: str | None = None
         self.fault: str | None = opened.fault or None
         self.fault_since_us = clock.wall_us()
@@ -221,8 +223,6 @@ class Store:
         that the events since the start have now, by the id of their warning."""
         self.max_size, self.max_age_us, self.commit_every_us = 2_000_000_000, 14 * 86_400 * SECOND_US, SECOND_US
         self.on_committed: list[Callable[[Sequence[Committed]], None]] = []
-        self.on_seal: Callable[[], None] = lambda: None
-        """Called before what waits becomes a batch: the last moment to put something into it."""
         self._unmoved_bytes = self.commits = 0
         self._cache: tuple[int, list[Committed]] | None = None
         self._moved: tuple[int, int] | None = None
@@ -356,7 +356,6 @@ class Store:
         self._seal()
 
     def _seal(self) -> None:
-        self.on_seal()
         batch = self._open
         about = batch.snapshot is not None or batch.config is not None or batch.texts
         if not (batch.items or batch.notices or batch.drop_to or about):
@@ -437,9 +436,16 @@ class Store:
             self._settled.take(*self._stamps_on_disk.values())
         return bool(kept)
 
-    def stepped(self, by_us: int) -> None:
-        """The wall clock has stepped: what waits has waited as long as before."""
+    def stepped(self, by_us: int, base_us: int) -> None:
+        """The wall clock has stepped: what waits has waited as long as before. base_us: wall minus monotonic now."""
         self._steps.append((self._next, by_us))
+        self.note_base(base_us)
+
+    def note_base(self, base_us: int) -> int:
+        """See Stamps.note_base; kept with the next commit. Called at start too: the last run may have ended before a step."""
+        by = self.stamps.note_base(base_us)
+        self._keep_stamps()
+        return by
 
     def _closed_us(self, seq: int, closed: int) -> int:
         """A stamp of the store's own, as the wall clock of now would have given it."""
@@ -1072,9 +1078,9 @@ class Store:
             self._wake.set()
 
     def save_text(self, row: int, text: str, *, soon: bool = True) -> None:
-        """Keep a small text, in words of the caller's, with the next commit. row: disk.LEFTOVERS or another.
+        """Keep a small text, in words of the caller's, in the transaction of what was put last. row: of disk's table `config`.
 
-        soon: this is worth a commit.
+        soon: at once; else when the next commit is due.
         """
         if self._texts.get(row, "") != text:
             self._texts[row] = self._open.texts[row] = text
@@ -1093,7 +1099,6 @@ class Store:
         """Write what still waits, if the disk will have it, and let go of the file."""
         self._thread.shutdown()
         self._reader.close()
-        self.on_seal = lambda: None
         if self._homeless:
             log.error("readings_not_kept", cause="the disk refused until the end", waiting_mb=self.waiting_mb)
             return

@@ -4,7 +4,6 @@ Rule 1: nothing is written and nothing locked: each look is short, and what move
 two looks is neither missed nor met twice. Rule 2: what is damaged is left out and counted, never guessed.
 """
 
-import base64
 import contextlib
 import heapq
 import sqlite3
@@ -334,6 +333,18 @@ class Past:
             if len(found) < EVENTS_A_LOOK:
                 return
 
+    def commands(self) -> list[Item]:
+        """What people did and which configurations came into force, in their places among the frames."""
+        with self._moment() as position:
+            found = [] if self._kept is None else list(self._commands(0, position.place - 1))
+            place, batch, newest = position.place - 1, 0, self._newest()
+            while True:
+                items, batch = self._of_journal(place, batch, newest, position)
+                if not items:
+                    return found
+                found += [item for item in items if isinstance(item.what, Command)]
+                place += len(items)
+
     # --- everything, as it was judged -------------------------------------------------------------------------------------
 
     def frames(self, after: int = 0) -> Iterator[Item]:
@@ -374,9 +385,13 @@ class Past:
     def _of_layout(self, number: int, layout: Layout, after: int, until: int) -> Iterator[Item]:
         """The frames of one layout. Blocks may become chunks meanwhile: places do not change by it."""
         while True:
-            with self._moment():
-                piece = self._next_piece(number, after)
-                part = None if piece is None else self._read(piece, layout)
+            try:
+                with self._moment():
+                    piece = self._next_piece(number, after)
+                    part = None if piece is None else self._read(piece, layout)
+            except disk.FAULTS:
+                self.left_out += 1  # a page is damaged; the agent saves the rest when it opens the file
+                return
             if piece is None or piece.place_from > until:
                 return
             if part is not None:
@@ -430,19 +445,22 @@ class Past:
                     raise ValueError("damaged")
                 command = Command(**orjson.loads(row[5]))
                 if row[4]:
-                    command = replace(command, arguments={**command.arguments, "packed": self._text(row[4])})
+                    command = replace(command, arguments={**command.arguments, "config": self._text(row[4])})
             except rows.UNREADABLE:
                 self.left_out += 1
                 continue
             yield Item(number, row[1], command)
 
     def _text(self, number: int) -> str:
-        """A configuration's text, packed as its command has it. Raises ValueError."""
+        """A configuration's text. Raises ValueError."""
         assert self._kept is not None
         row = self._kept.execute("SELECT * FROM texts WHERE id = ?", (number,)).fetchone()
         if row is None or not rows.sound(row):
             raise ValueError("damaged")
-        return base64.b64encode(row[2]).decode()
+        try:
+            return zlib.decompress(row[2]).decode()
+        except zlib.error as error:
+            raise ValueError(str(error)) from error
 
     # --- the journal --------------------------------------------------------------------------------------------------
 
@@ -551,6 +569,17 @@ def _within(ts: Ints, values: Floats, quality: Codes, from_us: int, to_us: int) 
 
 def _place(item: Item) -> int:
     return item.place
+
+
+UNREADABLE = (NoHistory, *disk.FAULTS)
+"""What reading may raise."""
+
+
+def words_of(error: Exception, folder: Path) -> str:
+    """Why the past cannot be read, for a person."""
+    if isinstance(error, NoHistory):
+        return str(error)
+    return f"{folder}: the store cannot be read: {error}"
 
 
 @contextmanager

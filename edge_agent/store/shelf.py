@@ -28,6 +28,8 @@ FILE = "history.db"
 FORMAT = 1
 WAL_KEPT = 4_000_000
 """bytes that its log may keep beside it."""
+CHECKED_MAX = 250_000_000
+"""bytes: a larger file is not read through when it is opened; the damage of a page is found when it is used."""
 COLUMN_BITS = 20
 """A chunk's number is its axis' number and its column."""
 COLUMNS_MAX = 1 << COLUMN_BITS
@@ -207,6 +209,10 @@ def _prepared(db: sqlite3.Connection, path: Path) -> None:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > FORMAT:
         raise OSError(f"{path}: format {version} was written by a later version; this one knows {FORMAT}")
+    if path.stat().st_size <= CHECKED_MAX:
+        (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise disk.Damaged(str(verdict))
     if version == 0:
         db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
     while 0 < version < FORMAT:

@@ -31,35 +31,42 @@ MARK = {"uncertain": "clock"}
 class Stamps:
     """Which spans there were, what is known of them, and which numbers may have left with a stamp of theirs.
 
-    boot: names the run of the host that goes on now. floor_us: the last time (UTC µs) that a set clock has shown; a clock
-    that shows less is not set. ask: see `ready`.
+    boot: names the run of the host that goes on now. base: of a run of the host, and wall minus monotonic clock (µs) in it,
+    to the second; so that over a restart of the agent alone it is known how far the clock has stepped.
+    floor_us: the last time (UTC µs) that a set clock has shown; a clock that shows less is not set. ask: see `ready`.
     """
 
     def __init__(self, boot: str) -> None:
         self.boot = boot
         self.spans: dict[int, Span] = {}
         self.floor_us: int | None = None
+        self.base: tuple[str, int] | None = None
         self.handed = Intervals()
         self.ask: Callable[[int], None] = lambda _seq: None
 
     # --- what is kept ---------------------------------------------------------------------------------------------------
 
     def text(self) -> str:
-        return orjson.dumps({"floor": self.floor_us, "spans": [asdict(span) for span in self.spans.values()]}).decode()
+        spans = [asdict(span) for span in self.spans.values()]
+        return orjson.dumps({"floor": self.floor_us, "base": self.base, "spans": spans}).decode()
 
     def handed_text(self) -> str:
         return orjson.dumps(self.handed.ranges()).decode()
 
     def take(self, text: str, handed: str) -> None:
         """What `text` and `handed_text` wrote; '' is nothing. Raises ValueError, KeyError or TypeError for anything else."""
-        plain = orjson.loads(text) if text else {"floor": None, "spans": []}
+        plain = orjson.loads(text) if text else {"floor": None, "base": None, "spans": []}
         spans = [Span(**{**each, "sent": tuple(map(tuple, each["sent"]))}) for each in plain["spans"]]
         ranges = [(int(first), int(last)) for first, last in (orjson.loads(handed) if handed else [])]
-        self.floor_us, self.spans, self.handed = (
-            plain["floor"],
-            {span.number: span for span in spans},
-            Intervals(ranges),
-        )
+        base = None if plain["base"] is None else (str(plain["base"][0]), int(plain["base"][1]))
+        self.floor_us, self.base, self.handed = plain["floor"], base, Intervals(ranges)
+        self.spans = {span.number: span for span in spans}
+
+    def note_base(self, base_us: int) -> int:
+        """Wall minus monotonic clock is this now. By how much (µs) it has stepped since it was last noted; 0: unknown."""
+        boot, before = self.base or ("", base_us)
+        self.base = (self.boot, base_us)
+        return base_us - before if boot == self.boot != "" else 0
 
     # --- a span ---------------------------------------------------------------------------------------------------------
 
