@@ -26,7 +26,7 @@ from edge_agent.config import Config, ConfigErrors, SecretError
 from edge_agent.contract import SECOND_US, Frame, Quality
 from edge_agent.health import Meter
 from edge_agent.messages import topics as messages
-from edge_agent.mqtt import Link, LinkSettings
+from edge_agent.mqtt import Link, LinkSettings, content
 from edge_agent.pipeline import MACHINE_TOPICS, TICK_EVERY_S, Pipeline
 from edge_agent.plant import CLOCK, DISK, OWN, Plant, compile_plant, host_name
 from edge_agent.poller import Line, Poller
@@ -37,7 +37,7 @@ from edge_agent.store.disk import LEFTOVERS, LIFE
 from edge_agent.store.disk import State as StoreState
 from edge_agent.store.history import History, open_history
 from edge_agent.store.journal import FILE as STORE_FILE
-from edge_agent.store.journal import WAITING_MAX, Committed, Store, open_store
+from edge_agent.store.journal import WAITING_MAX, Committed, Recovery, Store, open_store
 from edge_agent.store.notes import DeviceNotes
 from edge_agent.timekeeping import STEP_US, Change, Timekeeper
 from edge_agent.web.app import Web, open_web
@@ -304,7 +304,7 @@ class _Agent:
         text = configuration.pack(self.config)
         old = self._old_plant(recovery.config_json, text, plant)
         rows: dict[str, int] = {}
-        state = _replayed(old, recovery, self.store.epoch, rows)
+        state = _replayed(old, recovery, rows)
         orphans: list[Event] = []
         if old is not plant:
             state, orphans = snapshot.migrate(old, state, plant)
@@ -322,8 +322,9 @@ class _Agent:
         self.pipeline.unset = unset
         self.pipeline.clock_set(right)
         self.pipeline.begin(orphans)
-        if old is not plant:
-            self.pipeline.snapshot()  # or a crash would have the old plant judge what comes now
+        if old is not plant or recovery.epoch != self.store.epoch:
+            # Or a crash would have the old plant judge what comes now, or under the epoch of before.
+            self.pipeline.snapshot()
         before = downtime.life_of(self.store.load_text(LIFE))
         life = downtime.Life(self.clock.boot, self.time.base_us)
         self.store.save_text(LIFE, life.text(), soon=False)
@@ -397,7 +398,14 @@ class _Agent:
         self.broker_url = await self._broker_of(self.config)
         if self.config.web is not None:
             web = await stack.enter_async_context(
-                open_web(self.config.web.host, self.config.web.port, self.board, self.pipeline, self.clock)
+                open_web(
+                    self.config.web.host,
+                    self.config.web.port,
+                    self.board,
+                    self.pipeline,
+                    self.clock,
+                    self.found.data_dir,
+                )
             )
             self.web, self.web_url = web, web.url
 
@@ -503,8 +511,8 @@ class _Agent:
         return self.beats.worker(f"poller {line.name}", longest + round(2 * poller.READ_LIMIT_S * SECOND_US))
 
     def _start_publisher(self) -> None:
-        settings, root = _link(self.config, self.broker_url), _root(self.config)
-        self.publisher = Publisher(self.store, settings, root, self.clock, connect=self.outside.connect)
+        settings, root, connect = link_of(self.config, self.broker_url), _root(self.config), self.outside.connect
+        self.publisher = Publisher(self.store, settings, root, self.clock, self._renewed_link, connect)
         self.publisher.on_cleared = self._cleared
         stroke = self.beats.worker("publisher", round(TURN_MAX_S * SECOND_US))
         self.publisher_task = self.tasks.create_task(self.publisher.run(stroke))
@@ -512,6 +520,13 @@ class _Agent:
             self.publisher.set_retained(topic, payload)
         for topic in sorted(self.leftovers):
             self.publisher.clear(topic)
+
+    def _renewed_link(self) -> LinkSettings:
+        """With secrets and certificates as they are on disk now. Called in a thread. Raises ValueError."""
+        try:
+            return link_of(self.config, self.broker_url)
+        except SecretError as error:
+            raise ValueError(str(error)) from error
 
     def _retain(self, topic: str, payload: bytes) -> None:
         """The latest of a retained topic, kept here so that a new publisher knows it; empty: cleared."""
@@ -754,7 +769,7 @@ class _Agent:
             return self._refuse([self._fault("mqtt.url", str(error))])
         # Thousands of signals take a second, and the loop is the plant's.
         plant, lines, text, machines, changed = await asyncio.to_thread(self._prepared, loaded.config)
-        link = _link(loaded.config, broker_url)
+        link = link_of(loaded.config, broker_url)
         self.errors = []
         rotated = link != self.publisher.settings or any(
             line.settings != self.pollers[line.name].poller.line.settings for line in lines if line.name in self.pollers
@@ -825,7 +840,7 @@ class _Agent:
         }
 
 
-def _replayed(plant: Plant, recovery: Any, epoch: str, rows: dict[str, int]) -> judge.JudgeState:
+def _replayed(plant: Plant, recovery: Recovery, rows: dict[str, int]) -> judge.JudgeState:
     """The last snapshot with the journal since judged again; its events are in the journal already.
 
     rows: is filled with the agent's time of each machine's last row.
@@ -842,7 +857,9 @@ def _replayed(plant: Plant, recovery: Any, epoch: str, rows: dict[str, int]) -> 
         if isinstance(item, JudgedFrame) and len(frames) < REJUDGED_AT_ONCE:
             frames += [item.frame] if _fits(plant, item.frame) else []
             continue
-        state, _ = judge.step(plant, state, frames, epoch)  # stacked: however they are cut, the result is equal
+        state, _ = judge.step(
+            plant, state, frames, recovery.epoch
+        )  # stacked: however they are cut, the result is equal
         frames = [item.frame] if isinstance(item, JudgedFrame) and _fits(plant, item.frame) else []
         if isinstance(item, Command) and item.command != CONFIGURE:
             try:
@@ -891,13 +908,14 @@ def _board_machines(plant: Plant) -> list[BoardMachine]:
     ]
 
 
-def _link(config: Config, broker_url: str) -> LinkSettings:
+def link_of(config: Config, broker_url: str) -> LinkSettings:
     """The broker's side of the configuration. Raises SecretError."""
     mqtt = config.mqtt
     assert mqtt is not None
     tls = mqtt.tls
     key = tls.key if tls else None
     first = broker_url if mqtt.url.startswith("embedded:") else mqtt.url
+    files = content((tls.ca, tls.cert, key if isinstance(key, Path) else None)) if tls else ""
     return LinkSettings(
         urls=(first, *mqtt.urls),
         client_id=config.agent.id,
@@ -907,6 +925,7 @@ def _link(config: Config, broker_url: str) -> LinkSettings:
         ca=tls.ca if tls else None,
         cert=tls.cert if tls else None,
         key=configuration.secret(key, config) if isinstance(key, configuration.SecretRef) else key,
+        files=files,
     )
 
 

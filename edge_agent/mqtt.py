@@ -57,6 +57,9 @@ BACK_EVERY_S = 600.0
 """Connected to a further broker, one before it in the list is looked for so often."""
 STEADY_S = 10.0
 """A connection that lasted this long was a good one: the pauses begin anew."""
+FLAPS, FLAP_S = 3, 300.0
+"""So many connections in a row, each closed by the peer without a word before it was so old, look like a fight for one
+client id: mosquitto 2.0 says nothing to whom it throws out, and MQTT 3.1.1 cannot."""
 END_S = 1.0
 RECEIVE_MAX = 65_535
 PACKET_MAX = 268_435_455
@@ -146,6 +149,8 @@ class _Attempt:
     silent: bool = False
     slow: bool = False
     thread: threading.Thread | None = None
+    acked: deque[tuple[int, int]] = field(default_factory=deque)
+    """Message ids and reason codes that paho's thread has brought and the loop has not taken yet."""
     waiting: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Message id of MQTT: our token and the monotonic time of sending, oldest first."""
 
@@ -183,6 +188,10 @@ class Link:
         self.url = settings.urls[0]
         self.code: int | None = None
         """The broker's last reason code that is a failure, of CONNACK or DISCONNECT; None when it gave none."""
+        self.last_loss: tuple[int, str] | None = None
+        """When (UTC µs) and why a connection was lost last; `reason` forgets it when there is another."""
+        self.decided = asyncio.Event()
+        """Once a broker has taken us, or all have been tried."""
         self.attempts = self.connections = 0
         """Connections that were tried, and that a broker took."""
         self.receive_max, self.packet_max = RECEIVE_MAX, PACKET_MAX
@@ -192,7 +201,8 @@ class Link:
         self._no_retain: set[str] = set()
         self._closes: set[str] = set()
         """Brokers that close instead of answering: they are asked for one version at a time once pauses have grown."""
-        self._failures, self._needs_person = 0, False
+        self._failures, self._needs_person, self._flaps = 0, False, 0
+        self._closed_silently = False
         self._looked_back_us, self._goes_back = 0, False
         self._now: _Attempt | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -215,10 +225,12 @@ class Link:
         """Keep the connection up until `disconnect` or cancellation; a cancelled one is cut, so the will speaks."""
         self._loop = asyncio.get_running_loop()
         while not self._closing.is_set():
+            self._closed_silently = False
             self._turn(LinkState.CONNECTING)
             self._needs_person = False
             lasted_s = await self._try_all()
-            well = lasted_s >= STEADY_S and not self._needs_person
+            self._flaps = self._flaps + 1 if 0.0 < lasted_s < FLAP_S and self._closed_silently else 0
+            well = lasted_s >= STEADY_S and not self._needs_person and self._flaps < FLAPS
             self._failures = 0 if well else self._failures + 1
             self._turn(LinkState.BACKING_OFF)
             if self._goes_back:
@@ -240,6 +252,24 @@ class Link:
             return False
         attempt.waiting[info.mid] = (token, self._clock.monotonic_us())
         return True
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is published inside wakes paho's thread once. It is woken for each message otherwise, and takes turns with
+        ours each time: that was half of what a message cost.
+        """
+        client = self._now.client if self._now is not None else None
+        waker = getattr(client, "_sockpairW", None)
+        if client is None or waker is None:
+            yield
+            return
+        client._sockpairW = None  # noqa: SLF001
+        try:
+            yield
+        finally:
+            client._sockpairW = waker  # noqa: SLF001
+            with contextlib.suppress(OSError):  # full: it is awake already
+                waker.send(b"0")
 
     async def disconnect(self, within_s: float) -> None:
         """Say good-bye, which keeps the will from being sent, and let `run` end."""
@@ -339,6 +369,7 @@ class Link:
 
     def _lost(self, attempt: _Attempt) -> None:
         self.reason, self.code = attempt.ended or "cancelled", attempt.code
+        self.last_loss = self._clock.wall_us(), self.reason
         self._turn(LinkState.CONNECTING)
         if not self._closing.is_set():
             log.warning("broker_lost", url=attempt.url, fault=self.reason)
@@ -403,6 +434,8 @@ class Link:
     def _turn(self, state: LinkState) -> None:
         if state is not self.state or self.since_us is None:
             self.state, self.since_us = state, self._clock.wall_us()
+        if state is not LinkState.CONNECTING:
+            self.decided.set()
 
     # --- paho ---------------------------------------------------------------------------------------------------------
 
@@ -426,16 +459,27 @@ class Link:
             client.tls_set_context(tls)
         host, port = parts.hostname or "", parts.port or PORTS[parts.scheme]
         # In paho's thread: its own way asks the resolver with no deadline and forgets what it knew.
-        client._create_socket_connection = lambda: self._addresses.connected(host, port)  # type: ignore[method-assign]  # noqa: SLF001
+        client._create_socket = lambda: self._opened(client, host, port, tls is not None)  # type: ignore[method-assign]  # noqa: SLF001
         attempt, post = _Attempt(client, url, version), self._post
         client.on_connect = lambda _c, _u, _f, reason, given: post(self._on_connack, attempt, reason, given)
         client.on_socket_open = lambda *_: post(self._on_open, attempt)
         client.on_connect_fail = lambda *_: post(attempt.end, _words(sys.exc_info()[1], self._clock.wall_us()))
         client.on_disconnect = lambda _c, _u, flags, reason, given: post(self._on_end, attempt, flags, reason, given)
-        client.on_publish = lambda _c, _u, mid, reason, _p: post(self._on_puback, attempt, mid, reason)
+        client.on_publish = lambda _c, _u, mid, reason, _p: self._on_puback(attempt, mid, reason)
         # The first start of a client is a clean one, and each client starts once.
         client.connect_async(host, port, KEEPALIVE_S)
         return attempt
+
+    def _opened(self, client: Client, host: str, port: int, encrypted: bool) -> socket.socket:
+        """A connection, blocking. Raises OSError, or ValueError for a certificate of another name."""
+        line = self._addresses.connected(host, port)
+        if not encrypted:
+            return line
+        try:
+            return client._ssl_wrap_socket(line)  # noqa: SLF001
+        except BaseException:
+            line.close()
+            raise
 
     def _post(self, hook: Callable[..., None], *facts: Any) -> None:
         """From paho's thread to the loop; never raises, also when the loop has ended."""
@@ -483,10 +527,18 @@ class Link:
             attempt.end("closed before it answered")
             return
         if not flags.is_disconnect_packet_from_server:
-            attempt.end("connection lost")
+            if not attempt.ended and attempt is self._now:
+                self._closed_silently = True
+            attempt.end(self._lost_words())
             return
         self._told(attempt, int(reason.value))
         attempt.end(f"disconnected by the broker: {self._explained(reason, given)}")
+
+    def _lost_words(self) -> str:
+        if self._flaps + 1 < FLAPS:
+            return "connection lost"
+        who = ADVICE[TAKEN_OVER].format(client_id=self._settings.client_id)
+        return f"connection lost, {self._flaps + 1} times in a row soon after it was made: perhaps {who}"
 
     def _told(self, attempt: _Attempt, code: int) -> None:
         """The broker gave a reason."""
@@ -504,9 +556,17 @@ class Link:
         return f"{words}: {advice}" if advice else words
 
     def _on_puback(self, attempt: _Attempt, mid: int, reason: Any) -> None:
-        token, _ = attempt.waiting.pop(mid, (None, 0))
-        if token is not None and attempt is self._now:
-            self.on_ack(token, int(reason.value))
+        """In paho's thread. The loop is woken for the first of several, and takes them all."""
+        attempt.acked.append((mid, reason.value))
+        if len(attempt.acked) == 1:
+            self._post(self._take_acks, attempt)
+
+    def _take_acks(self, attempt: _Attempt) -> None:
+        while attempt.acked:
+            mid, reason = attempt.acked.popleft()
+            token, _ = attempt.waiting.pop(mid, (None, 0))
+            if token is not None and attempt is self._now:
+                self.on_ack(token, int(reason))
 
     def _cut(self, attempt: _Attempt, reason: str) -> None:
         """Close the socket under paho: the broker hears no good-bye and sends the will."""
@@ -532,6 +592,34 @@ class Link:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(END_S):
                     await gone.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a broker said to somebody who knocked. version: None when it did not take us; reason: why not, in words."""
+
+    url: str
+    version: str | None
+    reason: str
+
+
+async def knock(settings: LinkSettings, clock: Clock) -> list[Answer]:
+    """Connect to every broker once, under a client id of its own, and leave at once: nothing is published, nobody is put out."""
+    found = []
+    for url in settings.urls:
+        link = Link(replace(settings, urls=(url,), client_id=f"{settings.client_id}-check"), None, clock)
+        running = asyncio.create_task(link.run())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_S):
+                await link.decided.wait()
+        silent = f"no answer within {ANSWER_S:g} s"
+        found.append(
+            Answer(url, link.version if link.connected else None, "" if link.connected else link.reason or silent)
+        )
+        await link.disconnect(END_S)
+        running.cancel()
+        await asyncio.wait([running])
+    return found
 
 
 def _start(attempt: _Attempt) -> None:

@@ -305,6 +305,11 @@ class Publisher:
             "unheard": self._unheard,
             "attempts": link.attempts,
             "reason": link.reason,
+            **(
+                {"last_loss": {"ts": messages.to_utc(link.last_loss[0]), "reason": link.last_loss[1]}}
+                if link.last_loss
+                else {}
+            ),
             **self._not_taken(),
         }
 
@@ -371,7 +376,8 @@ class Publisher:
         self._backlog_flying -= flight.backlog
         if flight.message is not None:
             self._flying.discard(flight.message.seq)
-        self._suspects.answered(flight.key)
+        for key in self._suspects.answered(flight.key):
+            self._send_again(key)
         if reason < FAILURE:
             self._tries.pop(flight.key, None)
         self._pace.answered(flight.sent_us, self._clock.monotonic_us())
@@ -432,6 +438,8 @@ class Publisher:
         refusal.flying = max(0, refusal.flying - 1)
         if flight.message is not None:
             _leave(refusal, flight.message.seq)
+            # Nobody has had it: should a newer one of its topic get through before it, it is late.
+            self._late.pop(flight.message.seq, None)
             if refusal.probe is None or flight.message.seq < refusal.probe.seq:
                 refusal.probe = flight.message
         if refusal.timer is None:
@@ -445,6 +453,7 @@ class Publisher:
         verdict = self._suspects.lost([flight.key for flight in self._flights.values()], told)
         for key in verdict.free:
             self._aside.pop(key, None)
+            self._in_a_row.clear()
         if verdict.convicted is not None:
             flight = next(iter(self._flights.values()))
             self._set_aside(
@@ -479,8 +488,11 @@ class Publisher:
             except TimeoutError:
                 continue
             self._wake.clear()
-            if self._link.connected and self._fill():
-                self._wake.set()
+            if self._link.connected:
+                with self._link.together():
+                    more = self._fill()
+                if more:
+                    self._wake.set()
             self._turned.set()
             await asyncio.sleep(0)
 
@@ -664,8 +676,12 @@ class Publisher:
         key = next((key for key, each in self._aside.items() if each.due_us <= now), None)
         if key is None:
             return
-        del self._aside[key]
         self._suspects.retry(key)
+        self._send_again(key)
+
+    def _send_again(self, key: Key) -> None:
+        """It is aside no more."""
+        self._aside.pop(key, None)
         if isinstance(key, int):
             self._rewind(key, key)
         elif key in self._retained:

@@ -4,7 +4,8 @@ A broker may drop the connection each time that it is sent one certain message, 
 counting: it was the first unanswered one again and again.
 
 Rule 1: nobody is convicted in company. Who was twice the first in flight is sent alone, and so are those beside it.
-Rule 2: a broker that answers nothing at all is no message's fault: after some convictions without one answer all are free.
+Rule 2: a broker that answers nothing at all is no message's fault. Who was convicted without one answer of the broker
+between is tried once more when it answers again, and after some such convictions all are free.
 """
 
 from collections.abc import Hashable, Sequence
@@ -33,7 +34,9 @@ class Suspects:
     def __init__(self) -> None:
         self.alone: set[Key] = set()
         """To be sent only while nothing else is in flight, and nothing else while they are."""
-        self._counts: dict[Key, int] = {}
+        self._counts: dict[Key, tuple[int, int]] = {}
+        """Lines that broke with it first in flight, and how many answers there had been before the first of them."""
+        self._answers = 0
         self._unproven: list[Key] = []
 
     def lost(self, in_flight: Sequence[Key], told: bool = False) -> Verdict:
@@ -43,14 +46,18 @@ class Suspects:
         if len(self._counts) > COUNTED_MAX:
             self._counts.clear()
         first = in_flight[0]
-        count = self._counts[first] = self._counts.get(first, 0) + 1
+        count, since = self._counts.get(first, (0, self._answers))
+        count += 1
+        self._counts[first] = count, since
         if len(in_flight) == 1 and (told or count >= CONVICTED_AFTER):
-            return self._convict(first)
+            return self._convict(first, proven=self._answers > since)
         if told or count >= ALONE_AFTER:
             self.alone.update(in_flight)
         return Verdict()
 
-    def _convict(self, key: Key) -> Verdict:
+    def _convict(self, key: Key, *, proven: bool) -> Verdict:
+        if proven:
+            return Verdict(convicted=key)
         self._unproven.append(key)
         if len(self._unproven) < UNPROVEN_MAX:
             return Verdict(convicted=key)
@@ -58,13 +65,17 @@ class Suspects:
         self._counts.clear()
         return Verdict(free=free)
 
-    def answered(self, key: Key) -> None:
-        """The broker answered this one, well or not: it does not break the line."""
-        self._unproven.clear()
+    def answered(self, key: Key) -> tuple[Key, ...]:
+        """The broker answered this one, well or not: it does not break the line. Returns who is to be tried once more."""
         self._counts.pop(key, None)
         self.alone.discard(key)
+        again, self._unproven = tuple(self._unproven), []
+        for each in again:
+            self.retry(each)
+        self._answers += 1
+        return again
 
     def retry(self, key: Key) -> None:
         """A convicted one is tried once more, alone; it has no other chances."""
-        self._counts[key] = CONVICTED_AFTER
+        self._counts[key] = CONVICTED_AFTER, self._answers
         self.alone.add(key)

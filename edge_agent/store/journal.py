@@ -148,6 +148,8 @@ class Recovery:
     """What the last run left. items: frames and commands since the snapshot, in order.
 
     numbers: (epoch, seq) of the last event of each warning that was told since the snapshot, by its id.
+    epoch: under which the items were judged (the ids of warnings have it in them); another than the store's where that
+    is an older copy, or one that was restored.
     """
 
     snapshot: bytes | None
@@ -156,6 +158,7 @@ class Recovery:
     numbers: dict[str, tuple[str, int]]
     last_wall_us: int | None
     last_t_us: int | None
+    epoch: str = ""
 
 
 @dataclass(slots=True)
@@ -1043,7 +1046,18 @@ class Store:
             row = None
         if row is None or not rows.sound(row):
             row = (1, 0, None, None, 0)
-        return Recovery(row[2], row[3], self._since(row[1]), self._numbers(), wall, t)
+        return Recovery(row[2], row[3], self._since(row[1]), self._numbers(), wall, t, self._judged_under(row[1]))
+
+    def _judged_under(self, batch: int) -> str:
+        """The epoch of what lies behind this batch: one, since a store that begins another takes a snapshot first."""
+        try:
+            found = self._reader.execute(
+                "SELECT epoch FROM batches WHERE id > ? ORDER BY id LIMIT 1", (batch,)
+            ).fetchone()
+        except disk.FAULTS as error:
+            self._unreadable(error)
+            found = None
+        return str(found[0]) if found and found[0] else self.epoch
 
     def _numbers(self) -> dict[str, tuple[str, int]]:
         found: dict[str, tuple[str, int]] = {}
