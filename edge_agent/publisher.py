@@ -10,6 +10,7 @@ Rule 3: one bad topic or message never holds up the others: what a broker refuse
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
@@ -95,6 +96,7 @@ class Connection(Protocol):
     version: str | None
     reason: str
     code: int | None
+    last_loss: tuple[int, str] | None
     attempts: int
     since_us: int | None
     url: str
@@ -110,6 +112,8 @@ class Connection(Protocol):
     def use(self, settings: LinkSettings) -> None: ...
 
     async def run(self) -> None: ...
+
+    def together(self) -> AbstractContextManager[None]: ...
 
     def publish(self, topic: str, payload: bytes, retain: bool, token: int) -> bool: ...
 

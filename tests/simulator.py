@@ -20,7 +20,14 @@ import struct
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    closing,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -325,6 +332,7 @@ class SimLink:
         self.version: str | None = None
         self.reason = ""
         self.code: int | None = None
+        self.last_loss: tuple[int, str] | None = None
         self.attempts = 0
         self.since_us: int | None = None
         self.url = settings.urls[0]
@@ -376,6 +384,7 @@ class SimLink:
             await self._watch()
         finally:
             self.cut("cancelled")
+            self.last_loss = self._clock.wall_us(), self.reason
             self._turn(LinkState.CONNECTING)
             self.on_lost()
         return True
@@ -387,6 +396,9 @@ class SimLink:
                     await self._over.wait()
             if self._unanswered and self._clock.monotonic_us() - self._unanswered[0].sent_us > ACK_S * SECOND:
                 self.cut(f"no acknowledgement within {ACK_S:g} s")
+
+    def together(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def publish(self, topic: str, payload: bytes, retain: bool, token: int) -> bool:
         if not self.connected or self._over.is_set():
