@@ -658,6 +658,9 @@ class Publisher:
 
         breaks: the line breaks with it. Three of a topic in a row are the topic's fault.
         """
+        if flight.message is not None:
+            # Nobody has had it: should a newer one of its topic get through before it, it is late.
+            self._late.pop(flight.message.seq, None)
         row = self._in_a_row[flight.topic] = self._in_a_row.get(flight.topic, 0) + 1
         refused = flight.topic in self._refusals
         if flight.message is not None and (refused or row >= ASIDE_IN_A_ROW or len(self._aside) >= ASIDE_MAX):

@@ -50,6 +50,7 @@ HOUR, DAY = 3_600 * SECOND, 86_400 * SECOND
 WALL_US = 1_795_000_000_000_000
 """UTC when a world begins; like its monotonic clock a whole multiple of every period."""
 ROOT_TOPIC = "edge/site/sim"
+LATE = b',"late":true}'
 NUMBERED = ("measurements", "warnings", "gaps")
 UNCOPIED = shutil.ignore_patterns("*-shm", "control.sock", "lock")
 BROKER_LOOKS_S = 10.0
@@ -270,6 +271,8 @@ class Broker:
     swallows: int = 0
     """So many messages more are acknowledged and never reach the consumer."""
     refused: int = 0
+    turned_down: set[tuple[str, bytes]] = field(default_factory=set)
+    """Topic and payload, up to its end, of what it has refused at some time."""
     lost_acks: int = 0
     connections: int = 0
 
@@ -426,6 +429,7 @@ class SimLink:
             self._broker.take(message.topic, message.payload, message.retain)
         else:
             self._broker.refused += 1
+            self._broker.turned_down.add((message.topic, message.payload.removesuffix(LATE).removesuffix(b"}")))
         if self._broker.loses_acks and not message.retain:
             self._broker.lost_acks += 1
             return
