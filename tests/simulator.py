@@ -143,17 +143,20 @@ class Devices:
     Address: type[BaseModel] = _Address
     inherited: frozenset[str] = frozenset()
 
-    def __init__(self, world: "World") -> None:
+    def __init__(self, world: "World | None" = None) -> None:
         self._world = world
 
     def open(
         self, name: str, connection: Any, points: Sequence[Point], clock: Clock
     ) -> AbstractAsyncContextManager[Session]:
-        return self._open(self._world.devices[connection.device], points, clock)
+        assert self._world is not None
+        return self._open(self._world, self._world.devices[connection.device], points, clock)
 
     @asynccontextmanager
-    async def _open(self, device: Device, points: Sequence[Point], clock: Clock) -> AsyncIterator[Session]:
-        world, life = self._world, self._world.life
+    async def _open(
+        self, world: "World", device: Device, points: Sequence[Point], clock: Clock
+    ) -> AsyncIterator[Session]:
+        life = world.life
         await asyncio.sleep(device.dice.uniform(0.001, 0.02))
         if device.silent or not life.alive:
             device.faults += 1
@@ -772,3 +775,7 @@ def acts(*those: tuple[float, str, Callable[[], str | None]]) -> deque[Act]:
 
 
 Plant = Mapping[str, Sequence[Signal]]
+
+
+DRIVER = Devices()
+"""For whoever only reads configurations: it opens nothing."""
