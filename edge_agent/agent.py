@@ -576,7 +576,7 @@ class _Agent:
 
     def _clock_changed(self, change: Change) -> None:
         """The wall clock has stepped, or is set now, or not any more. What was taken before belongs to the clock of before."""
-        self.pipeline.flush()
+        self.pipeline.stepped(change.by_us)
         self.store.stepped(change.by_us, self.clock.base_us)
         self.since += change.by_us
         for running in self.pollers.values():

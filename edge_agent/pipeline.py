@@ -198,6 +198,11 @@ class Pipeline:
             self._store.put((), gaps=gaps)
         self._store.save_text(MISSED, "", soon=False)
 
+    def stepped(self, by_us: int) -> None:
+        """The wall clock has stepped: what was taken before is judged, and beats that were missed are told by the clock of now."""
+        self.flush()
+        self._missed_from, self._missed_to = self._missed_from + by_us, self._missed_to + by_us
+
     def clock_set(self, spans: Sequence[Span]) -> None:
         """The clock is set, and the stamps of these spans are put right: so is what stands since then.
 

@@ -643,6 +643,13 @@ class Store:
         self._use_known(opened.layouts)
         self.use_layouts([layout for _, layout in self._layouts.values()])
         self._config, self._texts = self._config or opened.config, {**opened.texts, **self._texts}
+        self._stamps_on_disk = {row: opened.texts.get(row, "") for row in (disk.STAMPS, disk.HANDED)}
+        with contextlib.suppress(*rows.UNREADABLE):
+            self._settled.take(*self._stamps_on_disk.values())
+            found = Stamps(self.stamps.boot)
+            found.take(*self._stamps_on_disk.values())
+            self.stamps.follow(found, state.last_wall or 0, state.last_seq, seqs)
+        self._keep_stamps()
         numbers: dict[str, tuple[str, int]] = {}
         for batch in (*self._sealed, self._open):
             batch.number += batches if batch.number else 0

@@ -96,6 +96,7 @@ def unpacked(blob: bytes, layouts: dict[int, Layout], machine: str | None = None
             place += rows * (26 + 9 * width + (8 * width if flags & STAMPS else 0))
             if flags & WORDS:
                 place += LENGTH.size + LENGTH.unpack_from(blob, place)[0]
+            place += LENGTH.size if flags & UNSET else 0
             continue
         t, place = _array(blob, place, np.int64, (rows,))
         ts, place = _array(blob, place, np.int64, (rows,))
