@@ -96,8 +96,8 @@ class Connection(Protocol):
     version: str | None
     reason: str
     code: int | None
-    attempts: int
     last_loss: tuple[int, str] | None
+    attempts: int
     since_us: int | None
     url: str
     receive_max: int
@@ -442,6 +442,8 @@ class Publisher:
         refusal.flying = max(0, refusal.flying - 1)
         if flight.message is not None:
             _leave(refusal, flight.message)
+            # Nobody has had it: should a newer one of its topic get through before it, it is late.
+            self._late.pop(flight.message.seq, None)
         if refusal.timer is None:
             pause_s = max(pause_s, min(REFUSED_MAX_S, REFUSED_MIN_S * 2.0**refusal.pauses))
             refusal.paused, refusal.pauses = True, min(refusal.pauses + 1, 10)
@@ -665,6 +667,9 @@ class Publisher:
 
         breaks: the line breaks with it. Three of a topic in a row are the topic's fault.
         """
+        if flight.message is not None:
+            # Nobody has had it: should a newer one of its topic get through before it, it is late.
+            self._late.pop(flight.message.seq, None)
         row = self._in_a_row[flight.topic] = self._in_a_row.get(flight.topic, 0) + 1
         refused = flight.topic in self._refusals
         if flight.message is not None and (refused or row >= ASIDE_IN_A_ROW or len(self._aside) >= ASIDE_MAX):

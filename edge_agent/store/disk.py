@@ -73,9 +73,10 @@ KEYS = {
     "meta": "id", "layouts": "id", "batches": "id", "notices": "seq", "snapshot": "id", "config": "id", "done": "first",
 }  # fmt: skip
 SMALL = ("meta", "layouts", "snapshot", "config")
-CONFIG, LEFTOVERS, DEVICES, LIFE, MISSED, STAMPS, HANDED = 1, 2, 3, 4, 5, 8, 9
+CONFIG, LEFTOVERS, DEVICES, LIFE, MISSED, TICKED, STAMPS, HANDED = 1, 2, 3, 4, 5, 6, 8, 9
 """Rows of `config`: the last good configuration, topics still to be cleared at the broker, what devices have taught, the
-clocks of the run that wrote last, the missed beats that it had not told of, and of a clock that was not set (`stamps`) its
+clocks of the run that wrote last, the missed beats that it had not told of, the machines whose last row was a tick when
+the snapshot was taken, and of a clock that was not set (`stamps`) its
 spans and what left with their stamps."""
 CONFIG, LEFTOVERS, DEVICES = 1, 2, 3
 """Rows of `config`: the last good configuration, topics still to be cleared at the broker, what devices have taught."""
