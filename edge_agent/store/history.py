@@ -116,6 +116,8 @@ class History:
         self._damaged: str | None = None
         self._layouts: dict[Layout, int] = {}
         self._signals: dict[tuple[str, str], int] = {}
+        self._used_layout = self._used_signal = 0
+        """The highest numbers that any row uses: what was damaged may have had one, and it gets no other meaning."""
         self._open: dict[_Key, _Open] = {}
         self._position = Position()
         self._size = 0
@@ -133,9 +135,11 @@ class History:
         journal.keep_for_history()
         while True:
             stroke()
-            wait_s = MOVE_EVERY_S if await self.turn(journal) else RETRY_S
+            if not await self.turn(journal):
+                await asyncio.sleep(RETRY_S)
+                continue
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
+                async with asyncio.timeout(MOVE_EVERY_S):
                     await journal.move_soon.wait()
 
     async def turn(self, journal: Journal) -> bool:
@@ -226,6 +230,10 @@ class History:
         self._cursor = None
         self._layouts = {layout: number for number, layout in shelf.read_layouts(self._db).items()}
         self._signals = shelf.read_signals(self._db)
+        self._used_layout, self._used_signal = self._db.execute(
+            "SELECT max(ifnull((SELECT max(layout) FROM blocks), 0), ifnull((SELECT max(layout) FROM axes), 0)), "
+            "ifnull((SELECT max(signal) FROM chunks), 0)"
+        ).fetchone()
         self._open = {}
         for layout, epoch, count, ts_from, ts_to in self._db.execute(
             "SELECT layout, epoch, rows, ts_from, ts_to FROM blocks ORDER BY id"
@@ -343,14 +351,16 @@ class History:
     def _number_of(self, db: sqlite3.Connection, layout: Layout) -> int:
         number = self._layouts.get(layout)
         if number is None:
-            number = self._layouts[layout] = max(self._layouts.values(), default=0) + 1
+            number = self._layouts[layout] = max([self._used_layout, *self._layouts.values()]) + 1
             names, states = orjson.dumps(layout.signals).decode(), orjson.dumps(layout.states).decode()
             shelf.put(db, "layouts", (number, layout.machine, names, states))
-            for name in layout.signals:
-                key = (layout.machine, name)
-                if key not in self._signals:
-                    self._signals[key] = max(self._signals.values(), default=0) + 1
-                    shelf.put(db, "signals", (self._signals[key], *key))
+        return number
+
+    def _signal_of(self, db: sqlite3.Connection, machine: str, name: str) -> int:
+        number = self._signals.get((machine, name))
+        if number is None:
+            number = self._signals[machine, name] = max([self._used_signal, *self._signals.values()]) + 1
+            shelf.put(db, "signals", (number, machine, name))
         return number
 
     def _put_notices(self, db: sqlite3.Connection, found: Moving, position: Position) -> Position:
@@ -394,14 +404,12 @@ class History:
         key = max(ripe, key=lambda each: self._open[each].rows)
         layout = next((layout for layout, number in self._layouts.items() if number == key.layout), None)
         pieces, parts = self._blocks(key, layout)
-        with self._transaction() as db:
-            if parts:
-                done, rest = self._cut(key, stretch.joined(parts))
-                for part in done:
-                    self._put_axis(db, key, part, pieces[-1].batch)
-                if rest is not None:
-                    self._put_block(db, rest, pieces[-1].batch)
-            db.executemany("DELETE FROM blocks WHERE id = ?", [(piece.id,) for piece in pieces])
+        signals = self._signals.copy()
+        try:
+            self._put_packed(key, pieces, parts)
+        except BaseException:
+            self._signals = signals
+            raise
         left = _Open()
         for about in self._file.execute(
             "SELECT rows, ts_from, ts_to FROM blocks WHERE layout = ? AND epoch = ?", (key.layout, key.epoch)
@@ -411,6 +419,16 @@ class History:
             self._open[key] = left
         else:
             del self._open[key]
+
+    def _put_packed(self, key: _Key, pieces: list[Piece], parts: list[Stretch]) -> None:
+        with self._transaction() as db:
+            if parts:
+                done, rest = self._cut(key, stretch.joined(parts))
+                for part in done:
+                    self._put_axis(db, key, part, pieces[-1].batch)
+                if rest is not None:
+                    self._put_block(db, rest, pieces[-1].batch)
+            db.executemany("DELETE FROM blocks WHERE id = ?", [(piece.id,) for piece in pieces])
 
     def _blocks(self, key: _Key, layout: Layout | None) -> tuple[list[Piece], list[Stretch]]:
         """The blocks of a machine, in order, and what of them can be read."""
@@ -459,7 +477,13 @@ class History:
             blob = stretch.pack_column(part, column)
             sums = stretch.sums_of(part.axis.ts, part.values[:, column], part.quality[:, column])
             shelf.put_chunk(
-                db, shelf.chunk_id(number, column), self._signals[part.layout.machine, name], ts_from, ts_to, sums, blob
+                db,
+                shelf.chunk_id(number, column),
+                self._signal_of(db, part.layout.machine, name),
+                ts_from,
+                ts_to,
+                sums,
+                blob,
             )
             self.written_bytes += len(blob)
 

@@ -201,26 +201,27 @@ class Past:
 
     def _summed(self, number: int, from_us: int, to_us: int, total: "_Total") -> Iterator[tuple[Ints, Floats, Codes]]:
         """Add what the sums of chunks tell, and give what must be counted reading by reading: (ts, values, quality)."""
-        step, asked = total.step, []
+        step, asked, within = total.step, [], []
         for chunk, sums, *head in self._chunks(number, from_us, to_us):
             ts_from, ts_to, *about = head
-            if rows.checksum(number, *head) != sums:
+            if shelf.sums_checksum((number, *head)) != sums:
                 asked.append(chunk)
             elif ts_from // step == ts_to // step:
                 total.add_one(ts_from // step, *about)
-            elif step % CELL_US or (cells := self._cells(chunk)) is None:
-                asked.append(chunk)
             else:
-                total.add_cells(cells, step // CELL_US)
-        yield from self._unpacked(asked)
+                within.append(chunk)
+        tables = {} if step % CELL_US else {chunk: self._cells(chunk) for chunk in within}
+        total.add_cells(np.frombuffer(b"".join(tables.values()), dtype=CELLS), step // CELL_US)
+        yield from self._unpacked(sorted([*asked, *(chunk for chunk in within if not tables.get(chunk))]))
 
-    def _cells(self, number: int) -> Cells | None:
+    def _cells(self, number: int) -> bytes:
+        """The sums within a chunk, see CELLS; empty when there are none that are sound."""
         assert self._kept is not None
         row = self._kept.execute("SELECT cells FROM chunks WHERE id = ?", (number,)).fetchone()
         blob = row[0] if row else b""
         if len(blob) <= _CRC.size or _CRC.unpack_from(blob)[0] != zlib.crc32(blob[_CRC.size :]):
-            return None
-        return np.frombuffer(blob, dtype=CELLS, offset=_CRC.size) if (len(blob) - 4) % CELLS.itemsize == 0 else None
+            return b""
+        return bytes(blob[_CRC.size :])
 
     def _signal(self, machine: str, signal: str) -> int:
         """Its number; 0 when the history does not know it."""
@@ -251,7 +252,7 @@ class Past:
                 continue
             column = self._column(row, axis)
             if column is not None:
-                yield axis.ts, column.values, column.quality
+                yield axis.ts, column.values, stretch.marked(column.quality, axis.doubtful)
 
     def _column(self, row: tuple[Any, ...], axis: Axis) -> stretch.Column | None:
         if rows.sound(row):
@@ -289,11 +290,13 @@ class Past:
                     if part is None:
                         self.left_out += 1
                     else:
-                        yield part.axis.ts, part.values[:, column], part.quality[:, column]
+                        quality = stretch.marked(part.quality[:, column], part.axis.doubtful)
+                        yield part.axis.ts, part.values[:, column], quality
         for kept in self._frames_of_journal(machine, position):
             if signal in kept.layout.signals:
                 column, frame = kept.layout.signals.index(signal), kept.judged.frame
-                yield frame.ts, frame.values[:, column], frame.quality[:, column]
+                doubtful = np.full(len(frame.t), frame.unset != 0)
+                yield frame.ts, frame.values[:, column], stretch.marked(frame.quality[:, column], doubtful)
 
     # --- what was told ------------------------------------------------------------------------------------------------
 
@@ -596,7 +599,8 @@ def open_past(folder: Path) -> Iterator[Past]:
             journal = stack.enter_context(contextlib.closing(shelf.read_only(journal_path)))
             _check_journal(journal, journal_path)
         if (folder / shelf.FILE).is_file():
-            kept = stack.enter_context(contextlib.closing(shelf.open_for_reading(folder)))
+            with contextlib.suppress(shelf.NotYet):
+                kept = stack.enter_context(contextlib.closing(shelf.open_for_reading(folder)))
         yield Past(folder, kept, journal)
 
 
