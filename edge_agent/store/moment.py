@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,17 +69,23 @@ class Moment:
 
     def reach(self) -> tuple[int, int] | None:
         """UTC µs of the first and the last row; None where there is none."""
-        found = []
-        tables = [(self._kept, "axes"), (self._kept, "blocks")]
-        for db, table in tables:
-            if db is not None:
-                found.append(db.execute(f"SELECT min(ts_from), max(ts_to) FROM {table} WHERE rows > 0").fetchone())  # noqa: S608
-        if self._journal is not None:
-            found.append(
-                self._journal.execute("SELECT min(ts_from), max(ts_to) FROM batches WHERE ts_to > 0").fetchone()
-            )
+        found = self._spans("min(ts_from), max(ts_to)")
         there = [each for each in found if each[0] is not None]
         return (min(each[0] for each in there), max(each[1] for each in there)) if there else None
+
+    def days(self, day_us: int) -> set[int]:
+        """The days (their numbers, of this length) in which rows may lie; all others have none."""
+        found = self._spans(f"DISTINCT ts_from / {day_us:d}, ts_to / {day_us:d}")
+        return {day for first, last in found for day in range(first, last + 1)}
+
+    def _spans(self, columns: str) -> list[tuple[Any, ...]]:
+        found = []
+        if self._kept is not None:
+            for table in ("axes", "blocks"):
+                found += self._kept.execute(f"SELECT {columns} FROM {table} WHERE rows > 0").fetchall()  # noqa: S608 - ours
+        if self._journal is not None:
+            found += self._journal.execute(f"SELECT {columns} FROM batches WHERE ts_to > 0").fetchall()  # noqa: S608
+        return found
 
     def rows(self, machine: str, from_us: int, to_us: int) -> Iterator[Rows]:
         """All rows of from_us <= ts < to_us, in the order in which they were judged."""

@@ -193,6 +193,10 @@ def _trend(band: Schema) -> Schema:
             },
             "before": {**NUMBER_OR_NULL, "description": "the value that stood at `begin`, where the first bucket held"},
             "warnings": {"type": "array", "items": _object(warning)},
+            "warnings_whole": {
+                "type": "boolean",
+                "description": "false: there were more than are told; ask for less time",
+            },
         }
     )
 

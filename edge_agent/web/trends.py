@@ -77,7 +77,8 @@ class Trends:
             raise Refused(503, f"the history cannot be read now: {error}") from error
         finally:
             self._asked -= 1
-        standing = [each for each in self._board.warnings(active=True) if _is_of(each, machine, signal)]
+        stands = [each for each in self._board.warnings(active=True) if _is_of(each, machine, signal)]
+        warnings = warnings_of(found.told, stands, period)
         return {
             "machine": machine,
             "signal": signal,
@@ -88,7 +89,8 @@ class Trends:
             **columns(found.trend),
             "held": found.held,
             "before": found.before,
-            "warnings": warnings_of(found.told, standing, period),
+            "warnings": warnings[-WARNINGS_MAX:],
+            "warnings_whole": found.whole and len(warnings) <= WARNINGS_MAX,
         }
 
     def _about(self, machine: str, signal: str) -> tuple[dict[str, Any], int]:
@@ -132,10 +134,11 @@ def _time(name: str, text: str) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
-    """What was read. held: of each bucket; before: the value that stood when the period began."""
+    """What was read. whole: told has all events. held: of each bucket; before: the value that stood when the period began."""
 
     trend: Trend
     told: list[dict[str, Any]]
+    whole: bool
     held: list[bool]
     before: float | None
 
@@ -152,10 +155,10 @@ class _Look:
     def read(self, period: Period) -> _Found:
         with open_past(self.folder) as past:
             found = past.trend(self.machine, self.signal, period.from_us, period.to_us, period.points)
-            told = _events(past, self.machine, self.signal, period)
+            told, whole = _events(past, self.machine, self.signal, period)
         silent = (found.count == 0) & (found.bad == 0)
         if not silent.any():
-            return _Found(found, told, [False] * len(silent), None)
+            return _Found(found, told, whole, [False] * len(silent), None)
         begin, end = int(found.ts[0]), int(found.ts[-1]) + found.step_us
         with standing(self.folder) as moment:
             spans = moment.watched(self.machine, self.signal, begin, end, self.apart_us, PIECES_MAX)
@@ -163,18 +166,19 @@ class _Look:
         watched = np.zeros(len(silent), dtype=bool)
         for first, last in spans:
             watched |= (found.ts >= first - self.apart_us) & (found.ts + found.step_us <= last + self.apart_us)
-        return _Found(found, told, (silent & watched).tolist(), before if math.isfinite(before) else None)
+        return _Found(found, told, whole, (silent & watched).tolist(), before if math.isfinite(before) else None)
 
 
-def _events(past: Past, machine: str, signal: str, period: Period) -> list[dict[str, Any]]:
-    found = []
+def _events(past: Past, machine: str, signal: str, period: Period) -> tuple[list[dict[str, Any]], bool]:
+    """The events of a signal, and whether these are all."""
+    found: list[dict[str, Any]] = []
     for number, told in enumerate(past.events(period.from_us, period.to_us + AFTER_US, ("warnings",))):
         if number >= EVENTS_MAX:
-            break
+            return found, False
         event = _parsed(told) if told.machine == machine else None
         if event is not None and event.get("signal") == signal:
             found.append(event)
-    return found
+    return found, True
 
 
 def _parsed(told: Told) -> dict[str, Any] | None:
@@ -210,7 +214,7 @@ def warnings_of(told: list[dict[str, Any]], standing: list[dict[str, Any]], peri
         its["ended"] = its["to"] is not None or id_ not in stands
     from_iso, to_iso = to_utc(period.from_us) or "", to_utc(period.to_us) or ""
     inside = [its for its in found.values() if its["from"] < to_iso and (its["to"] is None or its["to"] >= from_iso)]
-    return sorted(inside, key=lambda its: str(its["from"]))[-WARNINGS_MAX:]
+    return sorted(inside, key=lambda its: str(its["from"]))
 
 
 def columns(found: Trend) -> dict[str, Any]:

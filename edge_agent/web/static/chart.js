@@ -94,7 +94,8 @@ export function times(from, to, most) {
     for (let wall = first; found.length <= most + 1; wall += step) {
       const ms = wall - offsetAt(wall - offsetAt(from));
       if (ms > to) break;
-      found.push({ ms, text: clock(ms, step, length) });
+      // The hour that a clock skips in spring is no place of its own.
+      if (found.length === 0 || ms > found.at(-1).ms) found.push({ ms, text: clock(ms, step, length) });
     }
     return found;
   }

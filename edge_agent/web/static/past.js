@@ -58,8 +58,9 @@ export function signalView(machine, name, now) {
   const trouble = h("p", { class: "failure", role: "alert", hidden: true });
   const list = h("ol", { class: "past" });
   const none = h("p", { class: "calm" }, say("trend.warnings.none"));
+  const more = h("p", { class: "calm", hidden: true }, say("trend.warnings.more"));
   const sheet = h("article", { class: "card past-card" }, head.element, tools, wrong, readout, box, legend, trouble);
-  const told = h("section", { "aria-label": say("trend.warnings") }, h("h2", {}, say("trend.warnings")), list, none);
+  const told = h("section", { "aria-label": say("trend.warnings") }, h("h2", {}, say("trend.warnings")), more, list, none);
 
   function action(word, sign, act) {
     return h("button", { type: "button", class: "button", title: say(word), onclick: act }, h("span", { "aria-hidden": "true" }, sign), spoken(say(word)));
@@ -191,6 +192,7 @@ export function signalView(machine, name, now) {
 
   function tell() {
     const rows = found.warnings.toReversed();
+    setHidden(more, found.warnings_whole);
     setHidden(none, rows.length > 0);
     list.replaceChildren(...rows.map((warning) => {
       const verdict = ["stale", "health"].includes(warning.kind) ? "bad" : warning.severity;
