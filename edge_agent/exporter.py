@@ -67,12 +67,12 @@ class Exporter:
             self._target, self._through, self._fault = target, None, None
             self._changed.set()
 
-    def status(self) -> dict[str, Any] | None:
-        """For health: the last day that is exported, and what went wrong since; None where nothing is exported."""
+    def status(self) -> dict[str, Any]:
+        """For health: `export` with the last day that went out and what went wrong since; {} where nothing is exported."""
         if self._target is None:
-            return None
+            return {}
         fault = {"reason": self._fault} if self._fault else {}
-        return {"state": "failing" if self._fault else "ok", "through": self._through, **fault}
+        return {"export": {"state": "failing" if self._fault else "ok", "through": self._through, **fault}}
 
     async def keep(self) -> None:
         while True:

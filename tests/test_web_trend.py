@@ -66,6 +66,23 @@ def test_the_buckets_are_those_of_the_history(site: Site, past: tuple[Path, int]
         [each for each in found[key] if each is not None] for key in ("low", "mean", "high")), strict=True))  # fmt: skip
 
 
+def test_what_holds_is_told_from_what_nobody_watched(site: Site, past: tuple[Path, int]) -> None:
+    """The level changes once an hour; twelve hours before the end nobody watched for one."""
+    end = past[1]
+    path = "/api/v1/machines/press-3/signals/oil_level/trend"
+    query = {"from": iso(end - 14 * HOUR_US + 120 * SECOND_US), "to": iso(end), "points": "840"}
+    found = httpx.get(site.url + path, params=query).json()
+    assert sum(found["count"]) == 12
+    begin = trends._time("begin", found["begin"])
+    missing = [
+        at for at, (held, count) in enumerate(zip(found["held"], found["count"], strict=True)) if not held and not count
+    ]
+    assert {(begin + at * 60 * SECOND_US - (end - 14 * HOUR_US)) // HOUR_US for at in missing[1:-1]} == {2}
+    assert 57 <= len(missing) <= 62
+    assert found["before"] in (70.0, 71.0, 72.0, 73.0, 74.0)
+    assert not any(asked(site)["held"])
+
+
 def test_a_warning_is_told_once_with_its_beginning_its_end_and_its_worst(site: Site, past: tuple[Path, int]) -> None:
     end = past[1]
     whole = asked(site)["warnings"]

@@ -108,6 +108,38 @@ class Moment:
                 return float(whole.values[spoken[-1], column]) if good else float("nan")
         return float("nan")
 
+    def watched(
+        self, machine: str, signal: str, from_us: int, to_us: int, apart_us: int, most: int
+    ) -> list[tuple[int, int]]:
+        """From when to when rows of the machine with this signal followed each other no further apart than that.
+
+        UTC µs, of the first and the last row of each run. [] where more than `most` pieces would have to be read.
+        """
+        pieces = self._pieces(machine, "ts_from < ? AND ts_to >= ?", (to_us, from_us))
+        pieces = [each for each in pieces if signal in self._layouts[each.layout].signals]
+        if len(pieces) > most:
+            return []
+        found = [self._times(piece) for piece in pieces]
+        found += [whole.axis.ts for whole in self._of_journal(machine, from_us, to_us, signal)]
+        ts = np.sort(np.concatenate([np.empty(0, dtype=np.int64), *found]))
+        if not len(ts):
+            return []
+        ends = np.flatnonzero(np.diff(ts) > apart_us)
+        firsts, lasts = ts[np.concatenate(([0], ends + 1))], ts[np.concatenate((ends, [len(ts) - 1]))]
+        return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
+
+    def _times(self, piece: Piece) -> Ints:
+        """The stamps of a piece's rows; none where they cannot be read."""
+        assert self._kept is not None
+        if not piece.chunks:
+            part = self._read(piece)
+            return np.empty(0, dtype=np.int64) if part is None else part.axis.ts
+        row = self._kept.execute("SELECT * FROM axes WHERE id = ?", (piece.id,)).fetchone()
+        if rows.sound(row):
+            with contextlib.suppress(*chunks.DAMAGED):
+                return stretch.unpack_axis(row[-2]).ts
+        return np.empty(0, dtype=np.int64)
+
     # --- where it lies ------------------------------------------------------------------------------------------------
 
     def _stretches(self, machine: str, from_us: int, to_us: int) -> Iterator[Stretch]:
@@ -237,10 +269,17 @@ def standing(folder: Path) -> Iterator[Moment]:
         if journal_path.is_file():
             journal = stack.enter_context(contextlib.closing(shelf.read_only(journal_path)))
             _begin(journal, "batches")
-        if (folder / shelf.FILE).is_file():
+        if (folder / shelf.FILE).is_file() and not _is_being_made(folder / shelf.FILE):
             kept = stack.enter_context(contextlib.closing(shelf.open_for_reading(folder)))
             _begin(kept, "layouts")
         yield Moment(kept, journal)
+
+
+def _is_being_made(path: Path) -> bool:
+    """An agent that has just started for the first time is at it: there is nothing in the file yet."""
+    with contextlib.suppress(*disk.FAULTS), contextlib.closing(shelf.read_only(path)) as db:
+        return bool(db.execute("PRAGMA user_version").fetchone()[0] == 0)
+    return False
 
 
 def _begin(db: sqlite3.Connection, table: str) -> None:

@@ -104,6 +104,20 @@ class Stamps:
         self.handed = Intervals()
         return found
 
+    def follow(self, found: "Stamps", wall_us: int, last_seq: int, by: int) -> None:
+        """What this run has noted follows what a file has that could not be read before.
+
+        found: of the file; wall_us, last_seq: where it ends. by: what is added to each number of this run.
+        """
+        found.end(wall_us, last_seq)
+        moved = [
+            replace(span, from_seq=span.from_seq + by, to_seq=None if span.to_seq is None else span.to_seq + by)
+            for span in self.spans.values()
+        ]
+        self.spans = {**found.spans, **{span.number: span for span in moved}}
+        self.handed = found.handed
+        self.floor_us = self.floor_us if self.floor_us is not None else found.floor_us
+
     def _may_come_right(self, span: Span) -> bool:
         return span.by_us is None and span.boot == self.boot != ""
 
