@@ -319,7 +319,7 @@ class _Agent:
         self.learned = DeviceNotes(self.store)
         for name in set(self.learned) - set(self.config.connections):
             del self.learned[name]
-        self._leave_behind(self._kept_config())
+        self._leave_behind(self._kept_config(text))
         self.store.save_config(text, self.sha)
         self.pipeline = Pipeline(
             plant, state, text, self.sha, self.store, self.board, self.clock, self.time, self._retain
@@ -366,9 +366,11 @@ class _Agent:
             self.store.put((), gaps=[down] if down else ())
         self.pipeline.snapshot()
 
-    def _kept_config(self) -> Config | None:
-        """The configuration with which the last run ended."""
+    def _kept_config(self, text: str) -> Config | None:
+        """The configuration with which the last run ended. text: of the present one, which most often it is."""
         kept = self.store.load_config()
+        if kept is not None and kept[0] == text:
+            return self.config
         try:
             return configuration.unpack(kept[0], self.registry) if kept else None
         except ValueError as error:

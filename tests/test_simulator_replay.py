@@ -8,6 +8,7 @@ import json
 import os
 import random
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def test_replay_of_its_own_store_is_what_the_daemon_told(tmp_path: Path) -> None
         fault, begin = dice.choice(kinds), dice.uniform(10, HOURS * 3600 - 600)
         found.append((begin, fault.what, fault.begin))
         found.append((begin + dice.uniform(5, fault.longest_s), f"{fault.what}: over", fault.end))
-    found += [(HOURS * 3600 * part, how, lambda how=how: how) for part, how in ((0.3, "stop"), (0.6, "cut"))]
+    found += [(HOURS * 3600 * part, how, partial(str, how)) for part, how in ((0.3, "stop"), (0.6, "cut"))]
     found += [(HOURS * 3600 - 500, "over", fault.end) for fault in kinds]
     here.acts = acts(*found)
     here.play(here.began_us + round(HOURS * HOUR) + SECOND // 2)

@@ -152,7 +152,8 @@ def lives_of_warnings(received: Received) -> Iterator[str]:
         key = (event["machine"], event["signal"], event["kind"])
         match event["event"]:
             case "raised":
-                if key in standing:
+                # A re-alarm: it stands, and is told once more under its id.
+                if standing.get(key, event["id"]) != event["id"] or (key in standing and event["kind"] != "health"):
                     yield f"{key} was raised twice: {event}"
                 standing[key] = event["id"]
             case "cleared":

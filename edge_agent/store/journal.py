@@ -57,6 +57,7 @@ AGE_LOOK_EVERY = 60
 MOVE_BYTES = 8_000_000
 """bytes of readings after which the history should take what is new; earlier where the buffer is small."""
 NOTICES_A_MOVE = 2_000
+SEQ_MAX = 2**63 - 1
 NEAR_US = 400 * 86_400 * SECOND_US
 DROP_SHARE = 20
 """A twentieth of the limit goes at once, so that a long outage is a gap now and then and not one a second."""
@@ -141,11 +142,15 @@ class Page(NamedTuple):
 
 
 class Moving(NamedTuple):
-    """What the history has not yet. batches, notices: rows of their tables. more: there is still more."""
+    """What the history has not yet. batches, notices: rows of their tables. more: there is still more.
+
+    stamps: what is known of the times of a clock that was not set; they are put right, or marked, on their way.
+    """
 
     batches: list[tuple[Any, ...]]
     notices: list[tuple[Any, ...]]
     layouts: dict[int, Layout]
+    stamps: Stamps
     more: bool
 
 
@@ -510,8 +515,13 @@ class Store:
         self.move_soon.clear()
         self._unmoved_bytes = 0
         loop = asyncio.get_running_loop()
+        stamps = self._settled.copy()
+        # What may still come right stays here, unless for days nobody sets the clock.
+        until = stamps.doubtful_from() if self._bytes < self.max_size // 2 else None
         # In the commit thread: nothing is read while a damaged file is put aside.
-        return await loop.run_in_executor(self._thread, self._to_move, batch, seq, most, dict(self._known))
+        return await loop.run_in_executor(
+            self._thread, self._to_move, (batch, seq), until or SEQ_MAX, most, dict(self._known), stamps
+        )
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
@@ -800,17 +810,22 @@ class Store:
                     ts_from, ts_to = ts_from or from_ts, to_ts
         return (last, seq_to, ts_from, ts_to) if last else None
 
-    def _to_move(self, batch: int, seq: int, most: int, layouts: dict[int, Layout]) -> Moving:
+    def _to_move(
+        self, after: tuple[int, int], until: int, most: int, layouts: dict[int, Layout], stamps: Stamps
+    ) -> Moving:
+        """after: (batch, seq). until: the first number that stays."""
         batches, size = [], 0
-        for row in self._db.execute("SELECT * FROM batches WHERE id > ? ORDER BY id", (batch,)):
+        for row in self._db.execute("SELECT * FROM batches WHERE id > ? ORDER BY id", (after[0],)):
+            if row[3] >= until:
+                break
             batches.append(row)
             size += len(row[9] or b"")
             if size >= most:
                 break
         notices = self._db.execute(
-            "SELECT * FROM notices WHERE seq > ? ORDER BY seq LIMIT ?", (seq, NOTICES_A_MOVE)
+            "SELECT * FROM notices WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?", (after[1], until, NOTICES_A_MOVE)
         ).fetchall()
-        return Moving(batches, notices, layouts, size >= most or len(notices) == NOTICES_A_MOVE)
+        return Moving(batches, notices, layouts, stamps, size >= most or len(notices) == NOTICES_A_MOVE)
 
     def _agent_time(self, number: int) -> int:
         """The agent's clock at the last row of a batch; 0 where that cannot be read."""

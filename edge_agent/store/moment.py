@@ -19,6 +19,7 @@ from edge_agent.records import Layout
 from edge_agent.store import chunks, disk, history, rows, shelf, stretch
 from edge_agent.store.rows import LATE, Kept
 from edge_agent.store.shelf import NoHistory, Piece, Position
+from edge_agent.store.stamps import Stamps
 from edge_agent.store.stretch import Axis, Placed, Stretch
 
 ROWS_AT_ONCE = 5_000
@@ -56,6 +57,7 @@ class Moment:
         if kept is not None:
             self._layouts = shelf.read_layouts(kept)
             self._position = shelf.read_position(kept) or Position()
+        self._stamps = Stamps("") if journal is None else history.stamps_of(journal)
         self._new_layouts: dict[int, Layout] = {}
         for row in journal.execute("SELECT * FROM layouts") if journal is not None else ():
             with contextlib.suppress(*rows.UNREADABLE):
@@ -252,7 +254,7 @@ class Moment:
             if self._position.has_batch(epoch, number):
                 continue
             row = self._journal.execute("SELECT * FROM batches WHERE id = ?", (number,)).fetchone()
-            items = history.items_of(row, self._new_layouts)
+            items = history.items_of(row, self._new_layouts, self._stamps)
             self.left_out += not items
             for item in items:
                 if isinstance(item, Kept) and item.layout.machine == machine:

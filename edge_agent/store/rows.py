@@ -22,7 +22,7 @@ FRAME_HEAD = struct.Struct("<BIIIB")
 COMMAND_HEAD = struct.Struct("<BI")
 LENGTH = struct.Struct("<I")
 IS_FRAME, IS_COMMAND, IS_PACKED = 1, 2, 3
-PROBE_BYTES, WORTH = 2_048, 0.9
+PROBE_BYTES, WORTH = 2_048, 0.75
 """A batch is packed when its first so many bytes shrink to this share: noise of 64 bits only costs time."""
 TICK, STAMPS, WORDS, LATE, UNSET = 1, 2, 4, 8, 16
 """UNSET: a number follows, of the span in which nobody had set the clock (records.Span)."""
