@@ -6,6 +6,7 @@ Rule 2: a changed configuration is checked whole, then taken over between two be
 
 import asyncio
 import gc
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ from edge_agent.broker import NoBrokerError, open_broker
 from edge_agent.clock import AgentTime, HostClock, SystemClock, boot_id, kernel_synchronised
 from edge_agent.config import Config, ConfigErrors, SecretError
 from edge_agent.contract import SECOND_US, Frame, Quality
+from edge_agent.exporter import Exporter, Target
 from edge_agent.health import Meter
 from edge_agent.messages import topics as messages
 from edge_agent.mqtt import Link, LinkSettings, content
@@ -33,7 +35,7 @@ from edge_agent.poller import Line, Poller
 from edge_agent.publisher import STATUS, Connect, Publisher
 from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Loss, Span
 from edge_agent.store.configured import CONFIGURE
-from edge_agent.store.disk import LEFTOVERS, LIFE
+from edge_agent.store.disk import LEFTOVERS, LIFE, TICKED
 from edge_agent.store.disk import State as StoreState
 from edge_agent.store.history import History, open_history
 from edge_agent.store.journal import FILE as STORE_FILE
@@ -78,6 +80,8 @@ class Host:
     connect: Connect = Link
     synchronised: Callable[[], bool | None] = kernel_synchronised
     boot: Callable[[], str] = boot_id
+    turn_s: float = TICK_EVERY_S
+    """How often the agent looks whether time has passed; seldom, where weeks are simulated."""
 
 
 async def run(
@@ -214,6 +218,7 @@ class _Agent:
         self.brokers: list[_Broker] = []
         self.board = Board()
         self.meter = Meter(self.clock)
+        self.exporter = Exporter(self.clock)
         self.told_states: dict[str, str] = {}
         self.health_due_us = 0
         self.web: Web | None = None
@@ -282,6 +287,8 @@ class _Agent:
         kept = self.config.store
         self.store.limit(kept.max_size, kept.max_age_us, kept.commit_every_us)
         self.history.limit(kept.history_keep_us, kept.history_max_size)
+        out = kept.history_export
+        self.exporter.use(Target(self.config.agent.id, self.found.data_dir, out) if out is not None else None)
 
     def _restore(self) -> None:
         """The judge's state as it was when the journal ends, brought to the present configuration."""
@@ -302,7 +309,7 @@ class _Agent:
         text = configuration.pack(self.config)
         old = self._old_plant(recovery.config_json, text, plant)
         rows: dict[str, int] = {}
-        state = _replayed(old, recovery, rows)
+        state = _replayed(old, recovery, rows, self.store.load_text(TICKED))
         orphans: list[Event] = []
         if old is not plant:
             state, orphans = snapshot.migrate(old, state, plant)
@@ -443,7 +450,7 @@ class _Agent:
         helpers = [
             self.tasks.create_task(each)
             for each in (self._turn(), self._keep_health(), self._watch(), self._reload_when_asked(), self._keep_certificates(),
-                         self._keep_disk(), self.door.keep_open(), self.history.run(self.store),
+                         self._keep_disk(), self.door.keep_open(), self.history.run(self.store), self.exporter.keep(),
                          service.keep_watchdog(self.notifier, self.beats, service.watchdog_us(os.environ, os.getpid())))
         ]  # fmt: skip
         if self.web is not None:
@@ -556,8 +563,8 @@ class _Agent:
         """The pulse of the judge: ticks, snapshots, missed beats."""
         stroke = self.beats.worker("judge")
         while True:
-            due = self.clock.monotonic_us() + round(TICK_EVERY_S * SECOND_US)
-            await asyncio.sleep(TICK_EVERY_S)
+            due = self.clock.monotonic_us() + round(self.outside.turn_s * SECOND_US)
+            await asyncio.sleep(self.outside.turn_s)
             self.meter.lag(self.clock.monotonic_us() - due)
             if (change := self.clock.look()) is not None:
                 self._clock_changed(change)
@@ -575,7 +582,7 @@ class _Agent:
 
     def _clock_changed(self, change: Change) -> None:
         """The wall clock has stepped, or is set now, or not any more. What was taken before belongs to the clock of before."""
-        self.pipeline.flush()
+        self.pipeline.stepped(change.by_us)
         self.store.stepped(change.by_us, self.clock.base_us)
         self.since += change.by_us
         for running in self.pollers.values():
@@ -644,7 +651,7 @@ class _Agent:
             name = host_name(DISK, self.config.connections)
             before = self.host.get(name, Loss(Quality.GOOD))
             self.host[name] = diskspace.told(space, refusal, before, self.config.agent.language)
-            await asyncio.sleep(TICK_EVERY_S)
+            await asyncio.sleep(self.outside.turn_s)
 
     def _refusal(self) -> diskspace.Refusal | None:
         store, agent = self.store, self.config.agent
@@ -657,7 +664,7 @@ class _Agent:
         return self.meter.health(
             {name: running.poller.look() for name, running in self.pollers.items()},
             self.publisher.status(),
-            {**self.store.status(), "history": self.history.status()},
+            {**self.store.status(), "history": self.history.status() | self.exporter.status()},
             self.pipeline.plant,
             self.pipeline.state,
             self._explain,
@@ -840,10 +847,10 @@ class _Agent:
         }
 
 
-def _replayed(plant: Plant, recovery: Recovery, rows: dict[str, int]) -> judge.JudgeState:
+def _replayed(plant: Plant, recovery: Recovery, rows: dict[str, int], ticked: str = "") -> judge.JudgeState:
     """The last snapshot with the journal since judged again; its events are in the journal already.
 
-    rows: is filled with the agent's time of each machine's last row.
+    rows: is filled with the agent's time of each machine's last row. ticked: those of machines whose last was a tick.
     """
     state = judge.start(plant)
     if recovery.snapshot is not None:
@@ -851,7 +858,7 @@ def _replayed(plant: Plant, recovery: Recovery, rows: dict[str, int]) -> judge.J
             state = snapshot.load_any(plant, recovery.snapshot)
         except snapshot.SnapshotDamaged as error:
             log.error("snapshot_damaged", fault=str(error))
-    rows |= downtime.of_snapshot(plant, state, judge.NEVER)
+    rows |= downtime.of_snapshot(plant, state, judge.NEVER) | (json.loads(ticked) if ticked else {})
     frames: list[Frame] = []
     for item in (*downtime.noted(recovery.items, rows), None):
         if isinstance(item, JudgedFrame) and len(frames) < REJUDGED_AT_ONCE:

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edge_agent.contract import Quality
 from edge_agent.judge import JudgeState
+from edge_agent.pipeline import stands_for_a_beat
 from edge_agent.plant import Plant
 from edge_agent.poller import Line, beats_between, periods_of, rows_due
 from edge_agent.records import Gap, GapCause, JudgedFrame
@@ -58,7 +58,7 @@ def noted(items: Iterable[Any], rows: dict[str, int]) -> Iterator[Any]:
     for item in items:
         if isinstance(item, JudgedFrame) and not item.frame.late and len(item.frame.t):
             frame = item.frame
-            if not frame.tick or (frame.quality == Quality.RESTART).any():
+            if stands_for_a_beat(frame):
                 rows[frame.machine] = int(frame.t[-1])
         yield item
 

@@ -21,7 +21,7 @@ from edge_agent.messages import topics as messages
 from edge_agent.plant import OWN_EVERY_US, Machine, Plant
 from edge_agent.records import SET_CLOCK, Command, Event, EventKind, Gap, GapCause, Loss, Span, WarningState
 from edge_agent.store.configured import configure
-from edge_agent.store.disk import MISSED
+from edge_agent.store.disk import MISSED, TICKED
 from edge_agent.store.journal import Store
 from edge_agent.store.stamps import marked
 
@@ -69,6 +69,8 @@ class Pipeline:
         self._mode: dict[str, int] = {}
         self._lines: list[int] = []
         self._lines_due = 0
+        self._rows = dict(self._last_us)
+        """As `_last_us`, of rows that stand for a beat."""
         self._missed = self._missed_kept = 0
         """Rows that are to be told of, and how many of them the store knows."""
         self._missed_from = self._missed_to = self._missed_due = 0
@@ -107,6 +109,7 @@ class Pipeline:
         judge.numbered(self.state, _numbers(events))
         self._keep_missed()
         self.judged_rows += len(judged.frames)
+        self._rows.update({frame.machine: int(frame.t[-1]) for frame in frames if stands_for_a_beat(frame)})
         touched = {frame.machine: frame for frame in frames}
         for name, frame in touched.items():
             machine = self.plant.by_name[name]
@@ -195,6 +198,11 @@ class Pipeline:
             self._store.put((), gaps=gaps)
         self._store.save_text(MISSED, "", soon=False)
 
+    def stepped(self, by_us: int) -> None:
+        """The wall clock has stepped: what was taken before is judged, and beats that were missed are told by the clock of now."""
+        self.flush()
+        self._missed_from, self._missed_to = self._missed_from + by_us, self._missed_to + by_us
+
     def clock_set(self, spans: Sequence[Span]) -> None:
         """The clock is set, and the stamps of these spans are put right: so is what stands since then.
 
@@ -264,6 +272,8 @@ class Pipeline:
         """Keep the judge's state, so that a restart has little to judge again. Everything taken so far lies before it."""
         self.flush()
         self._snapshot_due = self._time.now_us() + SNAPSHOT_EVERY_US
+        ticked = {name: row for name, row in self._rows.items() if row < self._last_us[name]}
+        self._store.save_text(TICKED, json.dumps(ticked) if ticked else "", soon=False)
         self._store.put_snapshot(snapshot.dump(self.plant, self.state), self._config_text)
 
     def missed(self, connection: str, rows: int, from_ts: int, to_ts: int) -> None:
@@ -318,6 +328,7 @@ class Pipeline:
         self._store.use_layouts([machine.layout for machine in plant.machines])
         now = self._time.now_us()
         self._last_us = {name: self._last_us.get(name, now) for name in plant.by_name}
+        self._rows = {name: self._rows.get(name, now) for name in plant.by_name}
         self._lines = []
         self._configured(orphans, start=False)
         self.snapshot()
@@ -368,3 +379,8 @@ def _row(machine: Machine, t: int, ts: int, quality: Quality) -> Frame:
         np.full((1, width), quality, dtype=np.uint8),
         tick=True,
     )
+
+
+def stands_for_a_beat(frame: Frame) -> bool:
+    """A tick does not; the row of a restart stands for all beats before it."""
+    return not frame.tick or bool((frame.quality == Quality.RESTART).any())

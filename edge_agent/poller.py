@@ -605,7 +605,16 @@ class Poller:
     def _overdue(self, beat_us: int, periods: tuple[int, ...]) -> None:
         self._reached = beat_us
         beat = self._due(periods)
-        self._intake(self.frames(beat, self._marked(beat, self.nothing(beat, Quality.TIMEOUT))))
+        # The row stands for the time until this beat; the one of this beat is that which the read will bring. So whoever
+        # counts from a machine's last row finds every beat that has none, should the read never end.
+        nothing = self.nothing(beat, Quality.TIMEOUT)
+        before = Readings(
+            nothing.values[np.newaxis],
+            nothing.quality[np.newaxis],
+            nothing.ts[np.newaxis],
+            np.array([beat_us - 1], dtype=np.int64),
+        )
+        self._intake(self.frames(beat, self._marked(beat, before)))
         self._watch_overdue()
 
     # --- what is lost ---------------------------------------------------------------------------------------------

@@ -190,9 +190,9 @@ class Rejudged:
             self.notes.append(text)
 
 
-def _kind(frame: Frame) -> tuple[bool, bool]:
+def _kind(frame: Frame) -> tuple[bool, bool, int]:
     """What all rows of one frame have in common."""
-    return frame.at is None, frame.words is None
+    return frame.at is None, frame.words is None, frame.unset
 
 
 def _joined(run: list[Frame]) -> Frame:
@@ -207,6 +207,7 @@ def _joined(run: list[Frame]) -> Frame:
         np.concatenate([frame.quality for frame in run]),
         None if first.at is None else np.concatenate([frame.at for frame in run if frame.at is not None]),
         words=None if first.words is None else tuple(row for frame in run for row in frame.words or ()),
+        unset=first.unset,
     )
 
 

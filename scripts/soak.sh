@@ -1,6 +1,6 @@
 #!/bin/bash
 # The long rigs, one after the other. Each prints its seed and figures; at the end a line for each, status 1 when one failed.
-#   SEED=2 for other faults; KILLS, CUTS, AGENT_CUTS, RUNS, SECONDS_OF_FAULTS, SEEDS for longer or shorter runs;
+#   SEED=2 for other faults; KILLS, CUTS, AGENT_CUTS, RUNS, SECONDS_OF_FAULTS, SEEDS, STEPS, HOURS, DAYS for longer or shorter runs;
 #   ONLY="oracle kills" for some of them.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -38,7 +38,10 @@ END
 rig kills "$python" -m bench.oracle --seed "$seed" --kills "${KILLS:-1000}"
 rig power "$python" -m bench.powercut --seed "$seed" --cuts "${CUTS:-500}" --control 20
 rig agent-power "$python" -m bench.powercut agent --seed "$seed" --cuts "${AGENT_CUTS:-50}" --control 5
-rig simulator env SEEDS="${SEEDS:-1000}" "$python" -m pytest -n "${JOBS:-2}" -rP --timeout 36000 tests/test_simulator.py
+rig simulator env SEEDS="${SEEDS:-1000}" STEPS="${STEPS:-1000}" "$python" -m pytest -n "${JOBS:-2}" -rP --timeout 36000 tests/test_simulator.py
+rig replay env HOURS="${HOURS:-24}" "$python" -m pytest -n 0 -rP --timeout 36000 tests/test_simulator_replay.py
+rig soak "$python" -m bench.soak --seed "$seed" --days "${DAYS:-30}"
+rig control:soak fails "$python" -m bench.soak --seed "$seed" --days 4 --leak
 rig modbus env EXCHANGES=1000000 REAL_EXCHANGES=100000 "$python" -m pytest -n "${JOBS:-2}" -rP --timeout 3600 tests/test_modbus_rigs.py
 rig opcua env RESTARTS=100 "$python" -m pytest -n 0 -rP --timeout 3600 tests/test_opcua_faults.py -k restart_with
 

@@ -20,7 +20,14 @@ import struct
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    closing,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +39,7 @@ from pydantic import BaseModel
 from edge_agent import agent
 from edge_agent.contract import Clock, DeviceSilent, Ints, Point, Quality, Readings, Session
 from edge_agent.mqtt import ACK_S, FAILURE, LinkSettings, LinkState
+from edge_agent.pipeline import TICK_EVERY_S
 from edge_agent.plugins import Plugins
 from edge_agent.publisher import ABOUT_THE_MESSAGE
 from edge_agent.store import disk
@@ -42,6 +50,7 @@ HOUR, DAY = 3_600 * SECOND, 86_400 * SECOND
 WALL_US = 1_795_000_000_000_000
 """UTC when a world begins; like its monotonic clock a whole multiple of every period."""
 ROOT_TOPIC = "edge/site/sim"
+LATE = b',"late":true}'
 NUMBERED = ("measurements", "warnings", "gaps")
 UNCOPIED = shutil.ignore_patterns("*-shm", "control.sock", "lock")
 BROKER_LOOKS_S = 10.0
@@ -81,9 +90,12 @@ class Device:
     name: str
     signals: tuple[Signal, ...]
     salt: int
+    dice: random.Random
+    """Its own: what it answers hangs on nothing else."""
     silent: bool = False
     late_s: float = 0.0
     lie: str = ""
+    opened: int = 0
     reads: int = 0
     faults: int = 0
     """Reads and openings that failed for a reason of the device."""
@@ -131,21 +143,25 @@ class Devices:
     Address: type[BaseModel] = _Address
     inherited: frozenset[str] = frozenset()
 
-    def __init__(self, world: "World") -> None:
+    def __init__(self, world: "World | None" = None) -> None:
         self._world = world
 
     def open(
         self, name: str, connection: Any, points: Sequence[Point], clock: Clock
     ) -> AbstractAsyncContextManager[Session]:
-        return self._open(self._world.devices[connection.device], points, clock)
+        assert self._world is not None
+        return self._open(self._world, self._world.devices[connection.device], points, clock)
 
     @asynccontextmanager
-    async def _open(self, device: Device, points: Sequence[Point], clock: Clock) -> AsyncIterator[Session]:
-        world, life = self._world, self._world.life
-        await asyncio.sleep(world.dice.uniform(0.001, 0.02))
+    async def _open(
+        self, world: "World", device: Device, points: Sequence[Point], clock: Clock
+    ) -> AsyncIterator[Session]:
+        life = world.life
+        await asyncio.sleep(device.dice.uniform(0.001, 0.02))
         if device.silent or not life.alive:
             device.faults += 1
             raise DeviceSilent(f"{device.name} does not accept a connection")
+        device.opened += 1
         yield _Line(world, life, device, points, clock)
 
 
@@ -168,7 +184,7 @@ class _Line:
 
     async def read(self, due: Ints) -> Readings:
         device, world = self._device, self._world
-        await asyncio.sleep(world.dice.uniform(0.0005, 0.01) + device.late_s)
+        await asyncio.sleep(device.dice.uniform(0.0005, 0.01) + device.late_s)
         if device.silent or not self._life.alive:
             device.faults += 1
             await asyncio.sleep(1.0)
@@ -258,6 +274,8 @@ class Broker:
     swallows: int = 0
     """So many messages more are acknowledged and never reach the consumer."""
     refused: int = 0
+    turned_down: set[tuple[str, bytes]] = field(default_factory=set)
+    """Topic and payload, up to its end, of what it has refused at some time."""
     lost_acks: int = 0
     connections: int = 0
 
@@ -320,6 +338,7 @@ class SimLink:
         self.version: str | None = None
         self.reason = ""
         self.code: int | None = None
+        self.last_loss: tuple[int, str] | None = None
         self.attempts = 0
         self.since_us: int | None = None
         self.url = settings.urls[0]
@@ -371,6 +390,7 @@ class SimLink:
             await self._watch()
         finally:
             self.cut("cancelled")
+            self.last_loss = self._clock.wall_us(), self.reason
             self._turn(LinkState.CONNECTING)
             self.on_lost()
         return True
@@ -382,6 +402,9 @@ class SimLink:
                     await self._over.wait()
             if self._unanswered and self._clock.monotonic_us() - self._unanswered[0].sent_us > ACK_S * SECOND:
                 self.cut(f"no acknowledgement within {ACK_S:g} s")
+
+    def together(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def publish(self, topic: str, payload: bytes, retain: bool, token: int) -> bool:
         if not self.connected or self._over.is_set():
@@ -409,6 +432,7 @@ class SimLink:
             self._broker.take(message.topic, message.payload, message.retain)
         else:
             self._broker.refused += 1
+            self._broker.turned_down.add((message.topic, message.payload.removesuffix(LATE).removesuffix(b"}")))
         if self._broker.loses_acks and not message.retain:
             self._broker.lost_acks += 1
             return
@@ -482,7 +506,12 @@ class World:
         self.dice = random.Random(seed)
         self.began_us = self._at_us = START_US
         self.wall_offset_us = WALL_US - START_US
-        self.devices = {name: Device(name, tuple(signals), hash_of(f"{seed}/{name}")) for name, signals in devices}
+        self.offsets = [self.wall_offset_us]
+        """All that the wall clock ever was before the monotonic one."""
+        self.devices = {
+            name: Device(name, tuple(signals), hash_of(f"{seed}/{name}"), random.Random(f"{seed}/{name}"))
+            for name, signals in devices
+        }
         self.commit_every = commit_every
         self.broker = Broker(random.Random(seed + 1))
         self.broker.on_message, self.broker.on_retained = self._heard, self._retained
@@ -494,6 +523,8 @@ class World:
         self.heard: list[Heard] = []
         self.listeners: list[Listener] = [self.heard.append]
         self.keeps_story = False
+        self.turn_s = TICK_EVERY_S
+        self.boot = "boot-0"
         self.story: list[str] = []
         self.digest = hashlib.blake2b(digest_size=16)
         self.logged: dict[str, int] = {}
@@ -520,6 +551,7 @@ class World:
     def step_wall(self, by_us: int) -> None:
         self.tell(f"wall {by_us:+}")
         self.wall_offset_us += by_us
+        self.offsets.append(self.wall_offset_us)
 
     # --- what happened ---
 
@@ -638,10 +670,19 @@ class World:
             link.cut("the power is gone")
         self._cut.set()
 
-    def play(self, until_us: int, *, down_us: Callable[[], int] = lambda: 2 * SECOND) -> None:
-        """Run until then, from life to life, and stop it in good order at the end. down_us: how long it stays off."""
+    def play(
+        self,
+        until_us: int,
+        *,
+        down_us: Callable[[], int] = lambda: 2 * SECOND,
+        enough: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Run until then, from life to life, and stop it in good order at the end. down_us: how long it stays off.
+
+        enough: no further life is begun.
+        """
         structlog.configure(processors=[self.log])
-        while self.now_us < until_us:
+        while self.now_us < until_us and not enough():
             self._at_us = self._live(until_us)
             if self._at_us < until_us:
                 self._at_us = min(until_us, self._at_us + down_us())
@@ -667,7 +708,7 @@ class World:
     async def _lived(self, until_us: int) -> int:
         self._cut = asyncio.Event()
         stop = asyncio.Event()
-        host = agent.Host(self.clock, self.registry, self._connect, lambda: True, lambda: "virtual")
+        host = agent.Host(self.clock, self.registry, self._connect, lambda: True, lambda: self.boot, self.turn_s)
         running = asyncio.create_task(agent.run(self.home / "agent.yaml", stop=stop, host=host))
         cut = asyncio.create_task(self._cut.wait())
         self.tell(f"life {self.life.number}")
@@ -734,3 +775,7 @@ def acts(*those: tuple[float, str, Callable[[], str | None]]) -> deque[Act]:
 
 
 Plant = Mapping[str, Sequence[Signal]]
+
+
+DRIVER = Devices()
+"""For whoever only reads configurations: it opens nothing."""

@@ -58,9 +58,10 @@ def no_space() -> Exception:
 def faults(world: World, dice: random.Random) -> list[Fault]:
     """Every kind that there is, with its strength drawn."""
     broker, disk = world.broker, world.disk
+    refusal, step = _refusal(dice), _step(dice)
     found = [
         Fault("broker falls", broker.fall, lambda: _set(broker, "up", True), 120),
-        Fault("broker refuses", lambda of=_refusal(dice): _set(broker, "refuses", of), broker.relent, 90),  # type: ignore[misc]
+        Fault("broker refuses", lambda: _set(broker, "refuses", refusal), broker.relent, 90),
         _setting("broker loses acks", broker, "loses_acks", True, False, 70),
         _setting("broker is slow", broker, "slow_s", dice.uniform(0.1, 1.5), 0.0),
         _setting("broker takes few", broker, "receive_max", dice.randint(1, 8), 65_535, 120),
@@ -69,7 +70,7 @@ def faults(world: World, dice: random.Random) -> list[Fault]:
         Fault("cut", lambda: CUT, longest_s=0),
         Fault("stop", lambda: STOP, longest_s=0),
         Fault("doomed", lambda: _set(disk, "doom", dice.choice(("before", "after"))), longest_s=0),
-        Fault("step", lambda by=_step(dice): world.step_wall(by), longest_s=0),  # type: ignore[misc]
+        Fault("step", lambda: world.step_wall(step), longest_s=0),
     ]
     for device in world.devices.values():
         found += _of(device, dice)

@@ -52,7 +52,9 @@ def judged(layout: Layout, clock: StandingClock, number: int, rng: np.random.Gen
     quality[0, 0] = Quality.GOOD
     values[quality != Quality.GOOD] = np.nan
     at = np.tile(ts[:, None], (1, width)) - 2 * SECOND if number % 17 == 0 else None
-    frame = Frame(layout.machine, t, ts, values, quality, at, tick=number % 11 == 0, late=number % 23 == 0)
+    frame = Frame(
+        layout.machine, t, ts, values, quality, at, tick=number % 11 == 0, late=number % 23 == 0, unset=number % 29 == 0
+    )
     return JudgedFrame(frame, np.zeros(rows, np.int16), np.ones(rows, np.bool_))
 
 
@@ -72,7 +74,7 @@ def bits(item: Kept | Command | JudgedFrame) -> tuple[Any, ...]:
         one.publish,
     ]
     its = tuple(None if each is None else (each.shape, each.dtype.str, each.tobytes()) for each in arrays)
-    return (frame.machine, *its, frame.tick, frame.late, frame.words)
+    return (frame.machine, *its, frame.tick, frame.late, frame.words, frame.unset)
 
 
 def read(folder: Path) -> list[tuple[Any, ...]]:
@@ -158,6 +160,7 @@ def frames(draw: st.DrawFn) -> tuple[Layout, list[Placed]]:
             draw(st.booleans()),
             words if draw(st.booleans()) else None,
             draw(st.booleans()),
+            draw(st.sampled_from([0, 0, 1, 7])),
         )
         seqs = ints(rows)
         kept = Kept(0, layout, JudgedFrame(frame, ints(rows).astype(np.int16), seqs != 0), seqs)
@@ -333,7 +336,7 @@ def test_kill_9_at_any_time_neither_loses_nor_doubles(tmp_path: Path) -> None:
     rng = random.Random(SEED)
     print(f"seed {SEED}")
     last = told = 0
-    for _ in range(int(os.environ.get("HISTORY_KILLS", "6"))):
+    for _ in range(int(os.environ.get("HISTORY_KILLS", "4"))):
         with subprocess.Popen(
             [sys.executable, str(script), str(tmp_path / "data")],
             cwd=ROOT,
@@ -456,7 +459,7 @@ def test_damage_costs_only_what_is_damaged_and_never_the_next_move(tmp_path: Pat
     shutil.copytree(folder, kept)
     known = set(room.put)
     shares = []
-    for _ in range(int(os.environ.get("HISTORY_DAMAGES", "25"))):
+    for _ in range(int(os.environ.get("HISTORY_DAMAGES", "12"))):
         shutil.rmtree(folder)
         shutil.copytree(kept, folder)
         flipped(folder / shelf.FILE, rng)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -10,14 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bench import soak
 from edge_agent.pipeline import Pipeline
+from edge_agent.store import past
+from edge_agent.store.rows import Kept
 from tests import storm, verdict, virtual
 from tests.conftest import ROOT
-from tests.simulator import HOUR, ROOT_TOPIC, SECOND, Signal, World, acts, scratch
+from tests.simulator import HOUR, ROOT_TOPIC, SECOND, WALL_US, Signal, World, acts, scratch
+from tests.virtual import START_US
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -201,3 +207,76 @@ def test_a_broken_agent_or_world_is_found(broken: Break, monkeypatch: pytest.Mon
         here.play(here.began_us + 100 * SECOND + SECOND // 2)
         found = verdict.complaints(here)
         assert any(BROKEN[broken] in each for each in found), found
+
+
+# --- a stepped wall clock ---
+
+STEPS = int(os.environ.get("STEPS", "40"))
+STEP_EVERY_S = 6.0
+
+
+def steps(here: World, count: int, dice: random.Random) -> None:
+    """Forth and back, by seconds and by weeks, to 1970 and right again."""
+
+    def step() -> None:
+        true = here.now_us + WALL_US - START_US
+        match dice.choice(("by", "by", "right", "1970")):
+            case "by":
+                here.step_wall(dice.choice((-1, 1)) * round(10 ** dice.uniform(6, 12.4)))
+            case "right":
+                here.step_wall(true - here.wall_us)
+            case _:
+                here.step_wall(dice.randrange(10**12) - here.wall_us)
+
+    its = [(5 + STEP_EVERY_S * (n + dice.random()), "step", step) for n in range(count)]
+    right = (
+        6 + STEP_EVERY_S * (count + 1),
+        "right",
+        lambda: here.step_wall(here.now_us + WALL_US - START_US - here.wall_us),
+    )
+    here.acts = acts(*its, right)
+
+
+@pytest.mark.timeout(120 + 2 * STEPS)
+def test_steps_of_the_wall_clock_miss_double_raise_and_clear_nothing() -> None:
+    runs = []
+    for count in (STEPS, 0):
+        with tempfile.TemporaryDirectory(prefix="edge-agent-sim-", dir=scratch()) as folder:
+            here = World(FIRST, Path(folder), storm.PLANT)
+            steps(here, count, random.Random(FIRST))
+            here.play(here.began_us + round((STEPS * STEP_EVERY_S + 60.5) * SECOND))
+            assert verdict.complaints(here, still=sorted(here.devices)) == []
+            received = verdict.Received(here.heard)
+            told = {
+                name: (
+                    [plain["values"] for plain in received.of("measurements", name)],
+                    [(e["signal"], e["kind"], e["event"], e["value"]) for e in received.of("warnings", name)],
+                )
+                for name in here.devices
+            }
+            with past.open_past(here.home / "data") as found:
+                journal = [item.what.judged.frame for item in found.frames() if isinstance(item.what, Kept)]
+            for name in here.devices:
+                ts = [int(t) for frame in journal if frame.machine == name for t in frame.t]
+                assert ts == sorted(ts), "the agent's own clock runs back"
+            runs.append(told)
+    assert runs[0] == runs[1]
+    assert sum(len(events) for _, events in runs[0].values()) > STEPS / 3, "something to raise and to clear"
+    print(f"seed {FIRST}: {STEPS} steps, {sum(len(rows) for rows, _ in runs[0].values())} rows")
+
+
+# --- weeks ---
+
+
+def test_hours_of_faults_reloads_and_a_restart_leave_nothing_behind() -> None:
+    done = soak.soak(seed=FIRST, days=0.125, at_most_s=300)
+    assert [words for words in done.complaints if "samples" not in words] == []
+    assert done.tally.rows > 300
+
+
+@pytest.mark.parametrize("name", ["rss_mb", "tasks", "threads", "files"])
+def test_what_grows_is_found(name: str) -> None:
+    steady = [soak.Sample(day / 4, 70 + day % 3 / 10, 20, 2, 17) for day in range(80)]
+    assert soak.unsteady(steady) == []
+    (found,) = soak.unsteady([replace(each, **{name: getattr(each, name) + int(each.day)}) for each in steady])
+    assert name.removesuffix("_mb").replace("rss", "memory") in found

@@ -79,7 +79,8 @@ async def nothing_before_it_is_up(side: Side) -> None:
         assert up.calls == [("connected", True)]
         assert (up.link.state, up.link.version, up.link.reason) == (LinkState.CONNECTED, "5", "")
         assert up.link.since_us is not None
-        assert up.link.receive_max >= 1 and up.link.packet_max >= 1000
+        assert up.link.receive_max >= 1
+        assert up.link.packet_max >= 1000
         assert up.link.publish("plant/good/x", b"after", False, 2)
         assert up.acks == [], "an acknowledgement comes after publish has returned"
         await side.until(lambda: up.acks)
@@ -96,8 +97,7 @@ async def in_order_and_each_acknowledged_once(side: Side) -> None:
         await side.until(lambda: len(up.acks) >= 20)
         assert up.tokens == list(range(20))
         assert all(reason < FAILURE for _, reason in up.acks)
-        for topic in range(3):
-            await side.until(lambda topic=topic: len(side.payloads(f"plant/good/{topic}")) >= 20 // 3)
+        await side.until(lambda: sum(len(side.payloads(f"plant/good/{topic}")) for topic in range(3)) >= 20)
         for topic in range(3):
             assert side.payloads(f"plant/good/{topic}") == [b"%d" % token for token in range(topic, 20, 3)]
 
@@ -204,7 +204,7 @@ class Simulated:
 
     async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(100):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - on a clock that jumps
                 await asyncio.sleep(0.001)
 
     def kill(self) -> None:

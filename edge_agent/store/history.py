@@ -30,6 +30,7 @@ from edge_agent.store import chunks, configured, disk, rows, shelf, stretch
 from edge_agent.store.journal import Moving
 from edge_agent.store.rows import Kept
 from edge_agent.store.shelf import Piece, Position
+from edge_agent.store.stamps import Stamps
 from edge_agent.store.stretch import Placed, Stretch
 
 log = structlog.get_logger(__name__)
@@ -116,6 +117,8 @@ class History:
         self._damaged: str | None = None
         self._layouts: dict[Layout, int] = {}
         self._signals: dict[tuple[str, str], int] = {}
+        self._used_layout = self._used_signal = 0
+        """The highest numbers that any row uses: what was damaged may have had one, and it gets no other meaning."""
         self._open: dict[_Key, _Open] = {}
         self._position = Position()
         self._size = 0
@@ -133,9 +136,11 @@ class History:
         journal.keep_for_history()
         while True:
             stroke()
-            wait_s = MOVE_EVERY_S if await self.turn(journal) else RETRY_S
+            if not await self.turn(journal):
+                await asyncio.sleep(RETRY_S)
+                continue
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
+                async with asyncio.timeout(MOVE_EVERY_S):
                     await journal.move_soon.wait()
 
     async def turn(self, journal: Journal) -> bool:
@@ -226,6 +231,10 @@ class History:
         self._cursor = None
         self._layouts = {layout: number for number, layout in shelf.read_layouts(self._db).items()}
         self._signals = shelf.read_signals(self._db)
+        self._used_layout, self._used_signal = self._db.execute(
+            "SELECT max(ifnull((SELECT max(layout) FROM blocks), 0), ifnull((SELECT max(layout) FROM axes), 0)), "
+            "ifnull((SELECT max(signal) FROM chunks), 0)"
+        ).fetchone()
         self._open = {}
         for layout, epoch, count, ts_from, ts_to in self._db.execute(
             "SELECT layout, epoch, rows, ts_from, ts_to FROM blocks ORDER BY id"
@@ -296,7 +305,7 @@ class History:
                 missing += number - after - 1
                 log.error("history_misses_batches", batches=number - after - 1)
             after = number
-            items = None if self._position.has_batch(epoch, number) else items_of(row, found.layouts)
+            items = None if self._position.has_batch(epoch, number) else items_of(row, found.layouts, found.stamps)
             for item in items or ():
                 if isinstance(item, Command):
                     self._put_command(db, place, epoch, item)
@@ -343,14 +352,16 @@ class History:
     def _number_of(self, db: sqlite3.Connection, layout: Layout) -> int:
         number = self._layouts.get(layout)
         if number is None:
-            number = self._layouts[layout] = max(self._layouts.values(), default=0) + 1
+            number = self._layouts[layout] = max([self._used_layout, *self._layouts.values()]) + 1
             names, states = orjson.dumps(layout.signals).decode(), orjson.dumps(layout.states).decode()
             shelf.put(db, "layouts", (number, layout.machine, names, states))
-            for name in layout.signals:
-                key = (layout.machine, name)
-                if key not in self._signals:
-                    self._signals[key] = max(self._signals.values(), default=0) + 1
-                    shelf.put(db, "signals", (self._signals[key], *key))
+        return number
+
+    def _signal_of(self, db: sqlite3.Connection, machine: str, name: str) -> int:
+        number = self._signals.get((machine, name))
+        if number is None:
+            number = self._signals[machine, name] = max([self._used_signal, *self._signals.values()]) + 1
+            shelf.put(db, "signals", (number, machine, name))
         return number
 
     def _put_notices(self, db: sqlite3.Connection, found: Moving, position: Position) -> Position:
@@ -361,7 +372,8 @@ class History:
             if epoch is None:
                 log.error("history_misses_notice", seq=seq)
             elif not self._position.has_seq(epoch, seq):
-                shelf.put(db, "events", (epoch, seq, machine, kind, closed, payload), numbered=True)
+                right = found.stamps.right_notice(payload, seq)
+                shelf.put(db, "events", (epoch, seq, machine, kind, closed, right), numbered=True)
                 moved[epoch] = (moved.get(epoch, (0, 0))[0], seq)
         return replace(position, moved=moved)
 
@@ -394,14 +406,12 @@ class History:
         key = max(ripe, key=lambda each: self._open[each].rows)
         layout = next((layout for layout, number in self._layouts.items() if number == key.layout), None)
         pieces, parts = self._blocks(key, layout)
-        with self._transaction() as db:
-            if parts:
-                done, rest = self._cut(key, stretch.joined(parts))
-                for part in done:
-                    self._put_axis(db, key, part, pieces[-1].batch)
-                if rest is not None:
-                    self._put_block(db, rest, pieces[-1].batch)
-            db.executemany("DELETE FROM blocks WHERE id = ?", [(piece.id,) for piece in pieces])
+        signals = self._signals.copy()
+        try:
+            self._put_packed(key, pieces, parts)
+        except BaseException:
+            self._signals = signals
+            raise
         left = _Open()
         for about in self._file.execute(
             "SELECT rows, ts_from, ts_to FROM blocks WHERE layout = ? AND epoch = ?", (key.layout, key.epoch)
@@ -411,6 +421,16 @@ class History:
             self._open[key] = left
         else:
             del self._open[key]
+
+    def _put_packed(self, key: _Key, pieces: list[Piece], parts: list[Stretch]) -> None:
+        with self._transaction() as db:
+            if parts:
+                done, rest = self._cut(key, stretch.joined(parts))
+                for part in done:
+                    self._put_axis(db, key, part, pieces[-1].batch)
+                if rest is not None:
+                    self._put_block(db, rest, pieces[-1].batch)
+            db.executemany("DELETE FROM blocks WHERE id = ?", [(piece.id,) for piece in pieces])
 
     def _blocks(self, key: _Key, layout: Layout | None) -> tuple[list[Piece], list[Stretch]]:
         """The blocks of a machine, in order, and what of them can be read."""
@@ -459,7 +479,13 @@ class History:
             blob = stretch.pack_column(part, column)
             sums = stretch.sums_of(part.axis.ts, part.values[:, column], part.quality[:, column])
             shelf.put_chunk(
-                db, shelf.chunk_id(number, column), self._signals[part.layout.machine, name], ts_from, ts_to, sums, blob
+                db,
+                shelf.chunk_id(number, column),
+                self._signal_of(db, part.layout.machine, name),
+                ts_from,
+                ts_to,
+                sums,
+                blob,
             )
             self.written_bytes += len(blob)
 
@@ -566,12 +592,33 @@ def unpacked(row: tuple[Any, ...], layout: Layout | None) -> Stretch | None:
     return None
 
 
-def items_of(row: tuple[Any, ...], layouts: dict[int, Layout], machine: str | None = None) -> list[Kept | Command]:
-    """What a batch of the journal holds, of one machine or all; [] when it is damaged (one without items is not written)."""
+def items_of(
+    row: tuple[Any, ...], layouts: dict[int, Layout], stamps: Stamps, machine: str | None = None
+) -> list[Kept | Command]:
+    """What a batch of the journal holds, of one machine or all; [] when it is damaged (one without items is not written).
+
+    Times of a clock that was not set are put right, also where the message has left with the wrong one, or marked.
+    """
     if rows.sound(row):
         with contextlib.suppress(*rows.UNREADABLE):
-            return rows.unpacked(row[9], layouts, machine)
+            return [_righted(item, stamps) for item in rows.unpacked(row[9], layouts, machine)]
     return []
+
+
+def _righted(item: Kept | Command, stamps: Stamps) -> Kept | Command:
+    if isinstance(item, Command) or not item.judged.frame.unset:
+        return item
+    return item._replace(judged=replace(item.judged, frame=replace(stamps.right(item.judged.frame), unset=0)))
+
+
+def stamps_of(journal: sqlite3.Connection) -> Stamps:
+    """What a journal knows of the times of a clock that was not set."""
+    found = Stamps("")
+    row = journal.execute("SELECT * FROM config WHERE id = ?", (disk.STAMPS,)).fetchone()
+    if row is not None and rows.sound(row):
+        with contextlib.suppress(*rows.UNREADABLE):
+            found.take(row[2], "")
+    return found
 
 
 def epoch_of(row: tuple[Any, ...]) -> str | None:

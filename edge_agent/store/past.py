@@ -24,6 +24,7 @@ from edge_agent.records import Command, Layout
 from edge_agent.store import chunks, disk, history, rows, shelf, stretch
 from edge_agent.store.rows import Kept
 from edge_agent.store.shelf import NoHistory, Piece, Position
+from edge_agent.store.stamps import Stamps
 from edge_agent.store.stretch import CELL_US, CELLS, Axis, Cells, Stretch
 
 MINUTE_US = 60 * SECOND_US
@@ -201,26 +202,27 @@ class Past:
 
     def _summed(self, number: int, from_us: int, to_us: int, total: "_Total") -> Iterator[tuple[Ints, Floats, Codes]]:
         """Add what the sums of chunks tell, and give what must be counted reading by reading: (ts, values, quality)."""
-        step, asked = total.step, []
+        step, asked, within = total.step, [], []
         for chunk, sums, *head in self._chunks(number, from_us, to_us):
             ts_from, ts_to, *about = head
-            if rows.checksum(number, *head) != sums:
+            if shelf.sums_checksum((number, *head)) != sums:
                 asked.append(chunk)
             elif ts_from // step == ts_to // step:
                 total.add_one(ts_from // step, *about)
-            elif step % CELL_US or (cells := self._cells(chunk)) is None:
-                asked.append(chunk)
             else:
-                total.add_cells(cells, step // CELL_US)
-        yield from self._unpacked(asked)
+                within.append(chunk)
+        tables = {} if step % CELL_US else {chunk: self._cells(chunk) for chunk in within}
+        total.add_cells(np.frombuffer(b"".join(tables.values()), dtype=CELLS), step // CELL_US)
+        yield from self._unpacked(sorted([*asked, *(chunk for chunk in within if not tables.get(chunk))]))
 
-    def _cells(self, number: int) -> Cells | None:
+    def _cells(self, number: int) -> bytes:
+        """The sums within a chunk, see CELLS; empty when there are none that are sound."""
         assert self._kept is not None
         row = self._kept.execute("SELECT cells FROM chunks WHERE id = ?", (number,)).fetchone()
         blob = row[0] if row else b""
         if len(blob) <= _CRC.size or _CRC.unpack_from(blob)[0] != zlib.crc32(blob[_CRC.size :]):
-            return None
-        return np.frombuffer(blob, dtype=CELLS, offset=_CRC.size) if (len(blob) - 4) % CELLS.itemsize == 0 else None
+            return b""
+        return bytes(blob[_CRC.size :])
 
     def _signal(self, machine: str, signal: str) -> int:
         """Its number; 0 when the history does not know it."""
@@ -251,7 +253,7 @@ class Past:
                 continue
             column = self._column(row, axis)
             if column is not None:
-                yield axis.ts, column.values, column.quality
+                yield axis.ts, column.values, stretch.marked(column.quality, axis.doubtful)
 
     def _column(self, row: tuple[Any, ...], axis: Axis) -> stretch.Column | None:
         if rows.sound(row):
@@ -289,11 +291,13 @@ class Past:
                     if part is None:
                         self.left_out += 1
                     else:
-                        yield part.axis.ts, part.values[:, column], part.quality[:, column]
+                        quality = stretch.marked(part.quality[:, column], part.axis.doubtful)
+                        yield part.axis.ts, part.values[:, column], quality
         for kept in self._frames_of_journal(machine, position):
             if signal in kept.layout.signals:
                 column, frame = kept.layout.signals.index(signal), kept.judged.frame
-                yield frame.ts, frame.values[:, column], frame.quality[:, column]
+                doubtful = np.full(len(frame.t), frame.unset != 0)
+                yield frame.ts, frame.values[:, column], stretch.marked(frame.quality[:, column], doubtful)
 
     # --- what was told ------------------------------------------------------------------------------------------------
 
@@ -308,14 +312,16 @@ class Past:
 
     def _recent_events(self, position: Position) -> Iterator[Told]:
         """Those that the history has not yet."""
-        found = [] if self._journal is None else self._journal.execute("SELECT * FROM notices ORDER BY seq").fetchall()
-        for row in found:
+        if self._journal is None:
+            return
+        stamps = history.stamps_of(self._journal)
+        for row in self._journal.execute("SELECT * FROM notices ORDER BY seq").fetchall():
             epoch = history.epoch_of(row)
             if epoch is None:
                 self.left_out += 1
             elif not position.has_seq(epoch, row[0]):
                 seq, machine, kind, closed, payload, _ = row
-                yield Told(epoch, seq, machine, kind, closed, payload)
+                yield Told(epoch, seq, machine, kind, closed, stamps.right_notice(payload, seq))
 
     def _kept_events(self, from_us: int, to_us: int, met: set[tuple[str, int]]) -> Iterator[Told]:
         last = (from_us, 0)
@@ -468,19 +474,21 @@ class Past:
         """Some batches that the history has not, as items from this place on, and the last batch."""
         items: list[Item] = []
         while True:
-            layouts, found = self._batches(after, until, position)
+            layouts, stamps, found = self._batches(after, until, position)
             for row in found:
                 after = row[0]
-                for what in history.items_of(row, layouts):
+                for what in history.items_of(row, layouts, stamps):
                     items.append(Item(place + len(items) + 1, row[1], what))
             if items or not found:
                 return items, after
 
-    def _batches(self, after: int, until: int, position: Position) -> tuple[dict[int, Layout], list[tuple[Any, ...]]]:
-        """Rows of some batches after this one that the history has not, with the layouts of the journal."""
+    def _batches(
+        self, after: int, until: int, position: Position
+    ) -> tuple[dict[int, Layout], Stamps, list[tuple[Any, ...]]]:
+        """Rows of some batches after this one that the history has not, with the layouts and stamps of the journal."""
         journal = self._journal
         if journal is None:
-            return {}, []
+            return {}, Stamps(""), []
         layouts = {}
         for row in journal.execute("SELECT * FROM layouts"):
             with contextlib.suppress(*rows.UNREADABLE):
@@ -488,18 +496,21 @@ class Past:
         numbers = journal.execute("SELECT id, epoch FROM batches WHERE id > ? AND id <= ? ORDER BY id", (after, until))
         wanted = (number for number, epoch in numbers if not position.has_batch(epoch, number))
         which = list(islice(wanted, BATCHES_A_LOOK))
-        return layouts, [
-            journal.execute("SELECT * FROM batches WHERE id = ?", (number,)).fetchone() for number in which
-        ]
+        stamps = history.stamps_of(journal)
+        return (
+            layouts,
+            stamps,
+            [journal.execute("SELECT * FROM batches WHERE id = ?", (number,)).fetchone() for number in which],
+        )
 
     def _frames_of_journal(self, machine: str | None, position: Position) -> Iterator[Kept]:
         """The frames that the history has not yet, of one machine or of all."""
         until, after = self._newest(), 0
         while True:
-            layouts, found = self._batches(after, until, position)
+            layouts, stamps, found = self._batches(after, until, position)
             for row in found:
                 after = row[0]
-                for what in history.items_of(row, layouts, machine):
+                for what in history.items_of(row, layouts, stamps, machine):
                     if isinstance(what, Kept):
                         yield what
             if not found:
@@ -596,7 +607,8 @@ def open_past(folder: Path) -> Iterator[Past]:
             journal = stack.enter_context(contextlib.closing(shelf.read_only(journal_path)))
             _check_journal(journal, journal_path)
         if (folder / shelf.FILE).is_file():
-            kept = stack.enter_context(contextlib.closing(shelf.open_for_reading(folder)))
+            with contextlib.suppress(shelf.NotYet):
+                kept = stack.enter_context(contextlib.closing(shelf.open_for_reading(folder)))
         yield Past(folder, kept, journal)
 
 

@@ -62,8 +62,15 @@ MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
 """By the format that is found: brings the file one format on, within the transaction that says so."""
 
 
+_SUMS = struct.Struct("<5q3d")
+
+
 class NoHistory(Exception):
     """There is nothing to read; the text says what was found in its place."""
+
+
+class NotYet(NoHistory):
+    """The file is there, and empty as yet."""
 
 
 class Piece(NamedTuple):
@@ -140,7 +147,20 @@ def put_chunk(
     """A row of `chunks`, whose sums have a checksum of their own: they are read without the data."""
     head = (signal, ts_from, ts_to, sums.count, sums.bad, *map(_real, (sums.low, sums.high, sums.total)))
     cells = struct.pack("<I", zlib.crc32(sums.cells)) + sums.cells if sums.cells else b""
-    put(db, "chunks", (number, *head, rows.checksum(*head), cells, data))
+    put(db, "chunks", (number, *head, sums_checksum(head), cells, data))
+
+
+def sums_checksum(head: tuple[Any, ...]) -> int:
+    """Over the columns of `chunks` from `signal` to `total`; a trend over a year asks for thousands.
+
+    -1, which none is, where one of them is no number at all.
+    """
+    signal, ts_from, ts_to, count, bad, low, high, total = head
+    try:
+        numbers = [math.nan if each is None else each for each in (low, high, total)]
+        return zlib.crc32(_SUMS.pack(signal, ts_from, ts_to, count, bad, *numbers))
+    except (struct.error, TypeError):
+        return -1
 
 
 def _real(number: float) -> float | None:
@@ -230,7 +250,7 @@ def _prepared(db: sqlite3.Connection, path: Path) -> None:
 
 
 def open_for_reading(folder: Path) -> sqlite3.Connection:
-    """Read-only, also while an agent writes. Raises NoHistory."""
+    """Read-only, also while an agent writes. Raises NoHistory; NotYet where its file has only just been made."""
     path = folder / FILE
     if not path.is_file():
         raise NoHistory(f"{folder}: has no history ({FILE}) yet")
@@ -242,6 +262,8 @@ def open_for_reading(folder: Path) -> sqlite3.Connection:
         raise NoHistory(f"{path}: cannot be read: {error}") from error
     if version != FORMAT:
         db.close()
+        if version == 0:
+            raise NotYet(f"{path}: nothing is in it yet")
         wanted = "a later version: update this one" if version > FORMAT else "an earlier one: start the agent once"
         raise NoHistory(f"{path}: format {version} was written by {wanted}")
     return db

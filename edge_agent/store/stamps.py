@@ -62,6 +62,12 @@ class Stamps:
         self.floor_us, self.base, self.handed = plain["floor"], base, Intervals(ranges)
         self.spans = {span.number: span for span in spans}
 
+    def copy(self) -> "Stamps":
+        """For another thread."""
+        twin = Stamps(self.boot)
+        twin.take(self.text(), self.handed_text())
+        return twin
+
     def note_base(self, base_us: int) -> int:
         """Wall minus monotonic clock is this now. By how much (µs) it has stepped since it was last noted; 0: unknown."""
         boot, before = self.base or ("", base_us)
@@ -104,8 +110,26 @@ class Stamps:
         self.handed = Intervals()
         return found
 
+    def follow(self, found: "Stamps", wall_us: int, last_seq: int, by: int) -> None:
+        """What this run has noted follows what a file has that could not be read before.
+
+        found: of the file; wall_us, last_seq: where it ends. by: what is added to each number of this run.
+        """
+        found.end(wall_us, last_seq)
+        moved = [
+            replace(span, from_seq=span.from_seq + by, to_seq=None if span.to_seq is None else span.to_seq + by)
+            for span in self.spans.values()
+        ]
+        self.spans = {**found.spans, **{span.number: span for span in moved}}
+        self.handed = found.handed
+        self.floor_us = self.floor_us if self.floor_us is not None else found.floor_us
+
     def _may_come_right(self, span: Span) -> bool:
         return span.by_us is None and span.boot == self.boot != ""
+
+    def doubtful_from(self) -> int | None:
+        """The first number of a span whose stamps may still come right; None where there is none."""
+        return min((span.from_seq for span in self.spans.values() if self._may_come_right(span)), default=None)
 
     # --- what leaves ----------------------------------------------------------------------------------------------------
 
