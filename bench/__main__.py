@@ -7,6 +7,7 @@ so that a noisy machine disturbs it least; quote ratios, not figures.
     python -m bench                        10,000 signals at 1 Hz from 100 devices, 60 s
     python -m bench --devices 10 --signals 100 --seconds 20
     python -m bench stages                 the stages one by one, without a network
+    python -m bench writes                 bytes that the journal writes for a reading
 """
 
 import argparse
@@ -36,7 +37,7 @@ WARM_S = 8.0
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description="What the path of a reading costs.")
-    parser.add_argument("what", nargs="?", default="path", choices=("path", "stages"))
+    parser.add_argument("what", nargs="?", default="path", choices=("path", "stages", "writes"))
     parser.add_argument("--devices", type=int, default=100)
     parser.add_argument("--signals", type=int, default=100, help="for each device")
     parser.add_argument("--every", default="1s")
@@ -49,6 +50,10 @@ def main() -> int:
         from bench import stages
 
         return stages.main()
+    if asked.what == "writes":
+        from bench import writes
+
+        return writes.table()
     found = measure(asked)
     if asked.json:
         print(json.dumps(found))
@@ -239,7 +244,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         time.sleep(asked.seconds)
         consumer.measuring = False
         took = time.monotonic() - before[2]
-        found = {
+        found: dict[str, Any] = {
             "agent_cpu_percent": 100 * (cpu_s(agent.pid) - before[0]) / took,
             "agent_rss_mb": rss_mb(agent.pid),
             "naive_cpu_percent": 100 * (cpu_s(naive.pid) - before[1]) / took if naive else None,

@@ -147,7 +147,7 @@ class Watch:
         while time.monotonic() < start_s + limit_s:
             for at, quality in reversed(self.rows):
                 if at > start_s and (quality == Quality.GOOD).all():
-                    return at - start_s
+                    return float(at - start_s)
             await asyncio.sleep(0.01)
         return float("nan")
 

@@ -4,6 +4,7 @@ Rule 1: a resolver that fails or hangs costs a deadline and no more. Rule 2: not
 cannot be cancelled, so it has a thread of its own, and there is never more than one for a name.
 """
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable
@@ -45,7 +46,8 @@ class Addresses:
             except OSError as error:
                 fault = error
                 continue
-            line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(OSError):  # it has ended already, which whoever reads will see
+                line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return line
         raise fault
 

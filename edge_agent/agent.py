@@ -25,6 +25,7 @@ from edge_agent.broker import NoBrokerError, open_broker
 from edge_agent.clock import AgentTime, HostClock, SystemClock, boot_id, kernel_synchronised
 from edge_agent.config import Config, ConfigErrors, SecretError
 from edge_agent.contract import SECOND_US, Frame, Quality
+from edge_agent.exporter import Exporter, Target
 from edge_agent.health import Meter
 from edge_agent.messages import topics as messages
 from edge_agent.mqtt import Link, LinkSettings, content
@@ -217,6 +218,7 @@ class _Agent:
         self.brokers: list[_Broker] = []
         self.board = Board()
         self.meter = Meter(self.clock)
+        self.exporter = Exporter(self.clock)
         self.told_states: dict[str, str] = {}
         self.health_due_us = 0
         self.web: Web | None = None
@@ -285,6 +287,8 @@ class _Agent:
         kept = self.config.store
         self.store.limit(kept.max_size, kept.max_age_us, kept.commit_every_us)
         self.history.limit(kept.history_keep_us, kept.history_max_size)
+        out = kept.history_export
+        self.exporter.use(Target(self.config.agent.id, self.found.data_dir, out) if out is not None else None)
 
     def _restore(self) -> None:
         """The judge's state as it was when the journal ends, brought to the present configuration."""
@@ -315,7 +319,7 @@ class _Agent:
         self.learned = DeviceNotes(self.store)
         for name in set(self.learned) - set(self.config.connections):
             del self.learned[name]
-        self._leave_behind(self._kept_config())
+        self._leave_behind(self._kept_config(text))
         self.store.save_config(text, self.sha)
         self.pipeline = Pipeline(
             plant, state, text, self.sha, self.store, self.board, self.clock, self.time, self._retain
@@ -362,9 +366,11 @@ class _Agent:
             self.store.put((), gaps=[down] if down else ())
         self.pipeline.snapshot()
 
-    def _kept_config(self) -> Config | None:
-        """The configuration with which the last run ended."""
+    def _kept_config(self, text: str) -> Config | None:
+        """The configuration with which the last run ended. text: of the present one, which most often it is."""
         kept = self.store.load_config()
+        if kept is not None and kept[0] == text:
+            return self.config
         try:
             return configuration.unpack(kept[0], self.registry) if kept else None
         except ValueError as error:
@@ -444,7 +450,7 @@ class _Agent:
         helpers = [
             self.tasks.create_task(each)
             for each in (self._turn(), self._keep_health(), self._watch(), self._reload_when_asked(), self._keep_certificates(),
-                         self._keep_disk(), self.door.keep_open(), self.history.run(self.store),
+                         self._keep_disk(), self.door.keep_open(), self.history.run(self.store), self.exporter.keep(),
                          service.keep_watchdog(self.notifier, self.beats, service.watchdog_us(os.environ, os.getpid())))
         ]  # fmt: skip
         if self.web is not None:
@@ -658,7 +664,7 @@ class _Agent:
         return self.meter.health(
             {name: running.poller.look() for name, running in self.pollers.items()},
             self.publisher.status(),
-            {**self.store.status(), "history": self.history.status()},
+            {**self.store.status(), "history": self.history.status() | self.exporter.status()},
             self.pipeline.plant,
             self.pipeline.state,
             self._explain,

@@ -27,7 +27,7 @@ import orjson
 
 from edge_agent import lake
 from edge_agent.archive import sync_folder
-from edge_agent.contract import SECOND_US, Bools, Floats, Ints, Quality
+from edge_agent.contract import SECOND_US, Bools, Codes, Floats, Ints, Quality
 from edge_agent.messages import topics as messages
 from edge_agent.plant import OWN
 from edge_agent.records import Layout
@@ -440,18 +440,29 @@ def _csv_day(
             values, absent = filled(rows, its, holding.of, holding.values.__setitem__)
             quality = rows.quality[:, [rows.layout.signals.index(name) for name in its]]
             cells = {name: _cells(values[:, i], absent[:, i], quality[:, i]) for i, name in enumerate(its)}
-            none = [("", "")] * len(rows.ts)
-            columns = [cells.get(name, none) for name in signals]
-            for row, (ts, state) in enumerate(zip(rows.ts.tolist(), states_of(rows), strict=True)):
-                writer.writerow([iso(ts), *(each for column in columns for each in column[row]), state or ""])
+            none = ([""] * len(rows.ts),) * 2
+            columns = [column for name in signals for column in cells.get(name, none)]
+            states = [state or "" for state in states_of(rows)]
+            writer.writerows(zip(_stamps(rows.ts), *columns, states, strict=True))
             count += len(rows.ts)
         done.left_out += moment.left_out
     return count
 
 
-def _cells(values: Floats, absent: Bools, quality: Ints | Any) -> list[tuple[str, str]]:
-    texts = ["" if gone else repr(value) for value, gone in zip(values.tolist(), absent.tolist(), strict=True)]
-    return list(zip(texts, map(str, quality.tolist()), strict=True))
+def _cells(values: Floats, absent: Bools, quality: Codes) -> tuple[list[str], list[int]]:
+    """The two columns of a signal."""
+    texts = list(map(repr, values.tolist()))
+    for row in np.flatnonzero(absent).tolist():
+        texts[row] = ""
+    return texts, quality.tolist()
+
+
+def _stamps(ts: Ints) -> list[str]:
+    """`iso` of many."""
+    if (ts % 1000).any():
+        return [iso(each) for each in ts.tolist()]
+    texts = np.datetime_as_string(ts.astype("datetime64[us]"), unit="ms")
+    return [f"{each}Z" for each in texts.tolist()]
 
 
 def iso(us: int) -> str:

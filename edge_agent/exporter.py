@@ -67,12 +67,12 @@ class Exporter:
             self._target, self._through, self._fault = target, None, None
             self._changed.set()
 
-    def status(self) -> dict[str, Any] | None:
-        """For health: the last day that is exported, and what went wrong since; None where nothing is exported."""
+    def status(self) -> dict[str, Any]:
+        """For health: `export` with the last day that went out and what went wrong since; {} where nothing is exported."""
         if self._target is None:
-            return None
+            return {}
         fault = {"reason": self._fault} if self._fault else {}
-        return {"state": "failing" if self._fault else "ok", "through": self._through, **fault}
+        return {"export": {"state": "failing" if self._fault else "ok", "through": self._through, **fault}}
 
     async def keep(self) -> None:
         while True:
@@ -153,20 +153,20 @@ async def in_a_process(words: Sequence[str]) -> str | None:
 # --- how far it has come ------------------------------------------------------------------------------------------------
 
 
-def due(target: Target, wall_us: int) -> range:
-    """The days that are over and not exported, the oldest first; none behind the last that the history has."""
+def due(target: Target, wall_us: int) -> list[int]:
+    """The days that are over, of which the history has something, and that are not exported; the oldest first."""
     try:
         with moment.standing(target.data_dir) as now:
             reach = now.reach()
+            if reach is None:
+                return []
+            known = remembered(target)
+            # A clock that stood in the future has left a day there: what is over since then is due.
+            first = reach[0] // DAY_US if known is None else min(known, wall_us) // DAY_US
+            end = min(reach[1] // DAY_US + 1, (wall_us - AFTER_US) // DAY_US)
+            return [day * DAY_US for day in sorted(now.days(DAY_US)) if first <= day < end] if first < end else []
     except NoHistory:
-        reach = None
-    if reach is None:
-        return range(0)
-    today = wall_us // DAY_US * DAY_US
-    known = remembered(target)
-    # A clock that stood in the future has left a day there: what is over since then is due.
-    first = reach[0] // DAY_US * DAY_US if known is None else min(known, today)
-    return range(first, min(reach[1] + 1, (wall_us - AFTER_US) // DAY_US * DAY_US), DAY_US)
+        return []
 
 
 def _name(target: Target) -> str:

@@ -632,9 +632,8 @@ def _start(attempt: _Attempt) -> None:
 
 def _stop(client: Client, post: Callable[..., None], gone: asyncio.Event) -> None:
     client.loop_stop()
-    line = client.socket()
-    if line is not None:  # it came up while it was being stopped: paho leaves it open
-        line.close()
+    # A line that came up while it was being stopped, and the pair that wakes the thread: paho leaves them to the garbage.
+    client._reset_sockets()  # noqa: SLF001
     post(gone.set)
 
 

@@ -113,9 +113,9 @@ class Connection(Protocol):
 
     async def run(self) -> None: ...
 
-    def together(self) -> AbstractContextManager[None]: ...
-
     def publish(self, topic: str, payload: bytes, retain: bool, token: int) -> bool: ...
+
+    def together(self) -> AbstractContextManager[None]: ...
 
     async def disconnect(self, within_s: float) -> None: ...
 
@@ -370,7 +370,7 @@ class Publisher:
         self._cursor = self._end = 0
         self._aside = {key: each for key, each in self._aside.items() if each.breaks}
         for refusal in self._refusals.values():
-            refusal.flying, refusal.behind = 0, None
+            refusal.flying, refusal.behind, refusal.probe = 0, None, None
         self._wake.set()
 
     def _on_ack(self, token: int, reason: int) -> None:
@@ -441,11 +441,9 @@ class Publisher:
             log.warning("topic_refused", topic=flight.topic, fault=words)
         refusal.flying = max(0, refusal.flying - 1)
         if flight.message is not None:
-            _leave(refusal, flight.message.seq)
+            _leave(refusal, flight.message)
             # Nobody has had it: should a newer one of its topic get through before it, it is late.
             self._late.pop(flight.message.seq, None)
-            if refusal.probe is None or flight.message.seq < refusal.probe.seq:
-                refusal.probe = flight.message
         if refusal.timer is None:
             pause_s = max(pause_s, min(REFUSED_MAX_S, REFUSED_MIN_S * 2.0**refusal.pauses))
             refusal.paused, refusal.pauses = True, min(refusal.pauses + 1, 10)
@@ -471,8 +469,8 @@ class Publisher:
             self._suspects.retry(refusal.probe.seq)
         if topic in self._retained:
             self._due[topic] = None
-        elif refusal.probe is not None:
-            self._probes.append(refusal.probe)
+        elif refusal.probe is not None and self._link.connected:
+            self._probes.append(refusal.probe)  # offline, the next connection begins with the oldest anyway
         self._wake.set()
 
     def _resume(self, refusal: _Refusal) -> None:
@@ -594,11 +592,14 @@ class Publisher:
         topic, seq = flight.topic, message.seq
         refusal = self._refusals.get(topic)
         if refusal is not None and (refusal.paused or refusal.flying):
-            _leave(refusal, seq)
+            _leave(refusal, message)
             return True
         late = self._late.get(seq)
         if late is None:
             late = self._is_late(message)
+        if late and lane is self._live and (self._page or self._cursor < self._end):
+            self._leave_the_live_lane(message)
+            return True
         payload = message.payload(late)
         if self._exceeds(topic, payload):
             self._set_aside(flight, f"larger than the broker's limit of {self._link.packet_max} bytes")
@@ -613,6 +614,14 @@ class Publisher:
         if refusal is not None:
             refusal.flying += 1
         return True
+
+    def _leave_the_live_lane(self, message: Committed) -> None:
+        """What has waited until it was late goes by the backlog lane, behind what is late already: in the order of seq."""
+        last = message.seq
+        while self._live and self._is_late(self._live[0]):
+            last = self._live.popleft().seq
+            self._live_seqs.discard(last)
+        self._rewind(message.seq, last)
 
     def _is_late(self, message: Committed) -> bool:
         return (
@@ -721,8 +730,10 @@ class Publisher:
             log.warning("last_status_unacknowledged")
 
 
-def _leave(refusal: _Refusal, seq: int) -> None:
-    refusal.behind = seq if refusal.behind is None else min(refusal.behind, seq)
+def _leave(refusal: _Refusal, message: Committed) -> None:
+    """It waits in the store. The oldest of a topic is the one to ask with, or it would come after newer ones."""
+    if refusal.behind is None or message.seq <= refusal.behind:
+        refusal.behind, refusal.probe = message.seq, message
 
 
 def _stop_timer(refusal: _Refusal) -> None:

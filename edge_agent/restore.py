@@ -6,6 +6,7 @@ from half of a restore, and the next restore begins anew.
 """
 
 import os
+import pwd
 import shutil
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -119,7 +120,21 @@ def restore(found: Archive, target: Target, *, wall_us: int, force: bool = False
             count, aside, notes = _write(found, target, in_the_way, wall_us)
         undo.pop_all()
     found_notes, missing = _looked(manifest, target)
-    return Restored(manifest, target, count, missing, aside, (*notes, *found_notes))
+    return Restored(manifest, target, count, missing, aside, (*notes, *_owned(target), *found_notes))
+
+
+def _owned(target: Target) -> list[str]:
+    """Whoever restores as root may leave an agent that cannot read its own files."""
+    if os.geteuid() != 0:
+        return []
+    owner = target.data.stat().st_uid
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = str(owner)
+    return [
+        f"everything belongs to {name}; for an agent that runs as another user: chown -R USER: {target.data} {target.config}"
+    ]
 
 
 def _in_the_way(manifest: Manifest, target: Target) -> Iterator[Path]:

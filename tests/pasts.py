@@ -50,7 +50,9 @@ def _hour(luck: np.random.Generator, begin: int, since: int, hours: int, every_u
     oil = np.array([value_at(1 - each / hours, each) for each in left]) + luck.normal(0, 0.5, len(t))
     quality = np.zeros((len(t), 2), dtype=np.uint8)
     quality[(left < 5.2) & (left > 4.6), 0] = Quality.TIMEOUT
-    values = np.round(np.stack([oil, np.full(len(t), 71.0)], axis=1), 2)
+    quality[1:, 1] = Quality.HOLD  # a level that changes once an hour, and holds
+    level = np.full(len(t), 70.0 + (since // HOUR_US) % 5)
+    values = np.round(np.stack([oil, level], axis=1), 2)
     values[quality != 0] = np.nan
     frame = Frame("press-3", t, t, values, quality)
     return JudgedFrame(frame, np.full(len(t), -1, dtype=np.int16), np.ones(len(t), dtype=bool))

@@ -20,7 +20,7 @@ from edge_agent.__main__ import main
 from edge_agent.archive import Item, Manifest, Source
 from edge_agent.contract import Frame
 from edge_agent.records import JudgedFrame, Layout
-from edge_agent.store import copy, disk
+from edge_agent.store import copy, disk, moment
 from edge_agent.store.journal import Store, open_store
 from tests.conftest import StandingClock
 from tests.hall import Hall, command, picky, played, press
@@ -302,10 +302,11 @@ async def test_a_running_agent_moves_to_another_pc_and_nothing_is_lost(here: Hal
         await here.status(lambda body: len(body["warnings"]) == 2)
         await here.status(lambda body: body["buffer"]["messages"] > 5)
         file = here.agent.config.parent / "b.tar.gz"
-        status, out, err = await command("backup", str(here.agent.config), str(file), "--json")
+        status, out, err = await command("backup", str(here.agent.config), str(file), "--history", "--json")
         assert status == 0, err
         told = json.loads(out)
         assert told["undelivered"] > 0
+        assert told["history"]
         await here.status(
             lambda body: body["buffer"]["messages"] > told["undelivered"] + 3
         )  # it runs on, and counts on
@@ -328,6 +329,9 @@ async def test_a_running_agent_moves_to_another_pc_and_nothing_is_lost(here: Hal
             cleared = await here.event("press", "cleared", signal=before["signal"])
             assert (cleared["id"], cleared["epoch"]) == (before["id"], fresh)
         assert await here.agent.stop() == 0
+        with moment.standing(new / "data") as then:
+            ts = [int(each) for rows in then.rows("press", 0, 2**60) for each in rows.ts]
+        assert len(ts) == len(set(ts)) > 10, "nothing stands twice in what has moved along"
         here.agent = old  # and the old one after all: whatever it still has
         await here.start()
         await here.whole(first["epoch"])

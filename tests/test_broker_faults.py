@@ -673,7 +673,7 @@ def test_each_test_that_the_table_of_faults_names_exists() -> None:
     there = {
         (path.name, name)
         for path in (ROOT / "tests").glob("test_*.py")
-        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     }
     assert named <= there, named - there
     ours = {each for each in there if each[0] in ("test_broker_faults.py", "test_paho_controls.py")}

@@ -141,7 +141,6 @@ FAULTS = {
         "5:10: mqtt.batch: is not available yet",
         "6:11: mqtt.format: is not available yet",
         "7:12: mqtt.publish: is not available yet",
-        "9:25: store.history.export: is not available yet",
         "11:3: notify.heartbeat: is not available yet",
         "17:5: machines.press.groups: is not available yet",
         "23:18: machines.press.signals.t.norm.latch: is not available yet",

@@ -240,20 +240,6 @@ def full_while_it_runs(folder: Path) -> None:
     _while_it_runs(folder, disks.memory_disk, disks.full, "full")
 
 
-def read_only_while_it_runs(folder: Path) -> None:
-    _while_it_runs(folder, lambda place: disks.ext4(place, folder / "card.img"), lazily_read_only, "read-only")
-
-
-@contextmanager
-def lazily_read_only(place: Path) -> Any:
-    """With files open for writing the kernel remounts no more than by force, as it does itself after an error."""
-    disks.remount(place, "ro")
-    try:
-        yield
-    finally:
-        disks.remount(place, "rw")
-
-
 def _while_it_runs(
     folder: Path, mount: Callable[[Path], None], fault: Callable[[Path], AbstractContextManager[Any]], why: str
 ) -> None:

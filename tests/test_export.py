@@ -37,11 +37,11 @@ Row = tuple[str, int, dict[str, tuple[float, int]], str | None, int, bool]
 class Recorder:
     """Writes frames to a store and keeps what a plain reader would expect of them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, start: int = START) -> None:
         self.folder, self.rows = folder, list[Row]()
-        self.clock = StandingClock(START)
+        self.clock = StandingClock(start)
         self.luck = np.random.default_rng(SEED)
-        self.t = START
+        self.t = start
         self.seq = 0
 
     def frames(self, layout: Layout, count: int, rows: int, step_us: int, late: bool = False) -> list[JudgedFrame]:

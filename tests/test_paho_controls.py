@@ -15,6 +15,7 @@ from paho.mqtt.client import Client, MQTTMessageInfo
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 
 from edge_agent.clock import SystemClock
+from edge_agent.mqtt import Link
 from tests import brokers
 from tests.conftest import eventually
 from tests.publishing import TOPIC, MemoryStore, Refusing, link, publishing
@@ -65,6 +66,7 @@ def test_mq1_the_agent_gives_the_library_a_window_and_keeps_the_rest() -> None:
         async with brokers.scripted(broker.serve) as url, publishing(store, link(url)) as one:
             await eventually(lambda: one.status()["in_flight"] >= 16)
             await asyncio.sleep(0.05)
+            assert isinstance(one._link, Link)
             assert one._link._now is not None
             assert len(one._link._now.client._out_messages) <= 20
             assert len(store.due) == 5_000

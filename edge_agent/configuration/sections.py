@@ -65,6 +65,7 @@ def resolved(report: Report, root: Table, registry: plugins.Plugins) -> Config |
             store.commit_every,
             store.history.keep,
             store.history.max_size,
+            _export(top.part("store").part("history"), store.history.export),
         ),
         web=web,
         connections=lines.found,
@@ -111,6 +112,10 @@ def _path(spot: Spot | None, written: str) -> Path:
     """A path relative to the file in which it stands."""
     folder = Path(spot.place.file).absolute().parent if spot else Path.cwd()
     return Path(os.path.normpath(folder / written))
+
+
+def _export(part: Part, written: str | None) -> str | None:
+    return written if written is None or "://" in written else str(_path(part.value("export"), written))
 
 
 def _web(report: Report, top: Part) -> WebConfig | None:

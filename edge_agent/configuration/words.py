@@ -77,6 +77,16 @@ def _history_size(value: Any) -> int:
     return size
 
 
+def _export_to(value: Any) -> str:
+    text = _text(value)
+    if re.match(r"[a-z0-9+]+://[^/]*:[^/]*@", text):
+        raise refused(
+            "a password cannot stand here", "s3://bucket/folder; credentials as fsspec takes them (environment)"
+        )
+    return text
+
+
+ExportTo = Annotated[str, BeforeValidator(_export_to)]
 HISTORY_MIN = 10 * 10**6
 """bytes: less holds no hour of a plant."""
 HistorySize = Annotated[int, BeforeValidator(_history_size), WithJsonSchema({"type": "string", "pattern": f"^{SIZE}$"})]
@@ -456,7 +466,11 @@ class HistoryFile(_Part):
         description="bytes of history.db at most, 10MB or more; when they are taken, the oldest go before they are that old",
         json_schema_extra={"default": "10GB"},
     )
-    export: Text | None = later(None, "a folder or fsspec URL for daily Parquet files", off=(None,))
+    export: ExportTo | None = Field(
+        None,
+        description="a folder (relative to this file) or a URL for fsspec, to which each day goes as Parquet after midnight UTC; "
+        "needs the extra lake",
+    )
 
 
 class StoreFile(_Part):

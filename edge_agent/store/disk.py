@@ -32,7 +32,12 @@ FILE = "journal.db"
 MARKER = "journal.marker"
 MARKER_BYTES = 512
 """One sector: rewritten in its place it is whole or unreadable, and needs no space on a full disk."""
-FORMAT = 1
+FORMAT = 2
+"""Written into the file (user_version). One that is older is brought forward step by step: see STEPS."""
+PAGE_BYTES = 1_024
+"""Of a new file: a commit of a small plant touches few bytes of few pages, and a card lives on what is written."""
+CHECKPOINT_BYTES = 2_000_000
+"""of log, about, after which it is moved into the file: most of it was delivered and deleted by then."""
 BUSY_S = 5.0
 CHECKED_MAX = 32_000_000
 """bytes: a larger file is not read through at start (the damage of a page is found when it is used, and mended then)."""
@@ -47,9 +52,6 @@ CREATE TABLE IF NOT EXISTS layouts (id INTEGER PRIMARY KEY, machine TEXT, signal
 CREATE TABLE IF NOT EXISTS batches (
     id INTEGER PRIMARY KEY, epoch TEXT, seq_from INTEGER, seq_to INTEGER, messages INTEGER, bytes INTEGER,
     ts_from INTEGER, ts_to INTEGER, closed INTEGER, frames BLOB, crc INTEGER);
-CREATE INDEX IF NOT EXISTS batches_told ON batches (seq_to, seq_from, closed) WHERE messages > 0;
-CREATE INDEX IF NOT EXISTS batches_quiet ON batches (id) WHERE messages = 0;
-CREATE INDEX IF NOT EXISTS batches_bytes ON batches (bytes);
 CREATE TABLE IF NOT EXISTS notices (
     seq INTEGER PRIMARY KEY, machine TEXT, kind TEXT, closed INTEGER, payload BLOB, crc INTEGER);
 CREATE TABLE IF NOT EXISTS snapshot (id INTEGER PRIMARY KEY, batch INTEGER, state BLOB, config TEXT, crc INTEGER);
@@ -59,6 +61,14 @@ LATER_SCHEMA = """
 CREATE TABLE IF NOT EXISTS done (first INTEGER PRIMARY KEY, last INTEGER, crc INTEGER);
 """
 """Added without a new format: whoever does not know of it delivers again what was delivered, and loses nothing."""
+STEPS: dict[int, str] = {
+    1: """
+DROP INDEX IF EXISTS batches_told; DROP INDEX IF EXISTS batches_quiet; DROP INDEX IF EXISTS batches_bytes;
+""",
+}
+"""By format: what makes the next one of it, in one transaction. 2 (after 0.1.0): batches are found by their number alone,
+are packed, and what is delivered is written once a minute, since the marker has it meanwhile.
+"""
 KEYS = {
     "meta": "id", "layouts": "id", "batches": "id", "notices": "seq", "snapshot": "id", "config": "id", "done": "first",
 }  # fmt: skip
@@ -68,6 +78,10 @@ CONFIG, LEFTOVERS, DEVICES, LIFE, MISSED, TICKED, STAMPS, HANDED = 1, 2, 3, 4, 5
 clocks of the run that wrote last, the missed beats that it had not told of, the machines whose last row was a tick when
 the snapshot was taken, and of a clock that was not set (`stamps`) its
 spans and what left with their stamps."""
+CONFIG, LEFTOVERS, DEVICES = 1, 2, 3
+"""Rows of `config`: the last good configuration, topics still to be cleared at the broker, what devices have taught."""
+JUDGED_WITH, COUNTED = 6, 7
+"""Rows of `config` too: the configuration that belongs to the snapshot, and what was counted with it (Counted)."""
 MARKED_MAX = 24
 """Ranges of what is delivered that the marker holds: more would not fit into its sector."""
 OUTSIDE = {
@@ -81,6 +95,8 @@ OUTSIDE = {
     sqlite3.SQLITE_CANTOPEN,
 }
 """Results that say nothing of the file's contents: the disk is full, gone, read-only or busy."""
+UNSYNCED = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
+"""After a failed fsync the kernel forgets what it could not write, and says of the next one that all is well."""
 
 
 FAULTS = (sqlite3.Error, UnicodeDecodeError)
@@ -89,6 +105,10 @@ FAULTS = (sqlite3.Error, UnicodeDecodeError)
 
 class Damaged(Exception):
     """A row that must be right is not."""
+
+
+class Newer(Exception):
+    """A later release has written this file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +124,20 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """Written with each snapshot, so that a start need not look at everything.
+
+    Batches up to this one have so many bytes (size) on disk; notices up to this number (seq) are older than the snapshot;
+    of batches up to `pruned` nothing is left that could go.
+    """
+
+    batch: int = 0
+    size: int = 0
+    seq: int = 0
+    pruned: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     """A file that works. gap: what had to be given up; lost: its numbers (they stand in state.delivered too)."""
 
@@ -115,6 +149,8 @@ class Opened:
     """The other rows of `config`."""
     gap: Gap | None = None
     lost: list[tuple[int, int]] = field(default_factory=list)
+    reader: sqlite3.Connection | None = None
+    """A second connection, which looks on and neither waits for a commit nor sees half of one."""
     fault: str = ""
     """Why the disk does not allow it: `db` is then a copy in memory of what can be read of the file, which nobody keeps."""
 
@@ -123,6 +159,16 @@ def is_damage(error: Exception) -> bool:
     """Whether the contents of the file are to blame."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
     return code is None or code & 0xFF not in OUTSIDE
+
+
+def is_full(error: Exception) -> bool:
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF == sqlite3.SQLITE_FULL
+
+
+def is_unsynced(error: Exception) -> bool:
+    """Whether the disk has failed to sync: what it says of this file from now on is not to be believed."""
+    return getattr(error, "sqlite_errorcode", None) in UNSYNCED
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -137,6 +183,8 @@ def open_file(folder: Path, wall: int, progress: Progress = lambda: None) -> Ope
     """Open or create. Raises OSError when the disk does not allow it, whatever the file says."""
     path = folder / FILE
     marker = read_marker(folder)
+    if not path.exists() and _fresh(path).exists():
+        _take_place(_fresh(path), path)  # the end came between the two renames
     try:
         try:
             db = connect(path)
@@ -145,6 +193,8 @@ def open_file(folder: Path, wall: int, progress: Progress = lambda: None) -> Ope
             except BaseException:
                 db.close()
                 raise
+        except Newer as error:
+            found = _begun_anew(folder, wall, str(error))
         except (Damaged, UnicodeDecodeError) as error:
             found = rebuilt(folder, wall, str(error), progress=progress)
         except sqlite3.Error as error:
@@ -154,7 +204,23 @@ def open_file(folder: Path, wall: int, progress: Progress = lambda: None) -> Ope
     except sqlite3.Error as error:
         raise OSError(f"{path}: {error}") from error
     write_marker(folder, found.state)
-    return found
+    return with_reader(folder, found)
+
+
+def with_reader(folder: Path, opened: Opened) -> Opened:
+    """Raises OSError, and then nothing is open."""
+    try:
+        reader = connect(folder / FILE)
+        try:
+            reader.execute("PRAGMA query_only=ON")
+            reader.execute("SELECT max(id) FROM batches").fetchone()
+        except BaseException:
+            reader.close()
+            raise
+    except sqlite3.Error as error:
+        opened.db.close()
+        raise OSError(f"{folder / FILE}: {error}") from error
+    return replace(opened, reader=reader)
 
 
 def open_or_glimpse(folder: Path, wall: int, progress: Progress = lambda: None) -> Opened:
@@ -202,9 +268,9 @@ def _glimpsed(folder: Path, wall: int, fault: str) -> Opened:
     with contextlib.suppress(OSError, Damaged, *FAULTS), _copied(folder) as path:
         db = connect(path)
         found = _settled(db, *_prepared(db, path), read_marker(folder), wall)
-        return replace(found, gap=None, fault=fault)
+        return replace(found, gap=None, fault=fault, reader=db)
     state = read_marker(folder) or State(fresh_epoch())
-    return Opened(blank(), state, {}, None, fault=fault)
+    return Opened(nothing := blank(), state, {}, None, reader=nothing, fault=fault)
 
 
 @contextlib.contextmanager
@@ -235,10 +301,10 @@ def _reads_badly(error: sqlite3.Error, path: Path) -> bool:
 def _prepared(db: sqlite3.Connection, path: Path) -> tuple[State | None, dict[int, Layout], dict[int, tuple[str, str]]]:
     """Schema, and all that is small, read and checked. Raises Damaged or sqlite3.Error."""
     path.chmod(0o600)
-    _settings(db)
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version not in {0, FORMAT}:
-        raise Damaged(f"format {version} is not known to this version")
+    if not 0 <= version <= FORMAT:
+        raise Newer(f"format {version} is not known to this release")
+    _settings(db)
     if path.stat().st_size <= CHECKED_MAX:
         (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
@@ -246,6 +312,9 @@ def _prepared(db: sqlite3.Connection, path: Path) -> tuple[State | None, dict[in
     if version == 0:
         db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
     db.executescript(f"BEGIN IMMEDIATE; {LATER_SCHEMA} COMMIT")
+    for step in range(version or FORMAT, FORMAT):
+        db.executescript(f"BEGIN IMMEDIATE; {STEPS[step]} PRAGMA user_version = {step + 1}; COMMIT")
+        log.info("store_brought_forward", format=step + 1)
     small: dict[str, list[tuple[Any, ...]]] = {}
     for table in SMALL:
         small[table] = db.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608 - names of our own
@@ -275,9 +344,21 @@ def _done(db: sqlite3.Connection) -> list[tuple[int, int]]:
 
 
 def _settings(db: sqlite3.Connection) -> None:
-    db.execute("PRAGMA journal_mode=WAL")
+    db.execute(f"PRAGMA page_size={PAGE_BYTES}")  # of a new file
+    (mode,) = db.execute("PRAGMA journal_mode=WAL").fetchone()
+    if mode != "wal":  # sqlite says no more than that when the disk has failed meanwhile
+        raise OSError(errno.EIO, "the disk refuses the journal its log")
     db.execute("PRAGMA synchronous=FULL")
+    # Whoever deletes a page need not write it; and what goes wrong when the log is moved is told to us: see `checkpoint`.
+    db.execute("PRAGMA secure_delete=OFF")
+    db.execute("PRAGMA wal_autocheckpoint=0")
     db.execute(f"PRAGMA journal_size_limit={WAL_KEPT}")
+
+
+def checkpoint(db: sqlite3.Connection) -> bool:
+    """Move the log into the file; False when a reader was in the way of some of it. Raises sqlite3.Error."""
+    busy, pages, moved = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    return not busy and bool(pages == moved)
 
 
 def to_state(text: str) -> State:
@@ -317,6 +398,8 @@ def _settled(
     """The epoch under which this file counts on, and what its marker knows that it does not."""
     config, texts = kept.get(CONFIG), _texts(kept)
     if state is not None and marker is not None and marker.epoch == state.epoch and marker.last_seq <= state.last_seq:
+        # What is delivered stands in the marker first.
+        state = replace(state, delivered=Intervals([*state.delivered, *marker.delivered]).ranges())
         return Opened(db, state, layouts, config, texts)
     before = state or State("")
     known = marker if marker is not None and marker.epoch == before.epoch else before
@@ -366,6 +449,11 @@ def read_marker(folder: Path) -> State | None:
         return None
 
 
+def fits_marker(state: State) -> bool:
+    """Whether the marker can hold all that is delivered."""
+    return len(state.delivered) <= MARKED_MAX and len(_state_text(state)) <= MARKER_BYTES - 10
+
+
 def write_marker(folder: Path, state: State) -> None:
     """In its place, never longer. Ranges that do not fit count as not delivered. A disk that refuses is only told."""
     kept = min(MARKED_MAX, len(state.delivered))
@@ -397,41 +485,102 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+# --- a later release ---------------------------------------------------------------------------------------------------
+
+
+def _begun_anew(folder: Path, wall: int, fault: str) -> Opened:
+    """A new store beside one that only a later release can read, which stays as it is under another name."""
+    path, marker = folder / FILE, read_marker(folder)
+    before = marker or State("")
+    aside = _aside(path, folder / f"{FILE}.newer-{wall // SECOND_US}")
+    done = Intervals(before.delivered)
+    lost = list(done.missing(1, before.last_seq))
+    state = _with(before, fresh_epoch(), before.last_seq, done, lost)
+    log.error(
+        "store_of_a_later_release", fault=fault, kept_as=str(aside), lost=sum(last - first + 1 for first, last in lost),
+        advice=f"install the later release again, or stop the agent, rename {aside} back to {path.name} and start that release",
+    )  # fmt: skip
+    db = connect(path)
+    _settings(db)
+    db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {LATER_SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
+    put_state(db, state)
+    put_done(db, dict(state.delivered))
+    return Opened(db, state, {}, None, {}, _gap(lost, before.last_wall, wall), lost)
+
+
 # --- damage -------------------------------------------------------------------------------------------------------------
 
 
 def rebuilt(
-    folder: Path, wall: int, fault: str, known: State | None = None, progress: Progress = lambda: None
+    folder: Path,
+    wall: int,
+    fault: str,
+    known: State | None = None,
+    progress: Progress = lambda: None,
+    unsynced: bool = False,
 ) -> Opened:
     """A new file with every row of the old one that can be read and is sound; the old one is kept beside it.
 
-    known: how far the store has come, when somebody still knows (a store that runs).
+    known: how far the store has come, when somebody still knows (a store that runs). unsynced: nothing need be damaged,
+    but the disk has failed to sync the old file; when all of it was there, nobody needs it any more.
     """
-    path, fresh = folder / FILE, folder / f"{FILE}.new"
-    for suffix in ("", "-wal", "-shm"):
-        fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
+    path, fresh = folder / FILE, _fresh(folder / FILE)
+    if not path.exists() and fresh.exists():
+        _take_place(fresh, path)  # the last try ended between the two renames
+    fresh.unlink(missing_ok=True)
     # One is kept, the latest: its space may be needed now.
     for earlier in folder.glob(f"{FILE}.damaged-*"):
         earlier.unlink(missing_ok=True)
     marker = read_marker(folder)
-    with contextlib.closing(connect(fresh)) as db, contextlib.closing(connect(path)) as old:
-        # Without it sqlite refuses a file that was cut off as a whole.
-        old.execute("PRAGMA writable_schema=ON")
-        _settings(db)
-        db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {LATER_SCHEMA} PRAGMA user_version = {FORMAT}")
-        found = _saved(db, old, progress)
-        state, lost = _counted(found, marker, known)
-        put_state(db, state)
-        put_done(db, dict(state.delivered))
-        db.execute("COMMIT")
+    try:
+        with contextlib.closing(connect(fresh)) as db, contextlib.closing(connect(path)) as old:
+            # Without it sqlite refuses a file that was cut off as a whole.
+            old.execute("PRAGMA writable_schema=ON")
+            # Nobody looks at the new file before all of it is on disk: no log, and one sync at the end.
+            db.executescript(f"PRAGMA page_size={PAGE_BYTES}; PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF")
+            db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {LATER_SCHEMA} PRAGMA user_version = {FORMAT}")
+            found = _saved(db, old, progress)
+            state, lost = _counted(found, marker, known)
+            put_state(db, state)
+            put_done(db, dict(state.delivered))
+            db.execute("DELETE FROM config WHERE id = ?", (COUNTED,))
+            db.execute("COMMIT")
+        sync(fresh)
+    except BaseException:
+        fresh.unlink(missing_ok=True)  # its space may be what is missing
+        raise
     aside = _aside(path, folder / f"{FILE}.damaged-{wall // SECOND_US}")
-    fresh.replace(path)
+    _take_place(fresh, path)
     count = sum(last - first + 1 for first, last in lost)
-    log.error("store_damaged", fault=fault, kept_as=str(aside), lost=count)
+    log.error("store_unsynced" if unsynced else "store_damaged", fault=fault, kept_as=str(aside), lost=count)
+    if unsynced and not lost:
+        for part in folder.glob(f"{aside.name}*"):
+            part.unlink(missing_ok=True)
     db = connect(path)
     _settings(db)
-    gap = _gap(lost, state.last_wall, wall) or Gap(GapCause.DAMAGE, 0, wall, wall)
+    gap = _gap(lost, state.last_wall, wall) or (None if unsynced else Gap(GapCause.DAMAGE, 0, wall, wall))
     return Opened(db, state, found.layouts, found.kept.get(CONFIG), _texts(found.kept), gap, lost)
+
+
+def _fresh(path: Path) -> Path:
+    return path.with_name(f"{path.name}.new")
+
+
+def _take_place(fresh: Path, path: Path) -> None:
+    """Nothing of an earlier file may lie beside the new one: its log would be believed."""
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    fresh.replace(path)
+    sync(path.parent)
+
+
+def sync(place: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk. Raises OSError."""
+    descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(slots=True)
@@ -455,7 +604,8 @@ def _saved(db: sqlite3.Connection, old: sqlite3.Connection, progress: Progress) 
             except rows.UNREADABLE:
                 continue
             if table not in {"meta", "done"}:
-                db.execute(f"INSERT INTO {table} VALUES ({','.join('?' * len(row))})", row)  # noqa: S608
+                # Or ignore: a damaged page may show one row twice.
+                db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({','.join('?' * len(row))})", row)  # noqa: S608
     return found
 
 
@@ -534,10 +684,9 @@ def _counted(found: _Saved, marker: State | None, known: State | None) -> tuple[
 
 
 def _aside(path: Path, aside: Path) -> Path:
-    """Move the damaged file out of the way. First its log, which must never meet a new file."""
-    for suffix in ("-wal", "-shm"):
+    """Move the damaged file out of the way with its log, which must never meet a new file (see `_take_place`)."""
+    for suffix in ("", "-wal", "-shm"):
         part = path.with_name(path.name + suffix)
         if part.exists():
             part.replace(aside.with_name(aside.name + suffix))
-    path.replace(aside)
     return aside

@@ -30,6 +30,7 @@ from edge_agent.store import chunks, configured, disk, rows, shelf, stretch
 from edge_agent.store.journal import Moving
 from edge_agent.store.rows import Kept
 from edge_agent.store.shelf import Piece, Position
+from edge_agent.store.stamps import Stamps
 from edge_agent.store.stretch import Placed, Stretch
 
 log = structlog.get_logger(__name__)
@@ -304,7 +305,7 @@ class History:
                 missing += number - after - 1
                 log.error("history_misses_batches", batches=number - after - 1)
             after = number
-            items = None if self._position.has_batch(epoch, number) else items_of(row, found.layouts)
+            items = None if self._position.has_batch(epoch, number) else items_of(row, found.layouts, found.stamps)
             for item in items or ():
                 if isinstance(item, Command):
                     self._put_command(db, place, epoch, item)
@@ -371,7 +372,8 @@ class History:
             if epoch is None:
                 log.error("history_misses_notice", seq=seq)
             elif not self._position.has_seq(epoch, seq):
-                shelf.put(db, "events", (epoch, seq, machine, kind, closed, payload), numbered=True)
+                right = found.stamps.right_notice(payload, seq)
+                shelf.put(db, "events", (epoch, seq, machine, kind, closed, right), numbered=True)
                 moved[epoch] = (moved.get(epoch, (0, 0))[0], seq)
         return replace(position, moved=moved)
 
@@ -590,12 +592,33 @@ def unpacked(row: tuple[Any, ...], layout: Layout | None) -> Stretch | None:
     return None
 
 
-def items_of(row: tuple[Any, ...], layouts: dict[int, Layout], machine: str | None = None) -> list[Kept | Command]:
-    """What a batch of the journal holds, of one machine or all; [] when it is damaged (one without items is not written)."""
+def items_of(
+    row: tuple[Any, ...], layouts: dict[int, Layout], stamps: Stamps, machine: str | None = None
+) -> list[Kept | Command]:
+    """What a batch of the journal holds, of one machine or all; [] when it is damaged (one without items is not written).
+
+    Times of a clock that was not set are put right, also where the message has left with the wrong one, or marked.
+    """
     if rows.sound(row):
         with contextlib.suppress(*rows.UNREADABLE):
-            return rows.unpacked(row[9], layouts, machine)
+            return [_righted(item, stamps) for item in rows.unpacked(row[9], layouts, machine)]
     return []
+
+
+def _righted(item: Kept | Command, stamps: Stamps) -> Kept | Command:
+    if isinstance(item, Command) or not item.judged.frame.unset:
+        return item
+    return item._replace(judged=replace(item.judged, frame=replace(stamps.right(item.judged.frame), unset=0)))
+
+
+def stamps_of(journal: sqlite3.Connection) -> Stamps:
+    """What a journal knows of the times of a clock that was not set."""
+    found = Stamps("")
+    row = journal.execute("SELECT * FROM config WHERE id = ?", (disk.STAMPS,)).fetchone()
+    if row is not None and rows.sound(row):
+        with contextlib.suppress(*rows.UNREADABLE):
+            found.take(row[2], "")
+    return found
 
 
 def epoch_of(row: tuple[Any, ...]) -> str | None:

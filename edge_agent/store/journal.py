@@ -40,17 +40,24 @@ FRAME_OVERHEAD, NOTICE_OVERHEAD = 1_800, 800
 """bytes of memory that a frame and a notice take beside their numbers (objects, arrays' heads)."""
 ROW_OVERHEAD = 200
 """bytes on disk that a batch takes beside its frames."""
+PAGES_A_COMMIT = 4
+"""of the log that a commit takes beside its frames, about."""
 BATCHES_A_LOOK = 16
 """Batches that one look for the backlog unpacks: the loop has others to serve."""
 TRANSACTION_MAX = 8_000_000
 """bytes of readings in one transaction: after a full disk the journal comes back in steps."""
 RETRY_S, RETRY_MAX_S = 0.5, 4.0
 """After a commit that failed: doubled from failure to failure. So what waits is tried within 5 s of the disk's return."""
+DONE_EVERY = 60
+"""Commits after which what is delivered is written at the latest; until then the marker has it, which costs nothing."""
+REOPENED_AFTER = 4
+"""Commits that failed one after the other, after which the file is opened anew."""
 AGE_LOOK_EVERY = 60
 """Commits between two looks for readings that are too old."""
 MOVE_BYTES = 8_000_000
 """bytes of readings after which the history should take what is new; earlier where the buffer is small."""
 NOTICES_A_MOVE = 2_000
+SEQ_MAX = 2**63 - 1
 NEAR_US = 400 * 86_400 * SECOND_US
 DROP_SHARE = 20
 """A twentieth of the limit goes at once, so that a long outage is a gap now and then and not one a second."""
@@ -135,11 +142,15 @@ class Page(NamedTuple):
 
 
 class Moving(NamedTuple):
-    """What the history has not yet. batches, notices: rows of their tables. more: there is still more."""
+    """What the history has not yet. batches, notices: rows of their tables. more: there is still more.
+
+    stamps: what is known of the times of a clock that was not set; they are put right, or marked, on their way.
+    """
 
     batches: list[tuple[Any, ...]]
     notices: list[tuple[Any, ...]]
     layouts: dict[int, Layout]
+    stamps: Stamps
     more: bool
 
 
@@ -198,16 +209,18 @@ class Store:
         self._last_batch = opened.state.last_batch
         self._t, self._wall = opened.state.last_t, opened.state.last_wall
         self._found = (self._wall, self._t)
+        # All of it counts as changed: what only the marker knows is still to be written, and what it covers to be deleted.
         self._done = Intervals(opened.state.delivered)
-        self._done.take_changes()
-        self._done_changed = False
+        self._done_changed = self._done_soon = False
+        """Something was delivered; and something was given up, which goes with the gap that tells of it."""
+        self._done_waits = self._failures = self._log_bytes = 0
+        """Commits since what is delivered was written; failed ones since one succeeded; bytes in the file's log, about."""
         self._layouts: dict[str, tuple[int, Layout]] = {}
         self._use_known(opened.layouts)
         self._batch_at_start = self._last_batch
-        self._config, self._texts = opened.config, opened.texts
-        # The commit thread's: numbers of the layouts that the file has, and how far the last snapshot reaches.
-        self._written_layouts = set(opened.layouts)
-        self._snapshot_seq = self._pruned_to = 0
+        self._config, self._texts = opened.config, dict(opened.texts)
+        self._judged_with_found, _ = (self._texts.pop(row, None) for row in (disk.JUDGED_WITH, disk.COUNTED))
+        self._begin_writing(opened)
         self._open = _Batch()
         self._sealed: list[_Batch] = []
         self._writing = 0
@@ -220,7 +233,6 @@ class Store:
         self.fault: str | None = opened.fault or None
         self.fault_since_us = clock.wall_us()
         """UTC µs; only while there is a fault."""
-        self._failures = 0
         self.on_home: Callable[[disk.State, dict[str, tuple[str, int]]], None] = lambda *_: None
         """Called once when a disk that refused at start has come back: with the store as it was found, and the numbers
         that the events since the start have now, by the id of their warning."""
@@ -230,31 +242,51 @@ class Store:
         self._cache: tuple[int, list[Committed]] | None = None
         self._moved: tuple[int, int] | None = None
         """How far the history has come: (batch, seq). None: there is no history, and nothing waits for it."""
+        self._begin_stamps(boot)
+        if self._homeless:
+            log.error("store_not_opened", fault=opened.fault)
+        self._begin_reading(opened)
+        if opened.gap is not None:
+            self.put((), gaps=[opened.gap])
+
+    def _begin_writing(self, opened: disk.Opened) -> None:
+        # The commit thread's: numbers of the layouts that the file has, and how far the last snapshot reaches.
+        self._written_layouts = set(opened.layouts)
+        self._snapshot_seq = self._pruned_to = 0
+        """Both are read of the file in _begin_reading."""
+        self._judged_with: str | None = None
+        self._unsynced = self._stale = False
+        """The disk has failed to sync the file: it is copied into a new one before anything else is written."""
+        self._doubt: sqlite3.Error | None = None
+
+    def _begin_stamps(self, boot: str) -> None:
         self.stamps, self._settled = Stamps(boot), Stamps(boot)
         """What is known of a clock that was not set; and what of that is on disk, which alone decides what leaves."""
         self._steps: list[tuple[int, int]] = []
         """Of the wall clock in this run: the number that was next, and by how much (µs) it stepped."""
         self._load_stamps()
-        if self._homeless:
-            log.error("store_not_opened", fault=opened.fault)
-        self._begin_reading()
-        if opened.gap is not None:
-            self.put((), gaps=[opened.gap])
 
-    def _begin_reading(self) -> None:
-        # A connection of its own: a look at the backlog neither waits for a commit nor sees half of one.
-        self._reader = self._db
-        if not self._homeless:
-            self._reader = disk.connect(self._folder / FILE)
-            self._reader.execute("PRAGMA query_only=ON")
+    def _begin_reading(self, opened: disk.Opened) -> None:
+        assert opened.reader is not None
+        self._reader = opened.reader
         self._bytes = 0
         try:
-            self._bytes = int(self._reader.execute("SELECT total(bytes) FROM batches").fetchone()[0])
+            counted = self._counted()
+            self._snapshot_seq, self._pruned_to = counted.seq, counted.pruned
+            newer = self._reader.execute("SELECT total(bytes) FROM batches WHERE id > ?", (counted.batch,))
+            self._bytes = counted.size + int(newer.fetchone()[0])
         except disk.FAULTS as error:
             self._unreadable(error)
         # Every number up to the last one is either done with or still here.
         self.pending_count = self.last_committed - self._done.count(1, self.last_committed)
         self._cache = None
+
+    def _counted(self) -> disk.Counted:
+        """What the last snapshot has counted; nothing where that is not to be had (then all is counted anew)."""
+        row = self._reader.execute("SELECT * FROM config WHERE id = ?", (disk.COUNTED,)).fetchone()
+        with contextlib.suppress(*rows.UNREADABLE):
+            return disk.Counted(**orjson.loads(row[2])) if row is not None and rows.sound(row) else disk.Counted()
+        return disk.Counted()
 
     # --- writing: the loop's thread -----------------------------------------------------------------------------------
 
@@ -483,8 +515,13 @@ class Store:
         self.move_soon.clear()
         self._unmoved_bytes = 0
         loop = asyncio.get_running_loop()
+        stamps = self._settled.copy()
+        # What may still come right stays here, unless for days nobody sets the clock.
+        until = stamps.doubtful_from() if self._bytes < self.max_size // 2 else None
         # In the commit thread: nothing is read while a damaged file is put aside.
-        return await loop.run_in_executor(self._thread, self._to_move, batch, seq, most, dict(self._known))
+        return await loop.run_in_executor(
+            self._thread, self._to_move, (batch, seq), until or SEQ_MAX, most, dict(self._known), stamps
+        )
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
@@ -523,9 +560,14 @@ class Store:
                 return True
             batches = self._first_sealed()
             state, done = self._state(batches), self._changes(batches)
+            if not batches and done is None:
+                await loop.run_in_executor(self._thread, disk.write_marker, self._folder, state)
+                self._done_changed = False
+                return True
             self._writing = len(batches)
             try:
-                grown = await loop.run_in_executor(self._thread, self._write, batches, state, done, dict(self._known))
+                work = (batches, state, done, dict(self._known), self._bytes)
+                grown = await loop.run_in_executor(self._thread, self._write, *work)
             except BaseException:
                 self._take_back(done)
                 raise
@@ -535,7 +577,10 @@ class Store:
             self._failed(error)
             return False
         self._committed(batches, state, grown)
-        return True
+        doubt, self._doubt = self._doubt, None
+        if doubt is not None:
+            self._failed(doubt)
+        return doubt is None
 
     def _first_sealed(self) -> list[_Batch]:
         taken, size = 0, 0
@@ -547,7 +592,7 @@ class Store:
 
     def _state(self, batches: Sequence[_Batch]) -> disk.State:
         """How far the store has come with these."""
-        delivered = self._done.ranges(disk.MARKED_MAX)
+        delivered = self._done.ranges(disk.MARKED_MAX + 1)
         if not batches:
             return disk.State(self.epoch, self.last_committed, self._last_batch, self._t, self._wall, delivered)
         last = batches[-1]
@@ -556,17 +601,25 @@ class Store:
         return disk.State(self.epoch, last.seq_to, written, last.t_us, last.wall_us, delivered)
 
     def _changes(self, batches: Sequence[_Batch]) -> "_Done | None":
-        """What is done with since the last commit. It goes with the gap that tells of it: with the last batch."""
+        """What is done with since it was written last; None: it need not be written now.
+
+        It goes with the gap that tells of it: with the last batch. What was delivered may wait: the marker has it.
+        """
         if len(batches) < len(self._sealed):
             return None
-        self._done_changed = False
-        whole = self._done.copy() if any(batch.snapshot is not None for batch in batches) else None
-        return _Done(self._done.take_changes(), whole)
+        self._done_waits += 1
+        snapshot = any(batch.snapshot is not None for batch in batches)
+        soon = self._done_soon or snapshot or self._done_waits >= DONE_EVERY or self._stopping
+        if not soon and disk.fits_marker(self._state(batches)):
+            return None
+        self._done_changed = self._done_soon = False
+        self._done_waits = 0
+        return _Done(self._done.take_changes(), self._done.copy() if snapshot else None)
 
     def _take_back(self, done: "_Done | None") -> None:
         if done is not None:
             self._done.give_back(done.changes)
-            self._done_changed = True
+            self._done_changed = self._done_soon = True
 
     def _committed(self, batches: Sequence[_Batch], state: disk.State, grown: int) -> None:
         del self._sealed[: len(batches)]
@@ -606,8 +659,12 @@ class Store:
             self.fault_since_us = self._clock.wall_us()
             log.error("store_failed", fault=reason, waiting_mb=self.waiting_mb)
         self.fault = reason
-        if not isinstance(error, OSError) and disk.is_damage(error):
-            self._broken = reason
+        self._unsynced = self._unsynced or disk.is_unsynced(error)
+        damaged = not isinstance(error, OSError) and disk.is_damage(error)
+        # A connection that has failed again and again may be what is wrong, but not where a full disk could refuse a new one.
+        self._stale = not damaged and not disk.is_full(error) and self._failures >= REOPENED_AFTER
+        if self._unsynced or damaged or self._stale:
+            self._broken = self._broken or reason
 
     def _tell_lost(self, cause: GapCause) -> None:
         gap = Gap(cause, self._lost_rows, self._lost_from, self._lost_to)
@@ -622,7 +679,7 @@ class Store:
         self._homeless, self._db = False, opened.db
         self._written_layouts = set(opened.layouts)
         numbers = self._follow(opened)
-        self._begin_reading()
+        self._begin_reading(opened)
         if opened.gap is not None:
             self.put((), gaps=[opened.gap])
         self.on_home(opened.state, numbers)
@@ -639,10 +696,11 @@ class Store:
         self._next, self._last_batch = self._next + seqs, self._last_batch + batches
         self._t, self._wall = max(self._t or 0, state.last_t or 0) or None, self._wall or state.last_wall
         self._done = Intervals(state.delivered)
-        self._done.take_changes()
         self._use_known(opened.layouts)
         self.use_layouts([layout for _, layout in self._layouts.values()])
-        self._config, self._texts = self._config or opened.config, {**opened.texts, **self._texts}
+        ours = (disk.JUDGED_WITH, disk.COUNTED)
+        texts = {row: text for row, text in opened.texts.items() if row not in ours}
+        self._config, self._texts = self._config or opened.config, {**texts, **self._texts}
         self._stamps_on_disk = {row: opened.texts.get(row, "") for row in (disk.STAMPS, disk.HANDED)}
         with contextlib.suppress(*rows.UNREADABLE):
             self._settled.take(*self._stamps_on_disk.values())
@@ -675,18 +733,26 @@ class Store:
         opened = await loop.run_in_executor(self._thread, self._rebuild, reason, state)
         for first, last in opened.lost:
             self._done.add(first, last)
-        self._done.take_changes()  # the new file has them
-        self._done_changed, self._broken = True, None
-        self._begin_reading()
+        self._done = Intervals(self._done.ranges())  # all of it is to be written
+        self._done_changed, self._done_soon, self._broken = True, True, None
+        self._unsynced = self._stale = False
+        self._begin_reading(opened)
         self._open.config, self._open.texts = self._config, dict(self._texts)
-        self._pruned_to = 0
         if opened.gap is not None:
             self.put((), gaps=[opened.gap])
 
     def _rebuild(self, reason: str, state: disk.State) -> disk.Opened:
         self._db.close()
-        opened = disk.rebuilt(self._folder, self._clock.wall_us(), reason, state)
+        if self._stale and not self._unsynced:
+            opened = disk.open_file(self._folder, self._clock.wall_us())
+            if (opened.state.epoch, opened.gap) == (state.epoch, None):
+                self._db = opened.db
+                return opened
+            opened.db.close()
+        opened = disk.rebuilt(self._folder, self._clock.wall_us(), reason, state, unsynced=self._unsynced)
+        opened = disk.with_reader(self._folder, opened)
         self._db = opened.db
+        self._judged_with, self._log_bytes = None, 0
         self._written_layouts = set(opened.layouts)
         return opened
 
@@ -716,7 +782,7 @@ class Store:
         lost = list(kept.missing(first, last))
         for start, end in lost:
             self.pending_count -= self._done.add(start, end)
-            self._done_changed = True
+            self._done_changed = self._done_soon = True
         return lost
 
     # --- the commit thread ----------------------------------------------------------------------------------------------
@@ -744,17 +810,22 @@ class Store:
                     ts_from, ts_to = ts_from or from_ts, to_ts
         return (last, seq_to, ts_from, ts_to) if last else None
 
-    def _to_move(self, batch: int, seq: int, most: int, layouts: dict[int, Layout]) -> Moving:
+    def _to_move(
+        self, after: tuple[int, int], until: int, most: int, layouts: dict[int, Layout], stamps: Stamps
+    ) -> Moving:
+        """after: (batch, seq). until: the first number that stays."""
         batches, size = [], 0
-        for row in self._db.execute("SELECT * FROM batches WHERE id > ? ORDER BY id", (batch,)):
+        for row in self._db.execute("SELECT * FROM batches WHERE id > ? ORDER BY id", (after[0],)):
+            if row[3] >= until:
+                break
             batches.append(row)
             size += len(row[9] or b"")
             if size >= most:
                 break
         notices = self._db.execute(
-            "SELECT * FROM notices WHERE seq > ? ORDER BY seq LIMIT ?", (seq, NOTICES_A_MOVE)
+            "SELECT * FROM notices WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?", (after[1], until, NOTICES_A_MOVE)
         ).fetchall()
-        return Moving(batches, notices, layouts, size >= most or len(notices) == NOTICES_A_MOVE)
+        return Moving(batches, notices, layouts, stamps, size >= most or len(notices) == NOTICES_A_MOVE)
 
     def _agent_time(self, number: int) -> int:
         """The agent's clock at the last row of a batch; 0 where that cannot be read."""
@@ -765,9 +836,9 @@ class Store:
         return 0
 
     def _write(
-        self, batches: Sequence[_Batch], state: disk.State, done: "_Done | None", layouts: dict[int, Layout]
+        self, batches: Sequence[_Batch], state: disk.State, done: "_Done | None", layouts: dict[int, Layout], size: int
     ) -> int:
-        """One transaction. Returns by how many bytes the readings on disk have grown."""
+        """One transaction. size: bytes of the readings on disk before it. Returns by how many they have grown."""
         db = self._db
         db.execute("BEGIN IMMEDIATE")
         try:
@@ -778,6 +849,9 @@ class Store:
             disk.put_state(db, state)
             if done is not None:
                 disk.put_done(db, done.changes)
+            if freed or (done is not None and done.whole is not None):
+                counted = disk.Counted(state.last_batch, size + grown - freed, self._snapshot_seq, self._pruned_to)
+                self._write_config(disk.COUNTED, orjson.dumps(counted).decode(), "")
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
@@ -789,13 +863,25 @@ class Store:
             batch.written = True
         # Before anybody hears of these numbers, so that an older copy of the file is always known.
         disk.write_marker(self._folder, state)
+        self._log_bytes += grown + PAGES_A_COMMIT * disk.PAGE_BYTES
+        if self._log_bytes >= disk.CHECKPOINT_BYTES:
+            self._move_log()
         return grown - freed
+
+    def _move_log(self) -> None:
+        """The log into the file. What was committed is so already; a file that cannot be synced is in doubt all the same."""
+        try:
+            if disk.checkpoint(self._db):
+                self._log_bytes = 0
+        except sqlite3.Error as error:
+            if disk.is_unsynced(error):
+                self._doubt = error
 
     def _write_batch(self, batch: _Batch) -> int:
         db = self._db
         size = 0
         if batch.items:
-            blob = b"".join([rows.packed(item) for item in batch.items])
+            blob = rows.packed_batch(batch.items)
             size = len(blob) + ROW_OVERHEAD
             stamps = [item.judged.frame.ts for item in batch.items if isinstance(item, Kept) and len(item.seqs)]
             plain = (
@@ -810,12 +896,17 @@ class Store:
                 batch.wall_us or 0,
                 blob,
             )
-            db.execute("INSERT INTO batches VALUES (?,?,?,?,?,?,?,?,?,?,?)", (*plain, rows.checksum(*plain)))
-        db.executemany("INSERT INTO notices VALUES (?,?,?,?,?,?)", [each.row() for each in batch.notices])
+            # Or replace: a commit that failed on its last step may have been written all the same.
+            db.execute("INSERT OR REPLACE INTO batches VALUES (?,?,?,?,?,?,?,?,?,?,?)", (*plain, rows.checksum(*plain)))
+        db.executemany("INSERT OR REPLACE INTO notices VALUES (?,?,?,?,?,?)", [each.row() for each in batch.notices])
         if batch.snapshot is not None:
             newest = db.execute("SELECT ifnull(max(id), 0) FROM batches").fetchone()[0]
-            row = (1, newest, *batch.snapshot)
+            state, config = batch.snapshot
+            row = (1, newest, state, "")
             db.execute("INSERT OR REPLACE INTO snapshot VALUES (?,?,?,?,?)", (*row, rows.checksum(*row)))
+            if config != self._judged_with:
+                self._write_config(disk.JUDGED_WITH, config, "")
+                self._judged_with = config
             self._snapshot_seq = batch.seq_to
         if batch.config is not None:
             self._write_config(disk.CONFIG, *batch.config)
@@ -847,12 +938,11 @@ class Store:
                 db.execute("DELETE FROM notices WHERE seq BETWEEN ? AND ?", (first, min(last, told)))
                 freed += _deleted(
                     db,
-                    "messages > 0 AND seq_to BETWEEN ? AND ? AND seq_from >= ? AND id <= ?",
-                    (first, last, first, snapshot),
+                    "id BETWEEN ? AND ? AND messages > 0 AND seq_from >= ? AND seq_to <= ?",
+                    (_first_beyond(db, first - 1), min(snapshot, _first_beyond(db, last)), first, last),
                 )
         if done is not None and done.whole is not None:
             freed += self._prune_covered(snapshot, told, done.whole)
-        freed += _deleted(db, "messages = 0 AND id <= ?", (snapshot,))
         if drop_to:
             freed += _deleted(db, "id <= ?", (drop_to,))
         return freed
@@ -863,11 +953,10 @@ class Store:
         notices = db.execute("SELECT seq FROM notices WHERE seq <= ?", (told,)).fetchall()
         db.executemany("DELETE FROM notices WHERE seq = ?", [(seq,) for (seq,) in notices if seq in done])
         found = db.execute(
-            "SELECT id, seq_from, seq_to FROM batches WHERE id > ? AND id <= ? AND messages > 0",
-            (self._pruned_to, snapshot),
+            "SELECT id, seq_from, seq_to, messages FROM batches WHERE id > ? AND id <= ?", (self._pruned_to, snapshot)
         )
-        for number, first, last in found.fetchall():
-            if done.count(first, last) > last - first:
+        for number, first, last, count in found.fetchall():
+            if not count or done.count(first, last) > last - first:
                 freed += _deleted(db, "id = ?", (number,))
         self._pruned_to = snapshot
         return freed
@@ -921,9 +1010,8 @@ class Store:
 
     def _due_readings(self, after: int, limit: int) -> Page:
         batches = self._reader.execute(
-            "SELECT id, seq_from, seq_to FROM batches INDEXED BY batches_told "
-            "WHERE messages > 0 AND seq_to > ? AND seq_to <= ? ORDER BY seq_to",
-            (after, self.last_committed),
+            "SELECT id, seq_from, seq_to FROM batches WHERE id >= ? AND messages > 0 AND seq_to <= ? ORDER BY id",
+            (_first_beyond(self._reader, after), self.last_committed),
         )
         found: list[Committed] = []
         looked = 0
@@ -966,22 +1054,23 @@ class Store:
         return "", 0, []
 
     def _give_up(self, row: tuple[Any, ...]) -> None:
-        """Tell of a damaged batch. Its numbers are believed when the index, which lies elsewhere, has the same."""
-        number, _, first, last, told, _, ts_from, ts_to, closed, *_ = row
+        """Tell of a damaged batch. Nothing of it is believed: what it had is what lies between its neighbours."""
+        number, *_, ts_from, ts_to, _, _, _ = row
         log.error("batch_damaged", batch=number)
-        where, twin = "INDEXED BY batches_quiet WHERE messages = 0 AND id = ?", [number]
-        if told:
-            where = (
-                "INDEXED BY batches_told WHERE messages > 0 AND seq_to = ? AND seq_from = ? AND closed = ? AND id = ?"
-            )
-            twin = [last, first, closed, number]
-        if self._reader.execute(f"SELECT 1 FROM batches {where}", twin).fetchone() is None:  # noqa: S608 - words of ours
-            self._break(f"batch {number} is damaged")
+        before = self._reader.execute(
+            "SELECT * FROM batches WHERE id < ? ORDER BY id DESC LIMIT 1", (number,)
+        ).fetchone()
+        after = self._reader.execute("SELECT * FROM batches WHERE id > ? ORDER BY id LIMIT 1", (number,)).fetchone()
+        if not all(each is None or rows.sound(each) for each in (before, after)):
+            self._break(f"batch {number} and its neighbours are damaged")
             return
-        lost = self._forget(first, last) if told else []
+        first = before[3] + 1 if before else 1
+        last = after[2] - 1 if after and after[4] else after[3] if after else self.last_committed
+        lost = self._forget(first, last)
         if lost:
             count = sum(b - a + 1 for a, b in lost)
-            begin, end = _near(ts_from, closed), _near(ts_to, closed)
+            sane = (after or before or (self._clock.wall_us(),) * 9)[8]
+            begin, end = _near(ts_from, sane), _near(ts_to, sane)
             self.put((), gaps=[Gap(GapCause.DAMAGE, count, begin, end, lost[0][0], lost[-1][1])])
 
     def _unreadable(self, error: Exception) -> None:
@@ -1006,9 +1095,8 @@ class Store:
                 "SELECT seq, seq, closed FROM notices WHERE seq > ? AND seq <= ? ORDER BY seq", reach
             )
             batches = self._reader.execute(
-                "SELECT seq_from, seq_to, closed FROM batches INDEXED BY batches_told "
-                "WHERE messages > 0 AND seq_to > ? AND seq_to <= ? ORDER BY seq_to",
-                reach,
+                "SELECT seq_from, seq_to, closed FROM batches WHERE id >= ? AND messages > 0 AND seq_to <= ? ORDER BY id",
+                (_first_beyond(self._reader, reach[0]), reach[1]),
             )
             firsts = (self._first_due(notices), self._first_due(batches))
         except disk.FAULTS as error:
@@ -1053,7 +1141,9 @@ class Store:
             row = None
         if row is None or not rows.sound(row):
             row = (1, 0, None, None, 0)
-        return Recovery(row[2], row[3], self._since(row[1]), self._numbers(), wall, t, self._judged_under(row[1]))
+        # A release before the second format has kept the configuration in the snapshot's own row.
+        text = row[3] if row[3] != "" else self._judged_with_found
+        return Recovery(row[2], text, self._since(row[1]), self._numbers(), wall, t, self._judged_under(row[1]))
 
     def _judged_under(self, batch: int) -> str:
         """The epoch of what lies behind this batch: one, since a store that begins another takes a snapshot first."""
@@ -1068,8 +1158,9 @@ class Store:
 
     def _numbers(self) -> dict[str, tuple[str, int]]:
         found: dict[str, tuple[str, int]] = {}
+        told = "SELECT * FROM notices WHERE seq > ? AND kind = 'warnings' ORDER BY seq"
         try:
-            for row in self._reader.execute("SELECT * FROM notices WHERE kind = 'warnings' ORDER BY seq"):
+            for row in self._reader.execute(told, (self._counted().seq,)):
                 if rows.sound(row):
                     event = messages.loads(row[4])
                     found[event["id"]] = (event["epoch"], event["seq"])
@@ -1128,7 +1219,8 @@ class Store:
         self._sealed = [batch for batch in self._sealed if not batch.written]
         try:
             if self._sealed or self._done_changed:
-                self._write(self._sealed, self._state(self._sealed), self._changes(self._sealed), self._known)
+                state, done = self._state(self._sealed), self._changes(self._sealed)
+                self._write(self._sealed, state, done, self._known, self._bytes)
         except disk.FAULTS as error:
             log.error("store_failed", fault=str(error))
         self._db.close()
@@ -1149,6 +1241,23 @@ def _near(ts: Any, sane: int) -> int:
 def _layout_row(number: int, layout: Layout) -> tuple[Any, ...]:
     signals, states = orjson.dumps(layout.signals).decode(), orjson.dumps(layout.states).decode()
     return number, layout.machine, signals, states, rows.checksum(number, layout.machine, signals, states)
+
+
+def _first_beyond(db: sqlite3.Connection, seq: int) -> int:
+    """The first batch that may have a number above this one: numbers grow with batches. Cheap, however many there are."""
+    # Two questions: one that asks for both looks at every row.
+    (low,) = db.execute("SELECT ifnull(min(id), 0) FROM batches").fetchone()
+    (high,) = db.execute("SELECT ifnull(max(id), 0) FROM batches").fetchone()
+    while low < high:
+        middle = (low + high) // 2
+        number, last = db.execute(
+            "SELECT id, seq_to FROM batches WHERE id >= ? ORDER BY id LIMIT 1", (middle,)
+        ).fetchone()
+        if isinstance(last, int) and last > seq:
+            high = middle
+        else:
+            low = number + 1
+    return int(low)
 
 
 def _deleted(db: sqlite3.Connection, where: str, values: tuple[int, ...]) -> int:

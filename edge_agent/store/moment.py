@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from edge_agent.records import Layout
 from edge_agent.store import chunks, disk, history, rows, shelf, stretch
 from edge_agent.store.rows import LATE, Kept
 from edge_agent.store.shelf import NoHistory, Piece, Position
+from edge_agent.store.stamps import Stamps
 from edge_agent.store.stretch import Axis, Placed, Stretch
 
 ROWS_AT_ONCE = 5_000
@@ -55,6 +57,7 @@ class Moment:
         if kept is not None:
             self._layouts = shelf.read_layouts(kept)
             self._position = shelf.read_position(kept) or Position()
+        self._stamps = Stamps("") if journal is None else history.stamps_of(journal)
         self._new_layouts: dict[int, Layout] = {}
         for row in journal.execute("SELECT * FROM layouts") if journal is not None else ():
             with contextlib.suppress(*rows.UNREADABLE):
@@ -66,17 +69,23 @@ class Moment:
 
     def reach(self) -> tuple[int, int] | None:
         """UTC µs of the first and the last row; None where there is none."""
-        found = []
-        tables = [(self._kept, "axes"), (self._kept, "blocks")]
-        for db, table in tables:
-            if db is not None:
-                found.append(db.execute(f"SELECT min(ts_from), max(ts_to) FROM {table} WHERE rows > 0").fetchone())  # noqa: S608
-        if self._journal is not None:
-            found.append(
-                self._journal.execute("SELECT min(ts_from), max(ts_to) FROM batches WHERE ts_to > 0").fetchone()
-            )
+        found = self._spans("min(ts_from), max(ts_to)")
         there = [each for each in found if each[0] is not None]
         return (min(each[0] for each in there), max(each[1] for each in there)) if there else None
+
+    def days(self, day_us: int) -> set[int]:
+        """The days (their numbers, of this length) in which rows may lie; all others have none."""
+        found = self._spans(f"DISTINCT ts_from / {day_us:d}, ts_to / {day_us:d}")
+        return {day for first, last in found for day in range(first, last + 1)}
+
+    def _spans(self, columns: str) -> list[tuple[Any, ...]]:
+        found = []
+        if self._kept is not None:
+            for table in ("axes", "blocks"):
+                found += self._kept.execute(f"SELECT {columns} FROM {table} WHERE rows > 0").fetchall()  # noqa: S608 - ours
+        if self._journal is not None:
+            found += self._journal.execute(f"SELECT {columns} FROM batches WHERE ts_to > 0").fetchall()  # noqa: S608
+        return found
 
     def rows(self, machine: str, from_us: int, to_us: int) -> Iterator[Rows]:
         """All rows of from_us <= ts < to_us, in the order in which they were judged."""
@@ -107,6 +116,38 @@ class Moment:
                 good = quality[spoken[-1]] in (Quality.GOOD, Quality.UNCERTAIN)
                 return float(whole.values[spoken[-1], column]) if good else float("nan")
         return float("nan")
+
+    def watched(
+        self, machine: str, signal: str, from_us: int, to_us: int, apart_us: int, most: int
+    ) -> list[tuple[int, int]]:
+        """From when to when rows of the machine with this signal followed each other no further apart than that.
+
+        UTC µs, of the first and the last row of each run. [] where more than `most` pieces would have to be read.
+        """
+        pieces = self._pieces(machine, "ts_from < ? AND ts_to >= ?", (to_us, from_us))
+        pieces = [each for each in pieces if signal in self._layouts[each.layout].signals]
+        if len(pieces) > most:
+            return []
+        found = [self._times(piece) for piece in pieces]
+        found += [whole.axis.ts for whole in self._of_journal(machine, from_us, to_us, signal)]
+        ts = np.sort(np.concatenate([np.empty(0, dtype=np.int64), *found]))
+        if not len(ts):
+            return []
+        ends = np.flatnonzero(np.diff(ts) > apart_us)
+        firsts, lasts = ts[np.concatenate(([0], ends + 1))], ts[np.concatenate((ends, [len(ts) - 1]))]
+        return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
+
+    def _times(self, piece: Piece) -> Ints:
+        """The stamps of a piece's rows; none where they cannot be read."""
+        assert self._kept is not None
+        if not piece.chunks:
+            part = self._read(piece)
+            return np.empty(0, dtype=np.int64) if part is None else part.axis.ts
+        row = self._kept.execute("SELECT * FROM axes WHERE id = ?", (piece.id,)).fetchone()
+        if rows.sound(row):
+            with contextlib.suppress(*chunks.DAMAGED):
+                return stretch.unpack_axis(row[-2]).ts
+        return np.empty(0, dtype=np.int64)
 
     # --- where it lies ------------------------------------------------------------------------------------------------
 
@@ -213,7 +254,7 @@ class Moment:
             if self._position.has_batch(epoch, number):
                 continue
             row = self._journal.execute("SELECT * FROM batches WHERE id = ?", (number,)).fetchone()
-            items = history.items_of(row, self._new_layouts)
+            items = history.items_of(row, self._new_layouts, self._stamps)
             self.left_out += not items
             for item in items:
                 if isinstance(item, Kept) and item.layout.machine == machine:
@@ -237,10 +278,17 @@ def standing(folder: Path) -> Iterator[Moment]:
         if journal_path.is_file():
             journal = stack.enter_context(contextlib.closing(shelf.read_only(journal_path)))
             _begin(journal, "batches")
-        if (folder / shelf.FILE).is_file():
+        if (folder / shelf.FILE).is_file() and not _is_being_made(folder / shelf.FILE):
             kept = stack.enter_context(contextlib.closing(shelf.open_for_reading(folder)))
             _begin(kept, "layouts")
         yield Moment(kept, journal)
+
+
+def _is_being_made(path: Path) -> bool:
+    """An agent that has just started for the first time is at it: there is nothing in the file yet."""
+    with contextlib.suppress(*disk.FAULTS), contextlib.closing(shelf.read_only(path)) as db:
+        return bool(db.execute("PRAGMA user_version").fetchone()[0] == 0)
+    return False
 
 
 def _begin(db: sqlite3.Connection, table: str) -> None:

@@ -24,6 +24,7 @@ from edge_agent.records import Command, Layout
 from edge_agent.store import chunks, disk, history, rows, shelf, stretch
 from edge_agent.store.rows import Kept
 from edge_agent.store.shelf import NoHistory, Piece, Position
+from edge_agent.store.stamps import Stamps
 from edge_agent.store.stretch import CELL_US, CELLS, Axis, Cells, Stretch
 
 MINUTE_US = 60 * SECOND_US
@@ -311,14 +312,16 @@ class Past:
 
     def _recent_events(self, position: Position) -> Iterator[Told]:
         """Those that the history has not yet."""
-        found = [] if self._journal is None else self._journal.execute("SELECT * FROM notices ORDER BY seq").fetchall()
-        for row in found:
+        if self._journal is None:
+            return
+        stamps = history.stamps_of(self._journal)
+        for row in self._journal.execute("SELECT * FROM notices ORDER BY seq").fetchall():
             epoch = history.epoch_of(row)
             if epoch is None:
                 self.left_out += 1
             elif not position.has_seq(epoch, row[0]):
                 seq, machine, kind, closed, payload, _ = row
-                yield Told(epoch, seq, machine, kind, closed, payload)
+                yield Told(epoch, seq, machine, kind, closed, stamps.right_notice(payload, seq))
 
     def _kept_events(self, from_us: int, to_us: int, met: set[tuple[str, int]]) -> Iterator[Told]:
         last = (from_us, 0)
@@ -471,19 +474,21 @@ class Past:
         """Some batches that the history has not, as items from this place on, and the last batch."""
         items: list[Item] = []
         while True:
-            layouts, found = self._batches(after, until, position)
+            layouts, stamps, found = self._batches(after, until, position)
             for row in found:
                 after = row[0]
-                for what in history.items_of(row, layouts):
+                for what in history.items_of(row, layouts, stamps):
                     items.append(Item(place + len(items) + 1, row[1], what))
             if items or not found:
                 return items, after
 
-    def _batches(self, after: int, until: int, position: Position) -> tuple[dict[int, Layout], list[tuple[Any, ...]]]:
-        """Rows of some batches after this one that the history has not, with the layouts of the journal."""
+    def _batches(
+        self, after: int, until: int, position: Position
+    ) -> tuple[dict[int, Layout], Stamps, list[tuple[Any, ...]]]:
+        """Rows of some batches after this one that the history has not, with the layouts and stamps of the journal."""
         journal = self._journal
         if journal is None:
-            return {}, []
+            return {}, Stamps(""), []
         layouts = {}
         for row in journal.execute("SELECT * FROM layouts"):
             with contextlib.suppress(*rows.UNREADABLE):
@@ -491,18 +496,21 @@ class Past:
         numbers = journal.execute("SELECT id, epoch FROM batches WHERE id > ? AND id <= ? ORDER BY id", (after, until))
         wanted = (number for number, epoch in numbers if not position.has_batch(epoch, number))
         which = list(islice(wanted, BATCHES_A_LOOK))
-        return layouts, [
-            journal.execute("SELECT * FROM batches WHERE id = ?", (number,)).fetchone() for number in which
-        ]
+        stamps = history.stamps_of(journal)
+        return (
+            layouts,
+            stamps,
+            [journal.execute("SELECT * FROM batches WHERE id = ?", (number,)).fetchone() for number in which],
+        )
 
     def _frames_of_journal(self, machine: str | None, position: Position) -> Iterator[Kept]:
         """The frames that the history has not yet, of one machine or of all."""
         until, after = self._newest(), 0
         while True:
-            layouts, found = self._batches(after, until, position)
+            layouts, stamps, found = self._batches(after, until, position)
             for row in found:
                 after = row[0]
-                for what in history.items_of(row, layouts, machine):
+                for what in history.items_of(row, layouts, stamps, machine):
                     if isinstance(what, Kept):
                         yield what
             if not found:

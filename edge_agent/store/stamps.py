@@ -62,6 +62,12 @@ class Stamps:
         self.floor_us, self.base, self.handed = plain["floor"], base, Intervals(ranges)
         self.spans = {span.number: span for span in spans}
 
+    def copy(self) -> "Stamps":
+        """For another thread."""
+        twin = Stamps(self.boot)
+        twin.take(self.text(), self.handed_text())
+        return twin
+
     def note_base(self, base_us: int) -> int:
         """Wall minus monotonic clock is this now. By how much (µs) it has stepped since it was last noted; 0: unknown."""
         boot, before = self.base or ("", base_us)
@@ -120,6 +126,10 @@ class Stamps:
 
     def _may_come_right(self, span: Span) -> bool:
         return span.by_us is None and span.boot == self.boot != ""
+
+    def doubtful_from(self) -> int | None:
+        """The first number of a span whose stamps may still come right; None where there is none."""
+        return min((span.from_seq for span in self.spans.values() if self._may_come_right(span)), default=None)
 
     # --- what leaves ----------------------------------------------------------------------------------------------------
 

@@ -186,7 +186,17 @@ def _trend(band: Schema) -> Schema:
             "low": numbers,
             "high": numbers,
             "mean": numbers,
+            "held": {
+                "type": "array",
+                "items": {"type": "boolean"},
+                "description": "nothing new came while the machine was watched: the last value stood",
+            },
+            "before": {**NUMBER_OR_NULL, "description": "the value that stood at `begin`, where the first bucket held"},
             "warnings": {"type": "array", "items": _object(warning)},
+            "warnings_whole": {
+                "type": "boolean",
+                "description": "false: there were more than are told; ask for less time",
+            },
         }
     )
 

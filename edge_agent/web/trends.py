@@ -1,7 +1,8 @@
 """The trend of one signal over any period: buckets from the history, the limits in force, the warnings in between.
 
 Rule 1: the history is read in a thread, a few readers at a time: the loop is the plant's. Rule 2: a bucket without a
-reading is null, never a value between its neighbours; how many rows were bad in it is said beside it.
+reading is null, never a value between its neighbours; how many rows were bad in it is said beside it, and whether the
+last value held meanwhile: that is so only where the machine was watched all the time and nothing was bad.
 """
 
 import asyncio
@@ -12,10 +13,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
 from edge_agent.board import Board, to_utc
 from edge_agent.contract import SECOND_US, Clock, Floats
+from edge_agent.store.moment import standing
 from edge_agent.store.past import Past, Told, Trend, open_past
 from edge_agent.store.shelf import NoHistory
 from edge_agent.web.guard import Refused
@@ -30,6 +33,10 @@ EVENTS_MAX = 20_000
 AFTER_US = 7 * DAY_US
 """How long after the period the end of a warning is looked for; until then it is drawn to the period's end."""
 WARNINGS_MAX = 500
+PIECES_MAX = 240
+"""Hours of the history whose rows are looked at to tell what held from what nobody watched; beyond that it is not said."""
+APART_US = 10 * SECOND_US
+"""Rows of a machine that is watched are no further apart than this, or than three of its periods."""
 ENDS = ("cleared",)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 QUERY = ("from", "to", "points")
@@ -55,7 +62,7 @@ class Trends:
 
     async def of(self, machine: str, signal: str, query: Mapping[str, str]) -> dict[str, Any]:
         """The answer of the API. Raises Refused (400, 404, 503) in words."""
-        about = self._about(machine, signal)
+        about, every_us = self._about(machine, signal)
         period = period_of(query, self._clock.wall_us())
         if self._folder is None:
             raise Refused(503, "this agent keeps no history")
@@ -64,12 +71,14 @@ class Trends:
         self._asked += 1
         try:
             async with self._readers:
-                found, told = await asyncio.to_thread(_read, self._folder, machine, signal, period)
+                look = _Look(self._folder, machine, signal, max(APART_US, 3 * every_us))
+                found = await asyncio.to_thread(look.read, period)
         except (NoHistory, OSError) as error:
             raise Refused(503, f"the history cannot be read now: {error}") from error
         finally:
             self._asked -= 1
-        standing = [each for each in self._board.warnings(active=True) if _is_of(each, machine, signal)]
+        stands = [each for each in self._board.warnings(active=True) if _is_of(each, machine, signal)]
+        warnings = warnings_of(found.told, stands, period)
         return {
             "machine": machine,
             "signal": signal,
@@ -77,18 +86,22 @@ class Trends:
             "from": to_utc(period.from_us),
             "to": to_utc(period.to_us),
             "now": to_utc(self._clock.wall_us()),
-            **columns(found),
-            "warnings": warnings_of(told, standing, period),
+            **columns(found.trend),
+            "held": found.held,
+            "before": found.before,
+            "warnings": warnings[-WARNINGS_MAX:],
+            "warnings_whole": found.whole and len(warnings) <= WARNINGS_MAX,
         }
 
-    def _about(self, machine: str, signal: str) -> dict[str, Any]:
+    def _about(self, machine: str, signal: str) -> tuple[dict[str, Any], int]:
+        """What the board knows of the signal, and µs between two polls of its machine."""
         if machine not in self._board.names:
             raise Refused(404, "there is no machine of this name")
         signals: list[dict[str, Any]] = self._board.machine(machine)["signals"]
         about = next((each for each in signals if each["name"] == signal), None)
         if about is None:
             raise Refused(404, "this machine has no signal of this name")
-        return about
+        return about, round(min(each["every"] for each in signals) * SECOND_US)
 
 
 def period_of(query: Mapping[str, str], now_us: int) -> Period:
@@ -119,21 +132,53 @@ def _time(name: str, text: str) -> int:
     return us
 
 
-def _read(folder: Path, machine: str, signal: str, period: Period) -> tuple[Trend, list[dict[str, Any]]]:
-    with open_past(folder) as past:
-        found = past.trend(machine, signal, period.from_us, period.to_us, period.points)
-        return found, _events(past, machine, signal, period)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """What was read. whole: told has all events. held: of each bucket; before: the value that stood when the period began."""
+
+    trend: Trend
+    told: list[dict[str, Any]]
+    whole: bool
+    held: list[bool]
+    before: float | None
 
 
-def _events(past: Past, machine: str, signal: str, period: Period) -> list[dict[str, Any]]:
-    found = []
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A look at one signal, for a thread. apart_us: see APART_US."""
+
+    folder: Path
+    machine: str
+    signal: str
+    apart_us: int
+
+    def read(self, period: Period) -> _Found:
+        with open_past(self.folder) as past:
+            found = past.trend(self.machine, self.signal, period.from_us, period.to_us, period.points)
+            told, whole = _events(past, self.machine, self.signal, period)
+        silent = (found.count == 0) & (found.bad == 0)
+        if not silent.any():
+            return _Found(found, told, whole, [False] * len(silent), None)
+        begin, end = int(found.ts[0]), int(found.ts[-1]) + found.step_us
+        with standing(self.folder) as moment:
+            spans = moment.watched(self.machine, self.signal, begin, end, self.apart_us, PIECES_MAX)
+            before = moment.held(self.machine, self.signal, begin) if spans and silent[0] else math.nan
+        watched = np.zeros(len(silent), dtype=bool)
+        for first, last in spans:
+            watched |= (found.ts >= first - self.apart_us) & (found.ts + found.step_us <= last + self.apart_us)
+        return _Found(found, told, whole, (silent & watched).tolist(), before if math.isfinite(before) else None)
+
+
+def _events(past: Past, machine: str, signal: str, period: Period) -> tuple[list[dict[str, Any]], bool]:
+    """The events of a signal, and whether these are all."""
+    found: list[dict[str, Any]] = []
     for number, told in enumerate(past.events(period.from_us, period.to_us + AFTER_US, ("warnings",))):
         if number >= EVENTS_MAX:
-            break
+            return found, False
         event = _parsed(told) if told.machine == machine else None
         if event is not None and event.get("signal") == signal:
             found.append(event)
-    return found
+    return found, True
 
 
 def _parsed(told: Told) -> dict[str, Any] | None:
@@ -169,7 +214,7 @@ def warnings_of(told: list[dict[str, Any]], standing: list[dict[str, Any]], peri
         its["ended"] = its["to"] is not None or id_ not in stands
     from_iso, to_iso = to_utc(period.from_us) or "", to_utc(period.to_us) or ""
     inside = [its for its in found.values() if its["from"] < to_iso and (its["to"] is None or its["to"] >= from_iso)]
-    return sorted(inside, key=lambda its: str(its["from"]))[-WARNINGS_MAX:]
+    return sorted(inside, key=lambda its: str(its["from"]))
 
 
 def columns(found: Trend) -> dict[str, Any]:

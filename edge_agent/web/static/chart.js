@@ -64,8 +64,8 @@ export function draw(found, { fit, width, height }) {
 
 // -- scale ---------------------------------------------------------------------------------------------------------
 
-function scaleOf({ low, high, limits }, fit) {
-  const seen = [...low, ...high].filter(Number.isFinite);
+function scaleOf({ low, high, limits, before }, fit) {
+  const seen = [...low, ...high, before].filter(Number.isFinite);
   const set = fit && seen.length ? [] : Object.values(limits).flatMap((band) => [band.low, band.high]).filter(Number.isFinite);
   const all = [...seen, ...set];
   if (all.length === 0) return { low: 0, high: 1 };
@@ -94,7 +94,8 @@ export function times(from, to, most) {
     for (let wall = first; found.length <= most + 1; wall += step) {
       const ms = wall - offsetAt(wall - offsetAt(from));
       if (ms > to) break;
-      found.push({ ms, text: clock(ms, step, length) });
+      // The hour that a clock skips in spring is no place of its own.
+      if (found.length === 0 || ms > found.at(-1).ms) found.push({ ms, text: clock(ms, step, length) });
     }
     return found;
   }
@@ -181,36 +182,44 @@ function gaps({ count, bad }, x, plot, begin, step) {
   return made;
 }
 
-// One run for each stretch of readings. Between two that are further apart, with nothing bad about it, the last one stands
-// (dashed). Where anything was bad, also where a restart begins or ends it, there is a gap.
+// One run for each stretch of readings. Where the agent says that a value held, it is drawn on (dashed); where it does not,
+// and readings are further apart than their period, there is a gap.
 function lines(found, at, x, y) {
-  const { count, bad, low, high, mean, every, step } = found;
+  const { count, held, low, high, mean, every, step, before } = found;
   const near = Math.max(1, Math.ceil((2.5 * every) / step));
+  const place = (index) => `${x(at(index)).toFixed(1)} ${y(mean[index]).toFixed(1)}`;
   const runs = [];
-  const held = [];
-  let run = null;
+  const stood = [];
+  let value = before;
+  let since = 0;
+  let whole = true;
   let last = -1;
-  let broken = false;
+  let reach = -1;
+  // The value that stands is drawn on as far as it held, and up to the next reading where it held all the way.
+  const stand = (until, next) => {
+    if (value === null || until <= since || until - last < near) return;
+    const rise = next === null ? "" : `V${y(next).toFixed(1)}`;
+    stood.push(`M${x(at(since)).toFixed(1)} ${y(value).toFixed(1)}H${x(at(until)).toFixed(1)}${rise}`);
+  };
   for (let index = 0; index < count.length; index += 1) {
     if (count[index] === 0) {
-      broken ||= bad[index] > 0;
+      whole &&= held[index];
+      if (whole) reach = index;
       continue;
     }
-    const apart = index - last > near;
-    broken ||= apart && run !== null && (bad[index] > 0 || bad[last] > 0);
-    if (run !== null && !broken && apart) {
-      held.push(`M${place(last)}H${x(at(index)).toFixed(1)}V${y(mean[index]).toFixed(1)}`);
-    }
-    if (run === null || broken || apart) runs.push(run = []);
-    run.push(index);
-    last = index;
-    broken = false;
+    const apart = last < 0 || index - last > near;
+    if (apart || !(whole || found.bad.slice(last + 1, index).every((bad) => bad === 0))) runs.push([]);
+    if (apart) stand(whole ? index : reach, whole ? mean[index] : null);
+    runs.at(-1).push(index);
+    value = mean[index];
+    since = last = reach = index;
+    whole = true;
   }
-  function place(index) { return `${x(at(index)).toFixed(1)} ${y(mean[index]).toFixed(1)}`; }
+  stand(reach, null);
   const wide = runs.map((each) => `M${each.map((i) => `${x(at(i)).toFixed(1)} ${y(high[i]).toFixed(1)}`).join("L")}L${each.toReversed().map((i) => `${x(at(i)).toFixed(1)} ${y(low[i]).toFixed(1)}`).join("L")}Z`);
   const thin = runs.map((each) => `M${each.map(place).join("L")}${each.length === 1 ? "h0.01" : ""}`);
   return [
-    svg("path", { class: "range", d: wide.join("") }), svg("path", { class: "held", d: held.join("") }),
+    svg("path", { class: "range", d: wide.join("") }), svg("path", { class: "held", d: stood.join("") }),
     svg("path", { class: "mean", d: thin.join("") }),
   ];
 }

@@ -52,14 +52,15 @@ export function signalView(machine, name, now) {
     h("div", { class: "choice", role: "group", "aria-label": say("trend.period") }, choices),
     h("div", { class: "choice" }, action("trend.earlier", "‹", () => move(-0.5)), later, action("trend.farther", "−", () => zoom(2)), action("trend.nearer", "+", () => zoom(0.5)), live, fitted),
     form);
-  const readout = h("p", { class: "readout", "aria-live": "polite" });
+  const readout = h("p", { class: "readout" });
   const legend = h("p", { class: "legend" });
   const box = h("div", { class: "chart", tabindex: "0", role: "group" });
   const trouble = h("p", { class: "failure", role: "alert", hidden: true });
   const list = h("ol", { class: "past" });
   const none = h("p", { class: "calm" }, say("trend.warnings.none"));
+  const more = h("p", { class: "calm", hidden: true }, say("trend.warnings.more"));
   const sheet = h("article", { class: "card past-card" }, head.element, tools, wrong, readout, box, legend, trouble);
-  const told = h("section", { "aria-label": say("trend.warnings") }, h("h2", {}, say("trend.warnings")), list, none);
+  const told = h("section", { "aria-label": say("trend.warnings") }, h("h2", {}, say("trend.warnings")), more, list, none);
 
   function action(word, sign, act) {
     return h("button", { type: "button", class: "button", title: say(word), onclick: act }, h("span", { "aria-hidden": "true" }, sign), spoken(say(word)));
@@ -147,14 +148,14 @@ export function signalView(machine, name, now) {
     const width = box.clientWidth;
     chart = draw(found, { fit, width, height: width < 600 ? 300 : Math.round(Math.min(460, Math.max(340, width * 0.36))) });
     box.replaceChildren(chart.element);
-    const some = found.count.some((count) => count > 0);
+    const some = found.count.some((count) => count > 0) || found.held.some(Boolean);
     if (!some) box.append(h("p", { class: "nothing" }, say("trend.none")));
     if (at !== null && at >= found.count.length) at = null;
     chart.point(at);
     read();
     box.setAttribute("aria-label", say("trend.chart", { title: signal.title, from: timeText(Date.parse(found.from), STAMP), to: timeText(Date.parse(found.to), STAMP), summary: summary() }));
     legend.replaceChildren(
-      key("mean", say("trend.mean")), key("range", say("trend.range")), signal.normed ? key("norm", say("trend.norm")) : "", key("unread", say("trend.unread")),
+      key("mean", say("trend.mean")), key("range", say("trend.range")), found.held.some(Boolean) ? key("held", say("trend.held")) : "", signal.normed ? key("norm", say("trend.norm")) : "", key("unread", say("trend.unread")),
       h("span", { class: "about" }, `${say("trend.step", { step: duration(found.step) })}${signal.normed ? `. ${say("trend.limits")}` : ""}`));
   }
 
@@ -176,6 +177,8 @@ export function signalView(machine, name, now) {
   // What stands at the cursor, or of the whole period.
   function read() {
     if (found === null) return;
+    // What follows the clock by itself is not read aloud; what somebody points at is.
+    readout.setAttribute("aria-live", at === null ? "off" : "polite");
     if (at === null) {
       readout.replaceChildren(summary());
       return;
@@ -183,12 +186,13 @@ export function signalView(machine, name, now) {
     const begins = Date.parse(found.begin) + at * found.step * 1000;
     const count = found.count[at];
     const range = count > 1 && found.low[at] !== found.high[at] ? ` (${valueText(found.low[at], found)} … ${valueText(found.high[at], found)})` : "";
-    const value = count ? `${valueText(found.mean[at], found)}${range}` : say(found.bad[at] ? "trend.unread" : "trend.empty");
+    const value = count ? `${valueText(found.mean[at], found)}${range}` : say(found.bad[at] ? "trend.unread" : found.held[at] ? "trend.held" : "trend.empty");
     readout.replaceChildren(h("time", {}, timeText(begins, STAMP)), " ", h("strong", {}, value), " ", h("span", {}, counts(count, found.bad[at]).join(" · ")));
   }
 
   function tell() {
     const rows = found.warnings.toReversed();
+    setHidden(more, found.warnings_whole);
     setHidden(none, rows.length > 0);
     list.replaceChildren(...rows.map((warning) => {
       const verdict = ["stale", "health"].includes(warning.kind) ? "bad" : warning.severity;
