@@ -208,8 +208,8 @@ def unsteady(samples: Sequence[Sample]) -> list[str]:
         if after > before:
             found.append(f"{name}: {after}, and never more than {before} in the first half")
     grows = slope(second, "rss_mb")
-    # Over less than some days a slope is noise.
-    if second[-1].day - second[0].day >= 2 and grows > RSS_MB_A_DAY:
+    # Over less than a day a slope is noise.
+    if second[-1].day - second[0].day >= 1 and grows > RSS_MB_A_DAY:
         found.append(f"memory grows by {grows:.2f} MB a day")
     return found
 

@@ -203,11 +203,12 @@ def judged_otherwise(device: Device, world: World, received: Received) -> Iterat
 
 
 def _twin(device: Device, received: Received) -> list[tuple[str, str, str, str]]:
-    held = {to_utc(wall): true for true, wall, _ in device.held}
+    # By its values, which are never twice the same: after a step back of the wall clock a stamp comes again.
+    held = {item: true for true, _, values in device.held for item in values.items()}
     twin = TwinMachine([_twin_signal(signal) for signal in device.signals])
     said, t = [], 0
     for plain in received.of("measurements", device.name):
-        t = held.get(plain["ts"], t)
+        t = held.get(next(iter(plain["values"].items()), ("", 0.0)), t)
         values = [plain["values"].get(signal.name, float("nan")) for signal in device.signals]
         quality = [_quality(plain, signal.name) for signal in device.signals]
         for place, kind, level, _ in twin.row(t, t, values, quality):
