@@ -35,12 +35,10 @@ test: $(VENV)/.dev-ready ## style, types, contracts and all tests; installs the 
 	@$(MAKE) --no-print-directory check
 	@scripts/test.sh
 
-soak: $(VENV)/.dev-ready ## long runs: a million faulty Modbus exchanges, 100,000 over real lines, 100 OPC UA restarts, a million steps and 100,000 damages of the store (SEED=2 for others)
+soak: $(VENV)/.dev-ready ## the long rigs: faults, kill -9, power cuts, field buses (hours; SEED=2 for others, ONLY="oracle power")
 	@scripts/system-packages.sh test
 	@$(MAKE) --no-print-directory $(VENV)/opcua-peer/.ready
-	@EXCHANGES=1000000 REAL_EXCHANGES=100000 $(VENV)/bin/python -m pytest -n "$${JOBS:-2}" -rP --timeout 3600 tests/test_modbus_rigs.py
-	@STEPS=1000000 DAMAGES=100000 FAULTS=500 $(VENV)/bin/python -m pytest -n "$${JOBS:-2}" -rP --timeout 36000 tests/test_store_model.py tests/test_store_damage.py tests/test_store_faults.py -k "random or whatever or whichever"
-	@RESTARTS=100 $(VENV)/bin/python -m pytest -n 0 -rP --timeout 3600 tests/test_opcua_faults.py -k restart_with
+	@scripts/soak.sh
 
 check: $(VENV)/.dev-ready ## style (ruff), types (mypy), floors (import-linter)
 	$(VENV)/bin/ruff check .

@@ -27,13 +27,15 @@ COMMANDS = {
     "status": ("status", "what the running agent is doing"),
     "reload": ("status", "tell the running agent to take over its changed configuration"),
     "trust": ("trust", "certificates: which are trusted, which were refused and why; accept or remove one"),
+    "export": ("export", "the history and the warnings as Parquet or CSV"),
+    "backup": ("backup", "everything needed to move to another PC, in one file; the agent runs on"),
+    "restore": ("backup", "put the backup of an agent in its place on this PC"),
     "schema": ("check", "print the JSON Schema of the configuration"),
 }
 """By command: the module in edge_agent/cli/, and what it does in one line."""
 
 LATER = (
-    "init", "watch", "learn", "notify", "tune", "test", "report", "export", "collect", "user",
-    "backup", "restore", "doctor",
+    "init", "watch", "learn", "notify", "tune", "test", "report", "collect", "user", "doctor",
 )  # fmt: skip
 """Commands that are planned: said in words, not as a misspelling."""
 

@@ -17,26 +17,29 @@ from typing import Any
 
 import structlog
 
-from edge_agent import certificates, control, diskspace, judge, plugins, poller, service, snapshot, texts
+from edge_agent import certificates, control, diskspace, downtime, judge, plugins, poller, service, snapshot, texts
 from edge_agent import config as configuration
 from edge_agent.board import Board, BoardMachine, BoardSignal
 from edge_agent.broker import NoBrokerError, open_broker
-from edge_agent.clock import AgentTime, SystemClock
+from edge_agent.clock import AgentTime, HostClock, SystemClock, boot_id, kernel_synchronised
 from edge_agent.config import Config, ConfigErrors, SecretError
 from edge_agent.contract import SECOND_US, Frame, Quality
 from edge_agent.health import Meter
 from edge_agent.messages import topics as messages
-from edge_agent.mqtt import LinkSettings
+from edge_agent.mqtt import Link, LinkSettings, content
 from edge_agent.pipeline import MACHINE_TOPICS, TICK_EVERY_S, Pipeline
-from edge_agent.plant import DISK, OWN, Plant, compile_plant, host_name
+from edge_agent.plant import CLOCK, DISK, OWN, Plant, compile_plant, host_name
 from edge_agent.poller import Line, Poller
-from edge_agent.publisher import STATUS, Publisher
-from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Loss
-from edge_agent.store.disk import LEFTOVERS
+from edge_agent.publisher import STATUS, Connect, Publisher
+from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Loss, Span
+from edge_agent.store.configured import CONFIGURE
+from edge_agent.store.disk import LEFTOVERS, LIFE
 from edge_agent.store.disk import State as StoreState
+from edge_agent.store.history import History, open_history
 from edge_agent.store.journal import FILE as STORE_FILE
-from edge_agent.store.journal import WAITING_MAX, Committed, Store, open_store
+from edge_agent.store.journal import WAITING_MAX, Committed, Recovery, Store, open_store
 from edge_agent.store.notes import DeviceNotes
+from edge_agent.timekeeping import STEP_US, Change, Timekeeper
 from edge_agent.web.app import Web, open_web
 
 log = structlog.get_logger(__name__)
@@ -63,24 +66,40 @@ OnEvent = Callable[[dict[str, Any]], None]
 OnReady = Callable[[dict[str, Any]], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What an agent finds where it runs: clocks, the drivers there are, and the way to a broker. A simulation gives its own.
+
+    synchronised, boot: see clock.kernel_synchronised, clock.boot_id.
+    """
+
+    clock: HostClock = field(default_factory=SystemClock)
+    registry: plugins.Plugins = field(default_factory=plugins.installed)
+    connect: Connect = Link
+    synchronised: Callable[[], bool | None] = kernel_synchronised
+    boot: Callable[[], str] = boot_id
+
+
 async def run(
     config_path: Path,
     *,
     stop: asyncio.Event | None = None,
     on_event: OnEvent | None = None,
     on_ready: OnReady | None = None,
+    host: Host | None = None,
 ) -> int:
     """The daemon, until `stop` is set. Returns the exit status.
 
     on_event: gets each warning event as contract §2 writes it, after it was journalled. on_ready: gets
     `{"web": url or None, "mqtt": url}` once everything runs.
     """
-    found = _configuration(config_path)
+    host = host or Host()
+    found = _configuration(config_path, host.registry)
     if found is None:
         return WRONG_CONFIG
     # A changed configuration is read in a thread: Python should not let the loop wait 5 ms for each turn beside it.
     sys.setswitchinterval(SWITCH_S)
-    agent = _Agent(config_path, found, stop or asyncio.Event(), on_event, on_ready)
+    agent = _Agent(config_path, found, stop or asyncio.Event(), on_event, on_ready, host)
     try:
         return await agent.run()
     except (control.AlreadyRunning, SecretError, NoBrokerError, OSError) as error:
@@ -106,10 +125,10 @@ class _Found:
     """The files that were read, and folders from which more may be included."""
 
 
-def _configuration(path: Path) -> _Found | None:
+def _configuration(path: Path, registry: plugins.Plugins) -> _Found | None:
     """Read the file. None, after saying why, when there is nothing to run with."""
     try:
-        loaded = configuration.load(path)
+        loaded = configuration.load(path, registry)
     except ConfigErrors as error:
         _complain(map(str, error.errors))
         data_dir = configuration.data_dir_of(path, STORE_FILE)
@@ -149,6 +168,18 @@ class _Broker:
     stack: AsyncExitStack
 
 
+@dataclass(frozen=True, slots=True)
+class _Untold:
+    """How long the agent did not run is told when the clock is set. last_us: UTC of the last known time before.
+
+    from_us: what the clock showed at the start, in the span `number`.
+    """
+
+    last_us: int
+    from_us: int
+    number: int
+
+
 @dataclass(slots=True)
 class _Watched:
     """What the file watcher saw last."""
@@ -161,11 +192,17 @@ class _Agent:
     """Everything that one run holds together."""
 
     def __init__(
-        self, path: Path, found: _Found, stop: asyncio.Event, on_event: OnEvent | None, on_ready: OnReady | None
+        self,
+        path: Path,
+        found: _Found,
+        stop: asyncio.Event,
+        on_event: OnEvent | None,
+        on_ready: OnReady | None,
+        host: Host,
     ) -> None:
         self.path, self.found, self.stop, self.on_event, self.on_ready = path, found, stop, on_event, on_ready
-        self.clock = SystemClock()
-        self.registry = plugins.installed()
+        self.outside, self.registry = host, host.registry
+        self.clock = Timekeeper(host.clock, host.synchronised, host.boot)
         self.detectors = list(plugins.detectors().values())
         self.beats = service.Heartbeats(self.clock)
         self.notifier = service.Notifier.from_environment()
@@ -186,6 +223,7 @@ class _Agent:
         """Whole topics of an earlier configuration that nobody writes any more: cleared at the broker."""
         self.learned: poller.Memory = {}
         self.reloading = asyncio.Lock()
+        self.untold: _Untold | None = None
         self.certificates: dict[str, Loss] = {}
         self.host: dict[str, Loss] = {}
         """What is to be told of the host, by its name in the agent's own machine (plant.host_name)."""
@@ -199,7 +237,11 @@ class _Agent:
         async with AsyncExitStack() as stack:
             self.door = await stack.enter_async_context(control.open_control(self.found.data_dir, handlers))
             progress = service.Progress(self.notifier, self.clock)
-            self.store: Store = stack.enter_context(open_store(self.found.data_dir, self.clock, progress.made))
+            self.store: Store = stack.enter_context(
+                open_store(self.found.data_dir, self.clock, progress.made, self.clock.boot)
+            )
+            self.store.keep_for_history()
+            self.history: History = stack.enter_context(open_history(self.found.data_dir, self.clock))
             if not self._choose():
                 return WRONG_CONFIG
             self._limit_store()
@@ -239,20 +281,28 @@ class _Agent:
     def _limit_store(self) -> None:
         kept = self.config.store
         self.store.limit(kept.max_size, kept.max_age_us, kept.commit_every_us)
+        self.history.limit(kept.history_keep_us, kept.history_max_size)
 
     def _restore(self) -> None:
         """The judge's state as it was when the journal ends, brought to the present configuration."""
         recovery = self.store.recovery()
+        known_us = self.store.floor_us
+        self.clock.trust(known_us)
         wall = self.clock.wall_us()
         self.last_wall_us = recovery.last_wall_us
         self.store.on_home = self._at_home
-        down = 0 if recovery.last_wall_us is None else max(0, wall - recovery.last_wall_us)
+        last_us, right = self._begin_time(known_us, recovery.last_wall_us)
+        down = 0 if last_us is None else max(0, wall - last_us)
         start = wall if recovery.last_t_us is None else recovery.last_t_us + min(down, DOWN_MAX_US)
         self.time = AgentTime(self.clock, start)
+        unset = 0 if self.clock.is_set else self.store.begin_unset(self.clock.base_us, known_us)
+        if unset and known_us is not None:
+            self.untold = _Untold(known_us, wall, unset)
         plant = compile_plant(self.config, self.detectors)
         text = configuration.pack(self.config)
         old = self._old_plant(recovery.config_json, text, plant)
-        state = _replayed(old, recovery, self.store.epoch)
+        rows: dict[str, int] = {}
+        state = _replayed(old, recovery, rows)
         orphans: list[Event] = []
         if old is not plant:
             state, orphans = snapshot.migrate(old, state, plant)
@@ -267,10 +317,38 @@ class _Agent:
         self.pipeline = Pipeline(
             plant, state, text, self.sha, self.store, self.board, self.clock, self.time, self._retain
         )
-        self.pipeline.drop(orphans)
+        self.pipeline.unset = unset
+        self.pipeline.clock_set(right)
+        self.pipeline.begin(orphans)
+        if old is not plant or recovery.epoch != self.store.epoch:
+            # Or a crash would have the old plant judge what comes now, or under the epoch of before.
+            self.pipeline.snapshot()
+        before = downtime.life_of(self.store.load_text(LIFE))
+        life = downtime.Life(self.clock.boot, self.time.base_us)
+        self.store.save_text(LIFE, life.text(), soon=False)
+        self.began_us = self.clock.monotonic_us()
         if recovery.last_t_us is not None:
             lines = poller.lines(self.config, plant, self.registry)
-            self.pipeline.resume(_down_time(lines, recovery.last_wall_us, wall))
+            ended = downtime.Before(before, rows, wall if last_us is None else last_us)
+            gap = None if unset else downtime.gap(lines, ended, life, self.began_us, wall)
+            self.pipeline.resume(gap, life.base_us + self.began_us)
+
+    def _begin_time(self, known_us: int | None, last_wall_us: int | None) -> tuple[int | None, list[Span]]:
+        """When the last run ended by the clock of now (UTC µs), and the spans of it whose stamps can be put right now.
+
+        known_us: the last time that a set clock has shown.
+        """
+        in_doubt = self.store.last_in_doubt
+        by = self.store.note_base(self.clock.base_us)
+        if in_doubt is None:
+            stepped = self.clock.is_set and abs(by) >= STEP_US and last_wall_us is not None
+            return (last_wall_us + by if stepped and last_wall_us is not None else last_wall_us), []
+        if not self.clock.is_set:
+            # Within one run of the host its clock has gone on; over another start nobody knows.
+            return (last_wall_us if in_doubt.boot == self.clock.boot != "" else None), []
+        right = self.store.put_right(self.clock.base_us, self.clock.wall_us())
+        ends = [span.to_us + span.by_us for span in right if span.to_us is not None and span.by_us is not None]
+        return max(ends, default=known_us), right
 
     def _at_home(self, found: StoreState, numbers: dict[str, tuple[str, int]]) -> None:
         """The disk has refused since the start and takes the journal now. found: how far it had come."""
@@ -318,7 +396,14 @@ class _Agent:
         self.broker_url = await self._broker_of(self.config)
         if self.config.web is not None:
             web = await stack.enter_async_context(
-                open_web(self.config.web.host, self.config.web.port, self.board, self.pipeline, self.clock)
+                open_web(
+                    self.config.web.host,
+                    self.config.web.port,
+                    self.board,
+                    self.pipeline,
+                    self.clock,
+                    self.found.data_dir,
+                )
             )
             self.web, self.web_url = web, web.url
 
@@ -352,11 +437,11 @@ class _Agent:
         self.store.on_committed.append(self._committed)
         self._start_publisher()
         self.pipeline.publish_all()
-        self._poll(poller.lines(self.config, self.pipeline.plant, self.registry))
+        self._poll(poller.lines(self.config, self.pipeline.plant, self.registry), self.began_us)
         helpers = [
             self.tasks.create_task(each)
             for each in (self._turn(), self._keep_health(), self._watch(), self._reload_when_asked(), self._keep_certificates(),
-                         self._keep_disk(), self.door.keep_open(),
+                         self._keep_disk(), self.door.keep_open(), self.history.run(self.store),
                          service.keep_watchdog(self.notifier, self.beats, service.watchdog_us(os.environ, os.getpid())))
         ]  # fmt: skip
         if self.web is not None:
@@ -389,8 +474,8 @@ class _Agent:
 
     # --- what runs beside the path ----------------------------------------------------------------------------------
 
-    def _poll(self, lines: Iterable[Line]) -> None:
-        """Start, keep, change or end pollers so that exactly these lines are polled."""
+    def _poll(self, lines: Iterable[Line], since_us: int | None = None) -> None:
+        """Start, keep, change or end pollers so that exactly these lines are polled; their beats count from `since_us` on."""
         wanted = {line.name: line for line in lines}
         ending: dict[str, asyncio.Task[None]] = {}
         for name in list(self.pollers):
@@ -405,8 +490,9 @@ class _Agent:
             stroke = self._worker(line)
             taken, missed = self.pipeline.take, self.pipeline.missed
             each = Poller(
-                line, self.clock, self.time, taken, missed, stroke, memory=self.learned, belated=self.pipeline.belated
-            )
+                line, self.clock, self.time, taken, missed, stroke,
+                memory=self.learned, belated=self.pipeline.belated, since_us=since_us,
+            )  # fmt: skip
             running_now = self._after(ending.get(name), each)
             self.pollers[name] = _Running(each, self.tasks.create_task(running_now, name=f"poller {name}"))
 
@@ -423,7 +509,8 @@ class _Agent:
         return self.beats.worker(f"poller {line.name}", longest + round(2 * poller.READ_LIMIT_S * SECOND_US))
 
     def _start_publisher(self) -> None:
-        self.publisher = Publisher(self.store, _link(self.config, self.broker_url), _root(self.config), self.clock)
+        settings, root, connect = link_of(self.config, self.broker_url), _root(self.config), self.outside.connect
+        self.publisher = Publisher(self.store, settings, root, self.clock, self._renewed_link, connect)
         self.publisher.on_cleared = self._cleared
         stroke = self.beats.worker("publisher", round(TURN_MAX_S * SECOND_US))
         self.publisher_task = self.tasks.create_task(self.publisher.run(stroke))
@@ -431,6 +518,13 @@ class _Agent:
             self.publisher.set_retained(topic, payload)
         for topic in sorted(self.leftovers):
             self.publisher.clear(topic)
+
+    def _renewed_link(self) -> LinkSettings:
+        """With secrets and certificates as they are on disk now. Called in a thread. Raises ValueError."""
+        try:
+            return link_of(self.config, self.broker_url)
+        except SecretError as error:
+            raise ValueError(str(error)) from error
 
     def _retain(self, topic: str, payload: bytes) -> None:
         """The latest of a retained topic, kept here so that a new publisher knows it; empty: cleared."""
@@ -463,6 +557,10 @@ class _Agent:
             due = self.clock.monotonic_us() + round(TICK_EVERY_S * SECOND_US)
             await asyncio.sleep(TICK_EVERY_S)
             self.meter.lag(self.clock.monotonic_us() - due)
+            if (change := self.clock.look()) is not None:
+                self._clock_changed(change)
+            agent = self.config.agent
+            self.host[host_name(CLOCK, self.config.connections)] = self.clock.loss(agent.language, agent.timezone)
             self.pipeline.lines(
                 {name: why for each in self.pollers.values() for name, why in each.poller.lost().items()}
                 | self.certificates
@@ -472,6 +570,42 @@ class _Agent:
             if self._line_states() != self.told_states and self.clock.monotonic_us() >= self.health_due_us:
                 self._tell_health()
             stroke()
+
+    def _clock_changed(self, change: Change) -> None:
+        """The wall clock has stepped, or is set now, or not any more. What was taken before belongs to the clock of before."""
+        self.pipeline.stepped(change.by_us)
+        self.store.stepped(change.by_us, self.clock.base_us)
+        self.since += change.by_us
+        for running in self.pollers.values():
+            running.poller.health.since_us += change.by_us
+        self.publisher.stepped(change.by_us)
+        if not change.was_set:
+            self.store.end_unset(change.was_us)
+        self.pipeline.unset = 0 if change.is_set else self.store.begin_unset(self.clock.base_us, self.clock.floor_us)
+        if change.is_set and not change.was_set:
+            right = self.store.put_right(self.clock.base_us, self.clock.wall_us())
+            self.pipeline.clock_set(right)
+            self._tell_down_time(right)
+        self.certificates_soon.set()
+        self._tell_status()
+        self._tell_health()
+
+    def _tell_down_time(self, right: Sequence[Span]) -> None:
+        """The gap of the time before the start, now that it is known when that was."""
+        untold, self.untold = self.untold, None
+        if untold is None:
+            return
+        last_us, start_us = untold.last_us, untold.from_us
+        for span in right:  # in the order in which they were
+            assert span.to_us is not None
+            assert span.by_us is not None
+            if span.number == untold.number:
+                start_us += span.by_us
+                break
+            last_us = max(last_us, span.to_us + span.by_us)
+        lines = [running.poller.line for running in self.pollers.values()]
+        if gap := _down_time(lines, last_us, start_us):
+            self.pipeline.gap(gap)
 
     def _line_states(self) -> dict[str, str]:
         return {name: str(running.poller.health.state) for name, running in self.pollers.items()}
@@ -487,7 +621,7 @@ class _Agent:
             self.certificates_soon.clear()
             lines = [each.poller.line for each in self.pollers.values()]
             self.certificates = await asyncio.to_thread(
-                certificates.looked, lines, self.clock.wall_us(), self.config.agent.language
+                certificates.looked, lines, self.clock.wall_us() if self.clock.is_set else 0, self.config.agent.language
             )
             with suppress(TimeoutError):
                 async with asyncio.timeout(certificates.LOOK_EVERY_S):
@@ -521,12 +655,12 @@ class _Agent:
         return self.meter.health(
             {name: running.poller.look() for name, running in self.pollers.items()},
             self.publisher.status(),
-            self.store.status(),
+            {**self.store.status(), "history": self.history.status()},
             self.pipeline.plant,
             self.pipeline.state,
             self._explain,
             self.certificates,
-        )
+        ) | {"clock": self.clock.health()}
 
     def _explain(self, machine: str, signal: str, offset: int) -> str:
         """Why the last reading of a signal was bad, as its line knows it."""
@@ -615,7 +749,7 @@ class _Agent:
 
     async def _load_and_use(self) -> list[str]:
         try:
-            loaded = await asyncio.to_thread(configuration.load, self.path)
+            loaded = await asyncio.to_thread(configuration.load, self.path, self.registry)
         except ConfigErrors as error:
             self.files = (self.path, *error.files, *error.folders)
             return self._refuse(error.errors)
@@ -633,7 +767,7 @@ class _Agent:
             return self._refuse([self._fault("mqtt.url", str(error))])
         # Thousands of signals take a second, and the loop is the plant's.
         plant, lines, text, machines, changed = await asyncio.to_thread(self._prepared, loaded.config)
-        link = _link(loaded.config, broker_url)
+        link = link_of(loaded.config, broker_url)
         self.errors = []
         rotated = link != self.publisher.settings or any(
             line.settings != self.pollers[line.name].poller.line.settings for line in lines if line.name in self.pollers
@@ -704,24 +838,30 @@ class _Agent:
         }
 
 
-def _replayed(plant: Plant, recovery: Any, epoch: str) -> judge.JudgeState:
-    """The last snapshot with the journal since judged again; its events are in the journal already."""
+def _replayed(plant: Plant, recovery: Recovery, rows: dict[str, int]) -> judge.JudgeState:
+    """The last snapshot with the journal since judged again; its events are in the journal already.
+
+    rows: is filled with the agent's time of each machine's last row.
+    """
     state = judge.start(plant)
     if recovery.snapshot is not None:
         try:
             state = snapshot.load_any(plant, recovery.snapshot)
         except snapshot.SnapshotDamaged as error:
             log.error("snapshot_damaged", fault=str(error))
+    rows |= downtime.of_snapshot(plant, state, judge.NEVER)
     frames: list[Frame] = []
-    for item in (*recovery.items, None):
+    for item in (*downtime.noted(recovery.items, rows), None):
         if isinstance(item, JudgedFrame) and len(frames) < REJUDGED_AT_ONCE:
             frames += [item.frame] if _fits(plant, item.frame) else []
             continue
-        state, _ = judge.step(plant, state, frames, epoch)  # stacked: however they are cut, the result is equal
+        state, _ = judge.step(
+            plant, state, frames, recovery.epoch
+        )  # stacked: however they are cut, the result is equal
         frames = [item.frame] if isinstance(item, JudgedFrame) and _fits(plant, item.frame) else []
-        if isinstance(item, Command):
+        if isinstance(item, Command) and item.command != CONFIGURE:
             try:
-                state, _ = judge.acknowledge(plant, state, item.id, item.by, item.comment, item.ts)
+                state = judge.repeat(plant, state, item)
             except (KeyError, ValueError) as error:
                 log.error("command_not_repeated", command=item.command, fault=str(error))
     judge.numbered(state, recovery.numbers)
@@ -735,7 +875,7 @@ def _fits(plant: Plant, frame: Frame) -> bool:
 
 
 def _down_time(lines: Sequence[Line], last_wall_us: int | None, wall_us: int) -> Gap | None:
-    """What was never taken while the agent did not run: the rows that were due."""
+    """What was never taken while the agent did not run, where only the wall clock tells: the rows that were due."""
     if last_wall_us is None or wall_us <= last_wall_us:
         return None
     rows = poller.rows_due(lines, last_wall_us, wall_us)
@@ -766,13 +906,14 @@ def _board_machines(plant: Plant) -> list[BoardMachine]:
     ]
 
 
-def _link(config: Config, broker_url: str) -> LinkSettings:
+def link_of(config: Config, broker_url: str) -> LinkSettings:
     """The broker's side of the configuration. Raises SecretError."""
     mqtt = config.mqtt
     assert mqtt is not None
     tls = mqtt.tls
     key = tls.key if tls else None
     first = broker_url if mqtt.url.startswith("embedded:") else mqtt.url
+    files = content((tls.ca, tls.cert, key if isinstance(key, Path) else None)) if tls else ""
     return LinkSettings(
         urls=(first, *mqtt.urls),
         client_id=config.agent.id,
@@ -782,6 +923,7 @@ def _link(config: Config, broker_url: str) -> LinkSettings:
         ca=tls.ca if tls else None,
         cert=tls.cert if tls else None,
         key=configuration.secret(key, config) if isinstance(key, configuration.SecretRef) else key,
+        files=files,
     )
 
 

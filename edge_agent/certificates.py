@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import structlog
 
 from edge_agent import texts
+from edge_agent.clock import RELEASED_US
 from edge_agent.contract import ENDING, WHOSE, Certified, Expiry, Quality, is_certified
 from edge_agent.plant import certificate_of
 from edge_agent.poller import Line
@@ -20,21 +21,19 @@ LOOK_EVERY_S = 3_600.0
 DAY_US = 86_400_000_000
 STEPS_DAYS = (60, 30, 7, 0)
 """From how many days before its end on a certificate is told of, once more, as an alarm, and as expired: see ENDING."""
-CLOCK_SET_US = 1_767_225_600_000_000
-"""2026-01-01. A clock before this has not been set, and does not know how far off anything is."""
 UNKNOWN = Loss(Quality.HOLD)
 
 
 def looked(lines: Iterable[Line], now_us: int, language: str) -> dict[str, Loss]:
     """Of each line that rests on certificates what is to be told of them, by its name in the agent's own machine.
 
-    now_us: UTC.
+    now_us: UTC; 0 where the clock is not set: it does not know how far off anything is.
     """
     return {certificate_of(line.name): _of(line, now_us, language) for line in lines if is_certified(line.settings)}
 
 
 def _of(line: Line, now_us: int, language: str) -> Loss:
-    if now_us < CLOCK_SET_US or not isinstance(line.driver, Certified):
+    if now_us < RELEASED_US or not isinstance(line.driver, Certified):
         return UNKNOWN
     try:
         return told(line.driver.expiries(line.settings), now_us, language)

@@ -45,7 +45,7 @@ __all__ = [
     "AgentConfig", "BandConfig", "Config", "ConfigError", "ConfigErrors", "ConnectionConfig", "CurrentLoop", "Loaded",
     "MachineConfig", "MqttConfig", "NormConfig", "SecretError", "SecretRef", "SignalConfig", "StoreConfig", "TlsConfig",
     "WebConfig", "at_its_place", "data_dir_of", "from_resolved_json", "load", "missing_secrets", "printable", "secret", "secrets_of",
-    "to_resolved_json", "with_periods", "with_secrets",
+    "stated_data_dir", "to_resolved_json", "with_periods", "with_secrets",
 ]  # fmt: skip
 
 SECRET_BYTES_MAX = 64_000
@@ -196,16 +196,28 @@ def data_dir_of(path: Path, holds: str, environment: Mapping[str, str] = os.envi
     Where it says nothing, the first of the agent's defaults that has the file `holds` is taken, else the first of them.
     """
     tree = yamlfile.load(path)
-    about = tree.root.get("agent")
-    stated = about.get("data_dir") if isinstance(about, yamlfile.Table) else None
-    if isinstance(about, yamlfile.Table) and isinstance(stated, str):
-        return Path(about.value_at["data_dir"].file).parent / stated
+    stated = _stated_data_dir(tree)
+    if stated is not None:
+        return stated[0] / stated[1]
     if tree.problems and path.is_file() and (line := _DATA_DIR.search(path.read_text(errors="replace"))):
         return path.parent / line[1]
     state = environment.get(sections.STATE_DIRECTORY, "").partition(":")[0]
     installed = [SERVICE_STATE] if path.resolve().is_relative_to(SERVICE_FOLDER) else []
     defaults = [*([Path(state)] if state else []), *installed, path.parent / "data", Path("data")]
     return next((each for each in defaults if _is_there(each / holds)), defaults[0])
+
+
+def stated_data_dir(path: Path) -> tuple[Path, str] | None:
+    """(folder of the file that says it, what it says) of the data directory; None where the file leaves it to the default."""
+    return _stated_data_dir(yamlfile.load(path))
+
+
+def _stated_data_dir(tree: yamlfile.Tree) -> tuple[Path, str] | None:
+    about = tree.root.get("agent")
+    stated = about.get("data_dir") if isinstance(about, yamlfile.Table) else None
+    if isinstance(about, yamlfile.Table) and isinstance(stated, str):
+        return Path(about.value_at["data_dir"].file).parent, stated
+    return None
 
 
 def _is_there(path: Path) -> bool:

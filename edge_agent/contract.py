@@ -155,6 +155,8 @@ class Frame:
     tick: True when no device spoke (rows that only let time pass).
     words: (rows, signals) why, beside the values of the agent's own machine; None elsewhere.
     late: True when it came too late to be judged (a server's history): kept and published, and nothing more.
+    unset: the number of the span in which nobody had set the host's clock (records.Span), so that ts and at are its own
+    guess; 0: the clock was set.
     """
 
     machine: str
@@ -166,6 +168,7 @@ class Frame:
     tick: bool = False
     words: tuple[tuple[str, ...], ...] | None = None
     late: bool = False
+    unset: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edge_agent import judge
-from edge_agent.clock import SystemClock
+from edge_agent.clock import HostClock
 from edge_agent.contract import CODE_MASK, SECOND_US, Quality
 from edge_agent.judge import JudgeState
 from edge_agent.messages import topics as messages
@@ -55,7 +55,7 @@ class _Look(NamedTuple):
 class Meter:
     """CPU, memory and loop lag of this process, and the share of time that each line is busy, between two looks."""
 
-    def __init__(self, clock: SystemClock) -> None:
+    def __init__(self, clock: HostClock) -> None:
         self._clock = clock
         self._cpu_s, self._at_us = clock.cpu_s(), clock.monotonic_us()
         self._cpu_percent = 0.0
@@ -94,7 +94,7 @@ class Meter:
                 for name, line in lines.items()
             },
             "broker": dict(broker),
-            "buffer": {name: store[name] for name in ("messages", "oldest", "state", "reason") if name in store},
+            "buffer": {key: store[key] for key in ("messages", "oldest", "state", "reason", "history") if key in store},
             "store": dict(store),
             "loop_lag_ms": round(lag / 1000, 1),
             "cpu_percent": round(self._cpu_percent, 2),

@@ -8,7 +8,7 @@ Rule 3: the state that is handed in is used up: `step` changes it in place. Keep
 import copy
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -31,7 +31,7 @@ from edge_agent.contract import (
     Quality,
 )
 from edge_agent.plant import PER_STATE, Machine, Plant, Signal
-from edge_agent.records import Event, EventKind, JudgedFrame, Kind, Severity, WarningState
+from edge_agent.records import SET_CLOCK, Command, Event, EventKind, JudgedFrame, Kind, Severity, WarningState
 
 NEVER = np.iinfo(np.int64).min
 UNKNOWN = -1
@@ -52,6 +52,8 @@ RANK[CLOCK] = 1
 OF_RANK = np.arange(16, dtype=np.uint8)
 OF_RANK[1] = CLOCK
 STACKS_MAX = 4096
+MOVED_MAX = 4
+"""What began in an older span of a clock that was not set has ended, or says so by its year."""
 
 
 @dataclass(slots=True)
@@ -78,6 +80,7 @@ class JudgeState:
     last_t: (machines,) int64, NEVER before the first row. mode: (machines,) int16 operating state, UNKNOWN, UNDECIDED.
     settle_until: (machines,) int64 agent time.
     detectors: the state of each of the plant's detectors. norms: those in force. standing: by (column, kind).
+    moved: spans of UTC µs in which the clock was not set, with what is to be added to a time of theirs: (from, to, by).
     """
 
     held: Floats
@@ -93,6 +96,7 @@ class JudgeState:
     detectors: list[Any]
     norms: Norms
     standing: dict[tuple[int, str], Standing]
+    moved: list[tuple[int, int, int]] = field(default_factory=list)
 
     def copy(self) -> "JudgeState":
         return copy.deepcopy(self)
@@ -170,6 +174,33 @@ def acknowledge(
             del state.standing[column, kind]
         return state, event
     raise KeyError(warning)
+
+
+def set_clock(state: JudgeState, from_us: int, to_us: int, from_t: int, by_us: int) -> JudgeState:
+    """The clock was set: what began in this span of the old clock began so much later (UTC µs; from_t: the agent's own).
+
+    Times of readings decide nothing, so only what is told is put right: the standing warnings, and later what is pending.
+    """
+    state.moved = [*state.moved, (from_us, to_us, by_us)][-MOVED_MAX:]
+    for standing in state.standing.values():
+        event = standing.event
+        if event.t >= from_t:
+            standing.since = _moved(standing.since, state.moved[-1:])
+            since, ts = (_moved(us, state.moved[-1:]) for us in (event.since, event.ts))
+            standing.event = replace(event, since=since, ts=ts)
+    return state
+
+
+def _moved(us: int, spans: Sequence[tuple[int, int, int]]) -> int:
+    """A time of one of these spans put right."""
+    return next((us + by for first, last, by in spans if first <= us <= last), us)
+
+
+def repeat(plant: Plant, state: JudgeState, command: Command) -> JudgeState:
+    """Do once more what the journal says was done. Raises KeyError or ValueError when it cannot be."""
+    if command.command == SET_CLOCK:
+        return set_clock(state, **command.arguments)
+    return acknowledge(plant, state, command.id, command.by, command.comment, command.ts)[0]
 
 
 def numbered(state: JudgeState, numbers: Mapping[str, tuple[str, int]]) -> None:
@@ -665,8 +696,9 @@ def _event(
     # What a reading caused has that reading's time; what the passing of time caused (a delay, silence) has its row's.
     stamps = work.ts if work.good[change.row, column] else work.row_ts
     ts, value = _of(stamps, change.row, column), float(work.held[change.row, column])
-    born = change.since if standing is None else standing.born
-    since = change.since if told is EventKind.RAISED or standing is None else standing.since
+    began = _moved(change.since, state.moved)
+    born = began if standing is None else standing.born
+    since = began if told is EventKind.RAISED or standing is None else standing.since
     worst = change.level or (standing.level if standing else 1)
     severity = SEVERITIES[worst]
     band = bands(machine, change.column - machine.start, mode)
@@ -727,8 +759,12 @@ def _why_silent(held_quality: int) -> str:
 
 
 def _id(epoch: str, machine: Machine, signal: Signal, change: Change, born: int) -> str:
-    """Deterministic, so that a consumer knows a warning again whoever tells of it (contract §6, `id`)."""
-    return str(uuid.uuid5(NAMESPACE, f"{epoch}/{machine.name}/{signal.name}/{change.kind}/{born}"))
+    return warning_id(epoch, machine.name, signal.name, change.kind, born)
+
+
+def warning_id(epoch: str, machine: str, signal: str, kind: str, born: int) -> str:
+    """Deterministic, so that a consumer knows a warning again whoever tells of it (contract §6, `id`). born: UTC µs."""
+    return str(uuid.uuid5(NAMESPACE, f"{epoch}/{machine}/{signal}/{kind}/{born}"))
 
 
 def _of(array: Ints, row: int, column: int) -> int:
@@ -755,6 +791,7 @@ def _judged(stack: _Stack, work: _Work, modes: list[npt.NDArray[np.int16]]) -> l
                     frame.at,
                     frame.tick,
                     frame.words,
+                    unset=frame.unset,
                 ),
                 np.maximum(modes[i], UNKNOWN),
                 publish[:, i],

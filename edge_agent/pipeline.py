@@ -5,6 +5,7 @@ Rule 2: nobody but this room changes the judge's state; the page and the command
 """
 
 import asyncio
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -18,8 +19,11 @@ from edge_agent.contract import LINE_LOST, SECOND_US, Clock, Frame, Quality
 from edge_agent.judge import JudgeState
 from edge_agent.messages import topics as messages
 from edge_agent.plant import OWN_EVERY_US, Machine, Plant
-from edge_agent.records import Command, Event, EventKind, Gap, GapCause, Loss, WarningState
+from edge_agent.records import SET_CLOCK, Command, Event, EventKind, Gap, GapCause, Loss, Span, WarningState
+from edge_agent.store.configured import configure
+from edge_agent.store.disk import MISSED
 from edge_agent.store.journal import Store
+from edge_agent.store.stamps import marked
 
 log = structlog.get_logger(__name__)
 
@@ -65,18 +69,24 @@ class Pipeline:
         self._mode: dict[str, int] = {}
         self._lines: list[int] = []
         self._lines_due = 0
-        self._missed = 0
+        self._missed = self._missed_kept = 0
+        """Rows that are to be told of, and how many of them the store knows."""
         self._missed_from = self._missed_to = self._missed_due = 0
         self._snapshot_due = time.now_us() + SNAPSHOT_EVERY_US
         self.judged_rows = 0
+        self.unset = 0
+        """The span of a clock that nobody has set, in which frames come now (Frame.unset)."""
 
     # --- frames -----------------------------------------------------------------------------------------------------
 
     def take(self, frames: Sequence[Frame]) -> None:
         """Frames as they come; judged together with what else comes within COLLECT_S."""
-        self._waiting += frames
+        self._waiting += self._of_span(frames)
         if self._flush is None:
             self._flush = asyncio.get_running_loop().call_later(COLLECT_S, self.flush)
+
+    def _of_span(self, frames: Sequence[Frame]) -> Sequence[Frame]:
+        return [replace(frame, unset=self.unset) for frame in frames] if self.unset else frames
 
     def belated(self, frames: Sequence[Frame]) -> None:
         """Frames of a past that is over: kept and published, marked late; the judge and the page do not see them."""
@@ -95,6 +105,7 @@ class Pipeline:
         self.state, judged = judge.step(self.plant, self.state, frames, self._store.epoch)
         events = self._store.put(judged.frames, judged.events)
         judge.numbered(self.state, _numbers(events))
+        self._keep_missed()
         self.judged_rows += len(judged.frames)
         touched = {frame.machine: frame for frame in frames}
         for name, frame in touched.items():
@@ -108,6 +119,8 @@ class Pipeline:
     def _show(self, machine: Machine, frame: Frame) -> None:
         mode = int(self.state.mode[machine.index])
         values, quality = judge.readings(self.state, machine)
+        if frame.unset:
+            quality = marked(replace(frame, quality=quality)).quality
         at = None if frame.at is None else frame.at[-1]
         self._board.frame(machine.name, int(frame.ts[-1]), values, quality, at, judge.mode_name(machine, mode))
         if self._mode.get(machine.name) != mode:
@@ -160,18 +173,52 @@ class Pipeline:
 
     # --- a new life -------------------------------------------------------------------------------------------------
 
-    def drop(self, orphans: Sequence[Event]) -> None:
-        """End the warnings of signals that are no longer in the configuration."""
-        if orphans:
-            wall = self._clock.wall_us()
-            self._store.put((), [_removed(event, wall, self.plant.language) for event in orphans])
+    def begin(self, orphans: Sequence[Event]) -> None:
+        """The configuration with which the agent starts comes into force; orphans: see `removed`."""
+        self._configured(orphans, start=True)
 
-    def resume(self, down: Gap | None) -> None:
-        """After a restart: a row BAD `restart` for the time in which nobody looked, and the gap that says so."""
-        now, wall = self._time.now_us(), self._clock.wall_us()
-        self._judge([restart_row(machine, now, wall) for machine in self.plant.machines])
-        if down is not None:
-            self._store.put((), gaps=[down])
+    def _configured(self, orphans: Sequence[Event], *, start: bool) -> None:
+        """Journal the configuration in its place among the frames, and end the warnings of signals that it no longer has."""
+        wall = self._clock.wall_us()
+        command = configure(self._config_text, self._config_sha, wall, self._time.now_us(), start=start)
+        self._store.put((), [removed(event, wall, self.plant.language) for event in orphans], commands=[command])
+
+    def resume(self, down: Gap | None, now_us: int | None = None) -> None:
+        """After a restart: a row BAD `restart` for the time in which nobody looked, and the gap that says so.
+
+        now_us: the agent's time up to which the gap counts.
+        """
+        now, wall = self._time.now_us() if now_us is None else now_us, self._clock.wall_us()
+        self._judge(self._of_span([restart_row(machine, now, wall) for machine in self.plant.machines]))
+        gaps = [each for each in (_missed(self._store.load_text(MISSED)), down) if each is not None]
+        if gaps:
+            self._store.put((), gaps=gaps)
+        self._store.save_text(MISSED, "", soon=False)
+
+    def stepped(self, by_us: int) -> None:
+        """The wall clock has stepped: what was taken before is judged, and beats that were missed are told by the clock of now."""
+        self.flush()
+        self._missed_from, self._missed_to = self._missed_from + by_us, self._missed_to + by_us
+
+    def clock_set(self, spans: Sequence[Span]) -> None:
+        """The clock is set, and the stamps of these spans are put right: so is what stands since then.
+
+        Journalled in its place among the frames, so that a restart finds the same.
+        """
+        for span in spans:
+            assert span.to_us is not None
+            assert span.by_us is not None
+            about = {"from_us": span.from_us, "to_us": span.to_us, "from_t": span.from_t, "by_us": span.by_us}
+            self.state = judge.set_clock(self.state, **about)
+            command = Command(SET_CLOCK, self._clock.wall_us(), self._time.now_us(), "", "", "", {**about})
+            self._store.put((), commands=[command])
+        if spans:
+            for name, standing in judge.active(self.plant, self.state).items():
+                self._publish_active(name, standing)
+
+    def gap(self, gap: Gap) -> None:
+        """What was lost, as it became known."""
+        self._store.put((), gaps=[gap])
 
     # --- time -------------------------------------------------------------------------------------------------------
 
@@ -236,6 +283,14 @@ class Pipeline:
     def _tell_missed(self) -> None:
         self._store.put((), gaps=[Gap(GapCause.OVERLOAD, self._missed, self._missed_from, self._missed_to)])
         self._missed = 0
+        self._keep_missed()
+
+    def _keep_missed(self) -> None:
+        """In one transaction with the rows that came after them: a kill loses both or neither."""
+        if self._missed != self._missed_kept:
+            plain = [self._missed, self._missed_from, self._missed_to]
+            self._store.save_text(MISSED, json.dumps(plain) if self._missed else "", soon=False)
+            self._missed_kept = self._missed
 
     def close(self) -> None:
         """The last of everything: what waits is judged, missed beats told, the state kept."""
@@ -269,7 +324,7 @@ class Pipeline:
         now = self._time.now_us()
         self._last_us = {name: self._last_us.get(name, now) for name in plant.by_name}
         self._lines = []
-        self.drop(orphans)
+        self._configured(orphans, start=False)
         self.snapshot()
 
 
@@ -277,7 +332,16 @@ def _numbers(events: Iterable[Event]) -> dict[str, tuple[str, int]]:
     return {event.id: (event.epoch, event.seq) for event in events}
 
 
-def _removed(event: Event, ts: int, language: str) -> Event:
+def _missed(text: str) -> Gap | None:
+    """The missed beats of which the last run did not come to tell; None where there are none."""
+    try:
+        count, first, last = (int(each) for each in json.loads(text or "[]"))
+        return Gap(GapCause.OVERLOAD, count, first, last)
+    except (ValueError, TypeError):
+        return None
+
+
+def removed(event: Event, ts: int, language: str) -> Event:
     """The end of a warning whose signal is no longer in the configuration."""
     return replace(
         event,

@@ -30,6 +30,7 @@ from edge_agent.contract import (
     LINE_LOST,
     SECOND_US,
     Belated,
+    Bools,
     Clock,
     Codes,
     Describes,
@@ -65,6 +66,8 @@ APART_US = SECOND_US
 """Readings further than this from their row's `ts` get a stamp of their own."""
 LAG_US = 3 * SECOND_US
 """A source tells what it measured a little later: its stamp is the row's `ts` (contract §6), not that of the look at it."""
+STEP_US = SECOND_US
+"""Wall minus monotonic clock changes by less than this between two reads, unless the wall clock has stepped."""
 NEVER_US = -(2**60)
 LOOP_BROKEN_MA = 3.6
 LOOP_SHORTED_MA = 21.0
@@ -259,8 +262,12 @@ class Poller:
         rng: random.Random | None = None,
         memory: Memory | None = None,
         belated: Intake = lambda _: None,
+        *,
+        since_us: int | None = None,
     ) -> None:
         self.line = line
+        self._since_us = since_us
+        """Beats count from here on (monotonic µs), whenever it begins to run; None: from when it does."""
         self.health = LineHealth(since_us=clock.wall_us())
         self._clock, self._time, self._intake, self._missed, self._stroke = clock, time, intake, missed, stroke
         self._rng = rng or random.Random(line.name)  # noqa: S311 - jitter, not a secret
@@ -287,6 +294,8 @@ class Poller:
         """Of parts that were lost while the line stood, in words why."""
         self._lost_at: int | None = None
         self._handed_on_us = -EVER_US
+        self._looked = (clock.monotonic_us(), clock.wall_us() - clock.monotonic_us())
+        """When the last readings came (monotonic µs), and wall minus monotonic clock then."""
         """Of the latest frames, the agent's time."""
         self._reached = 0
         """The last beat (monotonic µs) that has its row or is being read."""
@@ -479,7 +488,7 @@ class Poller:
     # --- the beat -------------------------------------------------------------------------------------------------
 
     async def _poll(self) -> None:
-        last = self._clock.monotonic_us()
+        last = self._clock.monotonic_us() if self._since_us is None else self._since_us
         while True:
             self._changed.clear()
             beat, periods = self._next(last)
@@ -491,10 +500,11 @@ class Poller:
                 continue
             self._stroke()
             await self._take(beat, periods)
-            now = self._clock.monotonic_us()
-            self._count_missed(self._reached, now)
-            # What was due while the read went on is missed; the next beat lies in the future.
-            last = max(self._reached, now)
+            # What was due up to the time of its row is missed. Not a moment more: after a kill, what has no row is counted
+            # from the time of the last one on (downtime).
+            taken = self._handed_on_us - self._time.base_us
+            self._count_missed(self._reached, taken)
+            last = max(self._reached, taken)
 
     def _slow(self) -> tuple[int, ...]:
         return tuple(period for period in self._periods if period > NOT_WAITED_FOR_US)
@@ -549,10 +559,7 @@ class Poller:
         if now_us < min(next_beat(beat_us, period) for period in self._periods):
             return
         self.health.missed += beats_between(beat_us, now_us, self._periods)
-        periods: dict[str, set[int]] = {}
-        for signal in self.line.signals:
-            periods.setdefault(signal.machine, set()).add(signal.every_us)
-        rows = sum(beats_between(beat_us, now_us, its) for its in periods.values())
+        rows = rows_due([self.line], beat_us, now_us)
         first = min(next_beat(beat_us, period) for period in self._periods)
         last = max(now_us // period * period for period in self._periods)
         wall = self._clock.wall_us()
@@ -573,7 +580,21 @@ class Poller:
         if self.line is not line:  # another configuration came while it was read
             beat, readings = _carried_over(line, beat, readings, self.line)
         self._note(beat, readings)
-        self._intake(self.frames(beat, self._marked(beat, readings)))
+        self._intake(self.frames(beat, self._marked(beat, self._of_one_clock(readings))))
+
+    def _of_one_clock(self, readings: Readings) -> Readings:
+        """The same readings; stamps from before a step of the wall clock are put on the clock of now.
+
+        Only stamps of our own are: those that lie between the last readings and now by the clock of before, and not by that
+        of now. A source's own stamp knows nothing of our clock.
+        """
+        now = self._clock.monotonic_us()
+        (since, before), base = self._looked, self._clock.wall_us() - now
+        self._looked = (now, base)
+        if abs(base - before) < STEP_US:
+            return readings
+        ours = _between(readings.ts, since + before, now + before) & ~_between(readings.ts, since + base, now + base)
+        return replace(readings, ts=np.where(ours, readings.ts + (base - before), readings.ts))
 
     def _watch_overdue(self) -> None:
         """A silent device is waited for longer than a beat: the beats that pass have their rows all the same."""
@@ -725,13 +746,15 @@ class Poller:
 
 def rows_due(lines_: Sequence[Line], from_us: int, until_us: int) -> int:
     """How many machine rows were due in a span (UTC µs): on each line a machine's beats, shared ones once."""
-    total = 0
-    for line in lines_:
-        periods: dict[str, set[int]] = {}
-        for signal in line.signals:
-            periods.setdefault(signal.machine, set()).add(signal.every_us)
-        total += sum(beats_between(from_us, until_us, its) for its in periods.values())
-    return total
+    return sum(beats_between(from_us, until_us, its) for line in lines_ for its in periods_of(line).values())
+
+
+def periods_of(line: Line) -> dict[str, set[int]]:
+    """The periods with which it reads each of its machines, in µs."""
+    found: dict[str, set[int]] = {}
+    for signal in line.signals:
+        found.setdefault(signal.machine, set()).add(signal.every_us)
+    return found
 
 
 def beats_between(after_us: int, until_us: int, periods: Collection[int]) -> int:
@@ -795,6 +818,10 @@ def latest(readings: Readings) -> Codes:
 
 def _periods(line: Line) -> list[int]:
     return sorted({signal.every_us for signal in line.signals})
+
+
+def _between(stamps: Ints, first: int, last: int) -> Bools:
+    return (stamps >= first) & (stamps <= last)
 
 
 def _carried_over(old: Line, beat: _Beat, readings: Readings, new: Line) -> tuple[_Beat, Readings]:

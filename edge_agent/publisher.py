@@ -3,21 +3,25 @@
 Rule 1: only a good PUBACK delivers. Whatever is refused, too large or lost on the way, the store still has.
 Rule 2: two lanes. What is committed while connected goes at once; what waited in the store goes beside it, marked late.
         A message that leaves the live lane unsent is found again by the backlog lane (`_rewind`).
-Rule 3: one bad topic or message never holds up the others.
+Rule 3: one bad topic or message never holds up the others: what a broker refuses, cannot take or breaks the line at is set
+        aside, told and tried again seldom. It stays in the store.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Protocol
 
 import structlog
 
 from edge_agent.contract import SECOND_US, Clock
 from edge_agent.messages import topics as messages
-from edge_agent.mqtt import FAILURE, Link, LinkSettings
+from edge_agent.mqtt import ABOUT_A_MESSAGE, FAILURE, NO_MATCHING_SUBSCRIBERS, Link, LinkSettings, LinkState
+from edge_agent.pace import Pace
 from edge_agent.store.journal import Committed, Page
+from edge_agent.suspects import Key, Suspects
 
 log = structlog.get_logger(__name__)
 
@@ -31,10 +35,31 @@ BACKLOG_EVERY = 4
 """While there is live traffic, every fourth message is one of the backlog."""
 LATE_US = 30 * SECOND_US
 REFUSED_MIN_S, REFUSED_MAX_S = 5.0, 300.0
-ABOUT_THE_MESSAGE = frozenset({0x99})
-"""Refusals that mean one message and not its topic: payload format invalid (MQTT 5.0, 3.4.2.1)."""
+ABOUT_THE_MESSAGE = frozenset({0x95, 0x99})
+"""Refusals that mean one message and not its topic: too large, payload format invalid (MQTT 5.0, 3.4.2.1)."""
+ASIDE_IN_A_ROW = 3
+"""Messages of a topic set aside, none accepted between: then the topic is refused as a whole, and asked for with one."""
+ASIDE_MAX = 10_000
+"""Messages that are remembered as set aside; beyond, their topics are refused as a whole."""
+ASIDE_RETRY_S, ASIDE_RETRY_MAX_S = 3_600.0, 86_400.0
+"""When a message that was set aside is tried again, and the most that this doubles to."""
+ASIDE_LOOK_US = 60 * SECOND_US
+REFUSALS_SHOWN = 20
+REASONS = {
+    0x80: "no reason given",
+    0x83: "a reason of the broker's own",
+    0x87: "not authorized: the broker's rules do not let this agent write there",
+    0x90: "the broker does not take this topic name",
+    0x91: "packet identifier in use",
+    0x95: "larger than the broker takes",
+    0x97: "a quota of the broker is used up",
+    0x99: "the broker does not take this payload format",
+}
+"""The reason codes of PUBACK in words (MQTT 5.0, 3.4.2.1)."""
 ASK_AGAIN_S = 1.0
 """After the store could not say what is due."""
+BREATH_US = 5_000
+"""The pump is woken for the backlog no oftener; what it may send by then goes together."""
 TURN_S = 5.0
 """The pump turns at least so often, also when there is nothing to do: a hang must show."""
 HEADER = 16
@@ -60,6 +85,41 @@ class Outbox(Protocol):
         ...
 
 
+class Connection(Protocol):
+    """The line to the brokers, as the publisher needs it; see mqtt.Link."""
+
+    on_connected: Callable[[], None]
+    on_lost: Callable[[], None]
+    on_ack: Callable[[int, int], None]
+    state: LinkState
+    version: str | None
+    reason: str
+    code: int | None
+    attempts: int
+    since_us: int | None
+    url: str
+    receive_max: int
+    packet_max: int
+
+    @property
+    def connected(self) -> bool: ...
+
+    @property
+    def settings(self) -> LinkSettings: ...
+
+    def use(self, settings: LinkSettings) -> None: ...
+
+    async def run(self) -> None: ...
+
+    def publish(self, topic: str, payload: bytes, retain: bool, token: int) -> bool: ...
+
+    async def disconnect(self, within_s: float) -> None: ...
+
+
+Connect = Callable[[LinkSettings, tuple[str, bytes], Clock, Callable[[], LinkSettings] | None], Connection]
+"""(settings, will, clock, renewed) → a connection that is not yet up; see mqtt.Link."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Flight:
     """What waits for its PUBACK. topic: the whole of it. message: None for a retained one, which is `payload`."""
@@ -67,6 +127,23 @@ class _Flight:
     topic: str
     message: Committed | None
     payload: bytes = b""
+    backlog: bool = False
+    sent_us: int = 0
+
+    @property
+    def key(self) -> Key:
+        return self.topic if self.message is None else self.message.seq
+
+
+@dataclass(frozen=True, slots=True)
+class _Aside:
+    """A message, or the state of a retained topic, that this broker does not take. breaks: it broke the line."""
+
+    topic: str
+    reason: str
+    since_us: int
+    due_us: int
+    breaks: bool
 
 
 @dataclass(slots=True)
@@ -80,15 +157,25 @@ class _Refusal:
     behind: int | None = None
     """The first seq that waits in the store because of it."""
     timer: asyncio.TimerHandle | None = None
+    reason: str = ""
+    since_us: int = 0
 
 
 class Publisher:
     """Publishes what the store has committed, and the retained topics. One for each configuration of the broker."""
 
-    def __init__(self, store: Outbox, settings: LinkSettings, root: str, clock: Clock) -> None:
-        self.settings = settings
+    def __init__(
+        self,
+        store: Outbox,
+        settings: LinkSettings,
+        root: str,
+        clock: Clock,
+        renewed: Callable[[], LinkSettings] | None = None,
+        connect: Connect = Link,
+    ) -> None:
+        """renewed: see mqtt.Link."""
         self._store, self._root, self._clock = store, root, clock
-        self._link = Link(settings, f"{root}/{STATUS}", messages.OFFLINE, clock)
+        self._link = connect(settings, (f"{root}/{STATUS}", messages.OFFLINE), clock, renewed)
         self._link.on_connected, self._link.on_lost, self._link.on_ack = self._on_connected, self._on_lost, self._on_ack
         self._wake, self._turned = asyncio.Event(), asyncio.Event()
         self._flights: dict[int, _Flight] = {}
@@ -100,6 +187,7 @@ class Publisher:
         self._cursor, self._end = 0, 0
         """The backlog lane: what lies in the store after `_cursor`, up to and with `_end`, and in the page at hand."""
         self._sent = 0
+        self._backlog_flying, self._window = 0, WINDOW
         self._late: dict[int, bool] = {}
         """The flag of each message that was sent over this connection and not acknowledged."""
         self._newest: dict[str, int] = {}
@@ -114,10 +202,18 @@ class Publisher:
         self._due: dict[str, None] = {}
         """Retained topics (whole) to be sent, in the order in which they changed; the status always goes first."""
         self._refusals: dict[str, _Refusal] = {}
-        self._aside: set[int] = set()
-        """Messages that this broker does not take: set aside until the next connection, which may be to another one."""
-        self._told_aside: set[str] = set()
-        self._refused = self._published = 0
+        self._aside: dict[Key, _Aside] = {}
+        """Messages, by seq, and retained topics that this broker does not take. What is about its limits is tried again
+        with the next connection, which may be to another one."""
+        self._tries: dict[Key, int] = {}
+        """How often each of them was set aside before."""
+        self._aside_look_us = 0
+        self._in_a_row: dict[str, int] = {}
+        self._suspects = Suspects()
+        self._pace = Pace(WINDOW, clock.monotonic_us())
+        self._breather: asyncio.TimerHandle | None = None
+        self._refused = self._published = self._unheard = 0
+        self._heard = True
         self._saying_goodbye = False
 
     # --- what others call ---------------------------------------------------------------------------------------------
@@ -137,14 +233,25 @@ class Publisher:
             self._store.on_committed.remove(self._on_committed)
             for refusal in self._refusals.values():
                 _stop_timer(refusal)
+            if self._breather is not None:
+                self._breather.cancel()
+
+    @property
+    def settings(self) -> LinkSettings:
+        """Those in force, with what was renewed on disk."""
+        return self._link.settings
 
     def use(self, settings: LinkSettings) -> bool:
         """Take over further brokers without leaving the present one; False when anything else has changed."""
         if replace(settings, urls=self.settings.urls) != self.settings or self._link.url not in settings.urls:
             return False
-        self.settings = settings
         self._link.use(settings)
         return True
+
+    def stepped(self, by_us: int) -> None:
+        """The wall clock has stepped: what is told of the past is told by the clock of now."""
+        if self._link.since_us is not None:
+            self._link.since_us += by_us
 
     async def hand_over(self) -> None:
         """Leave in order and say nothing: the agent goes on, another publisher speaks for it."""
@@ -195,12 +302,38 @@ class Publisher:
             "refused": self._refused,
             "quarantined": len(self._aside),
             "published": self._published,
+            "unheard": self._unheard,
+            "attempts": link.attempts,
             "reason": link.reason,
+            **(
+                {"last_loss": {"ts": messages.to_utc(link.last_loss[0]), "reason": link.last_loss[1]}}
+                if link.last_loss
+                else {}
+            ),
+            **self._not_taken(),
         }
+
+    def _not_taken(self) -> dict[str, Any]:
+        """What the broker does not take, in words, the first few of each; nothing when it takes everything."""
+        topics = [
+            {"topic": topic, "reason": each.reason, "since": messages.to_utc(each.since_us)}
+            for topic, each in islice(self._refusals.items(), REFUSALS_SHOWN)
+        ]
+        aside = [
+            {
+                "topic": each.topic,
+                **({"seq": key} if isinstance(key, int) else {}),
+                "reason": each.reason,
+                "since": messages.to_utc(each.since_us),
+            }
+            for key, each in islice(self._aside.items(), REFUSALS_SHOWN)
+        ]
+        return {**({"refused_topics": topics} if topics else {}), **({"set_aside": aside} if aside else {})}
 
     # --- what the store and the connection tell -----------------------------------------------------------------------
 
     def _on_committed(self, committed: Sequence[Committed]) -> None:
+        self._pace.committed(len(committed), self._clock.monotonic_us())
         if not self._link.connected:
             return  # the backlog of the next connection begins with it
         for message in committed:
@@ -213,12 +346,16 @@ class Publisher:
 
     def _on_connected(self) -> None:
         self._cursor, self._end = 0, self._store.last_committed
+        self._window = min(self._link.receive_max, WINDOW)
+        self._pace.use_window(self._window)
         self._due = dict.fromkeys(self._retained)
         self._wake.set()
 
     def _on_lost(self) -> None:
         """Nothing that was not acknowledged counts as delivered: the next connection begins with the store."""
+        self._look_for_the_culprit()
         self._flights.clear()
+        self._backlog_flying = 0
         self._flying.clear()
         self._late.clear()
         self._newest = dict(self._arrived)
@@ -227,7 +364,7 @@ class Publisher:
         self._live_seqs.clear()
         self._page.clear()
         self._cursor = self._end = 0
-        self._aside.clear()
+        self._aside = {key: each for key, each in self._aside.items() if each.breaks}
         for refusal in self._refusals.values():
             refusal.flying, refusal.behind = 0, None
         self._wake.set()
@@ -236,13 +373,30 @@ class Publisher:
         flight = self._flights.pop(token, None)
         if flight is None:
             return
+        self._backlog_flying -= flight.backlog
         if flight.message is not None:
             self._flying.discard(flight.message.seq)
+        for key in self._suspects.answered(flight.key):
+            self._send_again(key)
+        if reason < FAILURE:
+            self._tries.pop(flight.key, None)
+        self._pace.answered(flight.sent_us, self._clock.monotonic_us())
+        self._count_listeners(flight, reason)
         if reason >= FAILURE:
             self._on_refused(flight, reason)
         else:
             self._on_delivered(flight)
         self._wake.set()
+
+    def _count_listeners(self, flight: _Flight, reason: int) -> None:
+        """A message that nobody has subscribed to is delivered all the same, and that is worth a word: once."""
+        if flight.message is None:
+            return
+        heard = reason != NO_MATCHING_SUBSCRIBERS
+        self._unheard += not heard
+        if self._heard and not heard:
+            log.warning("nobody_subscribed", topic=flight.topic)
+        self._heard = heard or reason >= FAILURE
 
     def _on_delivered(self, flight: _Flight) -> None:
         if flight.message is not None:
@@ -251,6 +405,7 @@ class Publisher:
             self._store.delivered((seq,))
             self._late.pop(seq, None)
             self._arrived[topic] = max(seq, self._arrived.get(topic, 0))
+            self._in_a_row.pop(flight.topic, None)
         elif not flight.payload and self._retained.get(flight.topic) == b"" and flight.topic not in self._due:
             del self._retained[flight.topic]
             self.on_cleared(flight.topic)
@@ -264,28 +419,50 @@ class Publisher:
 
     def _on_refused(self, flight: _Flight, reason: int) -> None:
         self._refused += 1
-        refusal = self._refusals.get(flight.topic)
-        if refusal is None and flight.message is not None and reason in ABOUT_THE_MESSAGE:
-            self._set_aside(flight.topic, flight.message.seq, f"refused with reason code {reason:#x}")
+        words = f"{REASONS.get(reason, 'refused')} (reason code {reason:#x})"
+        if flight.message is not None and flight.topic not in self._refusals and reason in ABOUT_THE_MESSAGE:
+            self._set_aside(flight, words)
             return
+        self._refuse(flight, words)
+
+    def _refuse(self, flight: _Flight, words: str, pause_s: float = 0.0) -> None:
+        """The topic waits, and is asked for with its first message. pause_s: at least so long."""
+        refusal = self._refusals.get(flight.topic)
         if refusal is None:
             # Others of this topic may be under way; each of them will be answered too.
             others = sum(1 for each in self._flights.values() if each.topic == flight.topic)
-            refusal = self._refusals[flight.topic] = _Refusal(flying=others + 1)
-            log.warning("topic_refused", topic=flight.topic, reason_code=reason)
-        refusal.flying -= 1
+            refusal = self._refusals[flight.topic] = _Refusal(
+                flying=others + 1, reason=words, since_us=self._clock.wall_us()
+            )
+            log.warning("topic_refused", topic=flight.topic, fault=words)
+        refusal.flying = max(0, refusal.flying - 1)
         if flight.message is not None:
             _leave(refusal, flight.message.seq)
             if refusal.probe is None or flight.message.seq < refusal.probe.seq:
                 refusal.probe = flight.message
         if refusal.timer is None:
-            pause_s = min(REFUSED_MAX_S, REFUSED_MIN_S * 2.0**refusal.pauses)
+            pause_s = max(pause_s, min(REFUSED_MAX_S, REFUSED_MIN_S * 2.0**refusal.pauses))
             refusal.paused, refusal.pauses = True, min(refusal.pauses + 1, 10)
             refusal.timer = asyncio.get_running_loop().call_later(pause_s, self._try_again, flight.topic)
+
+    def _look_for_the_culprit(self) -> None:
+        """The line is lost: was it because of one of the messages that were under way?"""
+        told = self._link.code in ABOUT_A_MESSAGE
+        verdict = self._suspects.lost([flight.key for flight in self._flights.values()], told)
+        for key in verdict.free:
+            self._aside.pop(key, None)
+            self._in_a_row.clear()
+        if verdict.convicted is not None:
+            flight = next(iter(self._flights.values()))
+            self._set_aside(
+                flight, f"the broker breaks the connection each time it is sent ({self._link.reason})", True
+            )
 
     def _try_again(self, topic: str) -> None:
         refusal = self._refusals[topic]
         refusal.timer, refusal.paused = None, False
+        if refusal.probe is not None and refusal.probe.seq in self._suspects.alone:
+            self._suspects.retry(refusal.probe.seq)
         if topic in self._retained:
             self._due[topic] = None
         elif refusal.probe is not None:
@@ -309,19 +486,23 @@ class Publisher:
             except TimeoutError:
                 continue
             self._wake.clear()
-            if self._link.connected and self._fill():
-                self._wake.set()
+            if self._link.connected:
+                with self._link.together():
+                    more = self._fill()
+                if more:
+                    self._wake.set()
             self._turned.set()
             await asyncio.sleep(0)
 
     def _fill(self) -> bool:
         """Send what fits into the window. True: there is room and perhaps more in the store."""
-        window = min(self._link.receive_max, WINDOW)
-        while len(self._flights) < window and self._due and not self._saying_goodbye:
-            if not self._send_retained():
-                return False
+        self._retry_aside()
         looked = False
-        while len(self._flights) < window:
+        while len(self._flights) < self._window:
+            if self._due and not self._saying_goodbye and self._is_turn_of_retained():
+                if self._must_wait(self._next_retained()) or not self._send_retained():
+                    return False
+                continue
             if not self._page and self._cursor < self._end and not self._stalled:
                 if looked:
                     return True
@@ -329,22 +510,46 @@ class Publisher:
                 looked = True
             lane = self._lane()
             if lane is None:
-                return self._cursor < self._end and not self._stalled
+                return self._cursor < self._end and not self._page and not self._stalled
+            if self._must_wait(lane[0].seq):
+                return False
             if not self._send(lane):
                 return False
         return False
 
-    def _lane(self) -> Callable[[], Committed] | None:
-        if self._probes:
-            return self._probes.popleft
-        if self._page and (not self._live or self._sent % BACKLOG_EVERY == 0):
-            return self._page.popleft
-        return self._take_live if self._live else None
+    def _is_turn_of_retained(self) -> bool:
+        """The status before everything; the others, of which there may be thousands, side by side with what is new."""
+        return not self._live or self._status_topic in self._due or self._sent % 2 == 0
 
-    def _take_live(self) -> Committed:
-        message = self._live.popleft()
-        self._live_seqs.discard(message.seq)
-        return message
+    def _must_wait(self, key: Key) -> bool:
+        """A suspect is under way only alone."""
+        alone = self._suspects.alone
+        if not alone or not self._flights:
+            return False
+        return key in alone or next(iter(self._flights.values())).key in alone
+
+    def _lane(self) -> deque[Committed] | None:
+        """From where the next message comes; None: nothing may be sent now."""
+        if self._probes:
+            return self._probes
+        page = bool(self._page) and self._page[0].ready
+        live = bool(self._live) and self._live[0].ready
+        if page and (not live or self._sent % BACKLOG_EVERY == 0) and self._backlog_may():
+            return self._page
+        return self._live if live else None
+
+    def _backlog_may(self) -> bool:
+        """Whether the backlog has room in the window and its turn has come; if not, the pump is woken when it has."""
+        if self._backlog_flying >= self._pace.share:
+            return False  # an answer wakes the pump
+        wait_us = self._pace.wait_us(self._clock.monotonic_us())
+        if wait_us and self._breather is None:
+            self._breather = asyncio.get_running_loop().call_later(max(wait_us, BREATH_US) / SECOND_US, self._breathed)
+        return not wait_us
+
+    def _breathed(self) -> None:
+        self._breather = None
+        self._wake.set()
 
     def _look(self) -> None:
         """The next page of the backlog, without what is under way in the other lane or on the line."""
@@ -374,11 +579,13 @@ class Publisher:
             self._cursor = first - 1
         self._cursor, self._end = min(self._cursor, first - 1), max(self._end, last)
 
-    def _send(self, lane: Callable[[], Committed]) -> bool:
+    def _send(self, lane: deque[Committed]) -> bool:
         """Send the next message of a lane, unless its topic is refused or it is too large. False: offline."""
-        message = lane()
+        message = lane.popleft()
+        self._live_seqs.discard(message.seq)
         self._sent += 1
-        topic, seq = f"{self._root}/{message.topic}", message.seq
+        flight = _Flight(f"{self._root}/{message.topic}", message, backlog=lane is self._page)
+        topic, seq = flight.topic, message.seq
         refusal = self._refusals.get(topic)
         if refusal is not None and (refusal.paused or refusal.flying):
             _leave(refusal, seq)
@@ -388,10 +595,12 @@ class Publisher:
             late = self._is_late(message)
         payload = message.payload(late)
         if self._exceeds(topic, payload):
-            self._set_aside(topic, seq, f"larger than the broker's limit of {self._link.packet_max} bytes")
+            self._set_aside(flight, f"larger than the broker's limit of {self._link.packet_max} bytes")
             return True
-        if not self._publish(_Flight(topic, message), payload, retain=False):
+        if not self._publish(flight, payload, retain=False):
             return False
+        if flight.backlog:
+            self._pace.sent()
         self._late[seq] = late
         self._newest[message.topic] = max(seq, self._newest.get(message.topic, 0))
         self._flying.add(seq)
@@ -400,21 +609,25 @@ class Publisher:
         return True
 
     def _is_late(self, message: Committed) -> bool:
-        waited_us = self._clock.wall_us() - message.closed_us
-        return message.late or waited_us > LATE_US or self._newest.get(message.topic, 0) > message.seq
+        return (
+            message.late or message.waited_us(self._clock) > LATE_US or self._newest.get(message.topic, 0) > message.seq
+        )
+
+    def _next_retained(self) -> str:
+        return self._status_topic if self._status_topic in self._due else next(iter(self._due))
 
     def _send_retained(self) -> bool:
         """Send the next retained topic. False: offline."""
-        topic = self._status_topic if self._status_topic in self._due else next(iter(self._due))
+        self._sent += 1
+        topic = self._next_retained()
         del self._due[topic]
         payload = self._retained[topic]
         refusal = self._refusals.get(topic)
-        if refusal is not None and (refusal.paused or refusal.flying):
+        if topic in self._aside or (refusal is not None and (refusal.paused or refusal.flying)):
             return True
         if self._exceeds(topic, payload):
-            if topic not in self._told_aside:
-                self._told_aside.add(topic)
-                log.error("message_not_taken", topic=topic, fault=f"larger than {self._link.packet_max} bytes")
+            # Its next state may fit, so it is tried again with that.
+            log.error("message_not_taken", topic=topic, fault=f"larger than {self._link.packet_max} bytes")
             return True
         if not self._publish(_Flight(topic, None, payload), payload, retain=True):
             return False
@@ -426,19 +639,51 @@ class Publisher:
         self._token += 1
         if not self._link.publish(flight.topic, payload, retain, self._token):
             return False
-        self._flights[self._token] = flight
+        self._flights[self._token] = replace(flight, sent_us=self._clock.monotonic_us())
+        self._backlog_flying += flight.backlog
         return True
 
     def _exceeds(self, topic: str, payload: bytes) -> bool:
         """A broker closes the connection at a message beyond its limit, so it is not sent at all."""
         return len(payload) + len(topic.encode()) + HEADER > self._link.packet_max
 
-    def _set_aside(self, topic: str, seq: int, fault: str) -> None:
-        """The store keeps the message; another broker may take it, and at the buffer's limit it becomes a gap."""
-        self._aside.add(seq)
-        if topic not in self._told_aside:
-            self._told_aside.add(topic)
-            log.error("message_not_taken", topic=topic, seq=seq, fault=fault)
+    def _set_aside(self, flight: _Flight, reason: str, breaks: bool = False) -> None:
+        """The store keeps the message; another broker may take it, and at the buffer's limit it becomes a gap.
+
+        breaks: the line breaks with it. Three of a topic in a row are the topic's fault.
+        """
+        row = self._in_a_row[flight.topic] = self._in_a_row.get(flight.topic, 0) + 1
+        refused = flight.topic in self._refusals
+        if flight.message is not None and (refused or row >= ASIDE_IN_A_ROW or len(self._aside) >= ASIDE_MAX):
+            self._refuse(flight, reason, pause_s=ASIDE_RETRY_S if breaks else 0.0)
+            return
+        tries = self._tries[flight.key] = self._tries.get(flight.key, -1) + 1
+        pause_s = min(ASIDE_RETRY_MAX_S, ASIDE_RETRY_S * 2.0 ** min(tries, 10))
+        due_us = self._clock.monotonic_us() + round(pause_s * SECOND_US)
+        self._aside[flight.key] = _Aside(flight.topic, reason, self._clock.wall_us(), due_us, breaks)
+        if row == 1:
+            seq = {} if flight.message is None else {"seq": flight.message.seq}
+            log.error("message_not_taken", topic=flight.topic, **seq, fault=reason)
+
+    def _retry_aside(self) -> None:
+        """One message that has been aside for long enough is tried again, alone."""
+        now = self._clock.monotonic_us()
+        if not self._aside or now < self._aside_look_us:
+            return
+        self._aside_look_us = now + ASIDE_LOOK_US
+        key = next((key for key, each in self._aside.items() if each.due_us <= now), None)
+        if key is None:
+            return
+        self._suspects.retry(key)
+        self._send_again(key)
+
+    def _send_again(self, key: Key) -> None:
+        """It is aside no more."""
+        self._aside.pop(key, None)
+        if isinstance(key, int):
+            self._rewind(key, key)
+        elif key in self._retained:
+            self._due[str(key)] = None
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

@@ -118,6 +118,10 @@ class Event:
     """The number that the store gave it; 0 before."""
 
 
+SET_CLOCK = "set_clock"
+"""The command that nobody gave: the clock was set, see judge.set_clock."""
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """What a person asked for (acknowledge, reset …), journalled in its place among the frames so that it is judged again."""
@@ -142,6 +146,29 @@ class Loss:
 
     why: int
     words: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A time in which nobody had set the host's clock: what was stamped in it is wrong by one and the same offset.
+
+    boot: of the host; only while it lasts is the offset known. base_us: wall minus monotonic clock, µs.
+    from_us, to_us: UTC µs as that clock had it. from_t: the agent's own clock. from_seq, to_seq: the numbers that were given
+    in it. to_us, to_seq are None while it lasts.
+    by_us: what to add to its stamps; None: not known (yet). sent: the numbers, in ranges, that were on their way to the
+    broker before that was known: they keep their stamp and their mark.
+    """
+
+    number: int
+    boot: str
+    base_us: int
+    from_us: int
+    from_t: int
+    from_seq: int
+    to_us: int | None = None
+    to_seq: int | None = None
+    by_us: int | None = None
+    sent: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

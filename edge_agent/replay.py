@@ -389,14 +389,18 @@ class Alarm:
     kind: str
 
 
-def alarms(events: Sequence[Event]) -> list[Alarm]:
-    """The warnings that these events tell of, in the order in which they were raised."""
-    found: list[Alarm] = []
-    standing: dict[str, Alarm] = {}
-    for event in events:
+class Alarms:
+    """The warnings that events tell of, in the order in which they were raised."""
+
+    def __init__(self) -> None:
+        self.found: list[Alarm] = []
+        self._standing: dict[str, Alarm] = {}
+
+    def take(self, event: Event) -> None:
+        standing = self._standing
         if event.event is EventKind.RAISED:
             standing[event.id] = Alarm(event.ts, None, event.column or event.signal, event.severity, event.kind)
-            found.append(standing[event.id])
+            self.found.append(standing[event.id])
         elif event.id in standing:
             alarm = standing[event.id]
             if event.severity is Severity.ALARM:
@@ -404,4 +408,11 @@ def alarms(events: Sequence[Event]) -> list[Alarm]:
             if event.event is EventKind.CLEARED:
                 alarm.end = event.ts
                 del standing[event.id]
-    return found
+
+
+def alarms(events: Sequence[Event]) -> list[Alarm]:
+    """The warnings that these events tell of, in the order in which they were raised."""
+    its = Alarms()
+    for event in events:
+        its.take(event)
+    return its.found

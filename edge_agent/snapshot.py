@@ -42,6 +42,7 @@ def dump(plant: Plant, state: JudgeState) -> bytes:
                 [column, kind, s.state, s.level, s.since, s.born, s.count, _plain(s.event)]
                 for (column, kind), s in state.standing.items()
             ],
+            "moved": state.moved,
         }
     )
     body = zlib.compress(b"".join([header, *(array.tobytes() for _, array in arrays)]), 1)
@@ -69,6 +70,7 @@ def load(plant: Plant, blob: bytes) -> JudgeState:
             target[...] = array
         for column, kind, now, level, since, born, count, event in header["standing"]:
             state.standing[column, kind] = Standing(WarningState(now), level, since, born, count, event_of(event))
+        state.moved = [(first, last, by) for first, last, by in header.get("moved", ())]
     except (struct.error, zlib.error, ValueError, KeyError, TypeError) as error:
         raise SnapshotDamaged(str(error)) from error
     state.norms = judge.norms_in_force(plant, state.mode)
@@ -116,7 +118,7 @@ def migrate(old_plant: Plant, old: JudgeState, plant: Plant) -> tuple[JudgeState
         if known and machine.states:
             new.mode[machine.index] = machine.states.index(was.states[mode]) if mode >= 0 else mode
             new.settle_until[machine.index] = old.settle_until[was.index]
-    new.norms = judge.norms_in_force(plant, new.mode)
+    new.norms, new.moved = judge.norms_in_force(plant, new.mode), list(old.moved)
     moved = dict(pairs)
     orphans = []
     for (column, kind), standing in old.standing.items():

@@ -138,16 +138,44 @@ _DISK_LOW = {
     "de": "fast voll: {free} von {total} frei. Ist er voll, kann nichts mehr aufbewahrt werden.",
 }
 _DISK_WELL = {"en": "in order again, {} free", "nl": "weer in orde, {} vrij", "de": "wieder in Ordnung, {} frei"}
-CLOCK = {"en": "Clock", "nl": "Klok", "de": "Uhr"}
-SET_THE_CLOCK = {
-    "en": "Check the time synchronisation of this machine (NTP server, network, battery of its clock).",
-    "nl": "Controleer de tijdsynchronisatie van deze machine (NTP-server, netwerk, batterij van de klok).",
-    "de": "Die Zeitsynchronisation dieses Rechners prüfen (NTP-Server, Netzwerk, Batterie der Uhr).",
-}
 _NO_WORDS = {
     "en": ("something has to be done soon", "in order again"),
     "nl": ("er moet binnenkort iets gebeuren", "weer in orde"),
     "de": ("hier ist bald etwas zu tun", "wieder in Ordnung"),
+}
+CLOCK = {"en": "Clock of this computer", "nl": "Klok van deze computer", "de": "Uhr dieses Rechners"}
+SET_THE_CLOCK = {
+    "en": "Set the clock while the agent runs: let it follow a time server (timedatectl set-ntp true), or by hand "
+    "(timedatectl set-time). A clock that forgets the time when the power is off needs a new battery.",
+    "nl": "Zet de klok gelijk terwijl de agent draait: laat hem een tijdserver volgen (timedatectl set-ntp true), of met de "
+    "hand (timedatectl set-time). Een klok die zonder spanning de tijd vergeet, heeft een nieuwe batterij nodig.",
+    "de": "Die Uhr stellen, während der Agent läuft: einem Zeitserver folgen lassen (timedatectl set-ntp true), oder von Hand "
+    "(timedatectl set-time). Eine Uhr, die ohne Spannung die Zeit vergisst, braucht eine neue Batterie.",
+}
+_CLOCK_NOT_SET = {
+    "en": ("it was never set: it says {}", "it was not set since it started: it says {}, and the journal has readings of {}"),
+    "nl": ("nooit gelijkgezet: hij zegt {}", "niet gelijkgezet sinds de start: hij zegt {}, en het journaal heeft metingen van {}"),
+    "de": ("nie gestellt: sie zeigt {}", "seit dem Start nicht gestellt: sie zeigt {}, und das Journal hat Messwerte von {}"),
+}  # fmt: skip
+_CLOCK_MARKED = {
+    "en": "{}. Readings are marked `clock` until it is set",
+    "nl": "{}. Metingen krijgen het merk `clock` tot hij gelijk is gezet",
+    "de": "{}. Messwerte tragen die Marke `clock`, bis sie gestellt ist",
+}
+_CLOCK_STEPPED = {
+    "en": ("it jumped forward by {} at {}", "it jumped back by {} at {}"),
+    "nl": ("hij sprong {} vooruit om {}", "hij sprong {} terug om {}"),
+    "de": ("sie sprang um {} vor, um {}", "sie sprang um {} zurück, um {}"),
+}
+_CLOCK_ALONE = {
+    "en": "nothing has kept it right since {}: the time server is not reached, or its service does not run",
+    "nl": "niets houdt hem gelijk sinds {}: de tijdserver is niet bereikbaar, of zijn dienst draait niet",
+    "de": "nichts hält sie richtig seit {}: der Zeitserver ist nicht erreichbar, oder sein Dienst läuft nicht",
+}
+_CLOCK_RIGHT = {
+    "en": "it can be believed again",
+    "nl": "hij is weer te vertrouwen",
+    "de": "ihr ist wieder zu trauen",
 }
 _DEESCALATED = {
     "en": "{title} {value}: no longer an alarm, still a warning",
@@ -325,6 +353,33 @@ def size(count: int, language: str = "en") -> str:
 def _day(us: int) -> str:
     """In UTC, as `edge-agent trust` shows it; some certificates end on the last day that there is."""
     return f"{EPOCH + timedelta(microseconds=us):%Y-%m-%d}"
+
+
+def clock_not_set(language: str, now_us: int, floor_us: int | None) -> str:
+    """What a clock shows that cannot be right. floor_us: what the journal has seen of a set one; both UTC µs."""
+    behind = floor_us is not None and floor_us > now_us
+    text = _CLOCK_NOT_SET[language][behind].format(_minute(now_us), _minute(floor_us) if floor_us is not None else "")
+    return _CLOCK_MARKED[language].format(text)
+
+
+def clock_stepped(language: str, at_us: int, by_us: int, now_us: int, zone: str) -> str:
+    """By how much, in which direction, and when by the new clock."""
+    return _CLOCK_STEPPED[language][by_us < 0].format(duration(abs(by_us), language), moment(at_us, now_us, zone))
+
+
+def clock_alone(language: str, since_us: int, now_us: int, zone: str) -> str:
+    """Since when nothing keeps the clock right that something once kept right."""
+    return _CLOCK_ALONE[language].format(moment(since_us, now_us, zone))
+
+
+def clock_right(language: str) -> str:
+    """That there is nothing to say of the clock any more."""
+    return _CLOCK_RIGHT[language]
+
+
+def _minute(us: int) -> str:
+    """In UTC, since a clock that was not set knows no zone of its own either."""
+    return f"{EPOCH + timedelta(microseconds=us):%Y-%m-%d %H:%M} UTC"
 
 
 def removed(language: str, title: str) -> str:

@@ -12,8 +12,8 @@ mark="# edge-agent: nothing starts while its packages are installed"
 venv_needs=""
 demo_needs="mosquitto:mosquitto"
 test_needs="mosquitto:mosquitto mosquitto_sub:mosquitto-clients chromium:chromium ip:iproute2
-  systemd-analyze:systemd ps:procps unshare:util-linux mount:mount gcc:gcc /usr/include/stdio.h:libc6-dev git:git
-  /usr/include/modbus/modbus.h:libmodbus-dev socat:socat node:nodejs npm:npm"
+  systemd-analyze:systemd ps:procps unshare:util-linux mount:mount mkfs.ext4:e2fsprogs gcc:gcc /usr/include/stdio.h:libc6-dev git:git
+  /usr/include/modbus/modbus.h:libmodbus-dev socat:socat faketime:faketime node:nodejs npm:npm"
 python=${PYTHON:-python3}
 if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
   venv_needs="/nowhere:python3-venv"

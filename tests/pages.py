@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -99,7 +100,8 @@ class BoardOperator:
 class Site:
     """A running page server: `url`, and `do` to call something on its loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, past: Path | None = None) -> None:
+        self._past = past
         self.board = Board([PRESS, PUMP])
         self.operator = BoardOperator(self.board)
         self.board.norms("press-3", BANDS)
@@ -142,7 +144,7 @@ class Site:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
-        async with open_web("127.0.0.1", PORT, self.board, self.operator) as web:
+        async with open_web("127.0.0.1", PORT, self.board, self.operator, past=self._past) as web:
             task = asyncio.current_task()
             assert task is not None
             self._stop = task.cancel
@@ -152,8 +154,8 @@ class Site:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[Site]:
-    site = Site()
+def serving(past: Path | None = None) -> Iterator[Site]:
+    site = Site(past)
     site.start()
     try:
         yield site

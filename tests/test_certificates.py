@@ -307,7 +307,11 @@ def test_only_a_line_that_rests_on_certificates_has_a_column_for_them_after_all_
         ("open", False, 1), ("plc", False, 2), ("plc.unit_1", False, 1), ("plc.unit_2", False, 1),
         ("plc.certificate", True, 0), ("disk", False, 0), ("clock", False, 0),
     ]  # fmt: skip
-    assert [each.title for each in plant.own.signals[4:]] == ["Zertifikate von plc", "Datenträger", "Uhr"]
+    assert [each.title for each in plant.own.signals[4:]] == [
+        "Zertifikate von plc",
+        "Datenträger",
+        "Uhr dieses Rechners",
+    ]
     before = without_certificates(plant)
     same = without_host(plants.plant(two, language="de"))
     assert (before.columns, before.own and before.own.layout) == (same.columns, same.own and same.own.layout)

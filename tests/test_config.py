@@ -100,7 +100,7 @@ def test_the_least_configuration_has_the_defaults_of_the_contract(
     assert found.agent == config.AgentConfig("a", "site", "en", "UTC", tmp_path / "data")
     assert found.mqtt is not None
     assert (found.mqtt.root, found.mqtt.version, found.mqtt.urls) == ("edge/site/a", "auto", ())
-    assert found.store == config.StoreConfig(2 * 10**9, 14 * 86_400_000_000, 1_000_000)
+    assert found.store == config.StoreConfig(2 * 10**9, 14 * 86_400_000_000, 1_000_000, 400 * 86_400_000_000, 10**10)
     assert found.web == config.WebConfig("127.0.0.1", 8080)
     one = found.machines["m"].signals["s"]
     assert (one.every_us, one.every_written, one.scale, one.offset) == (1_000_000, False, 1.0, 0.0)

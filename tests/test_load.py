@@ -236,7 +236,7 @@ async def measured(case: Case, folder: Path) -> Measured:
             each.name: Poller(each, clock, time, frames.extend, lambda *_: None)
             for each in poller.lines(found, plant, registry)
         }
-        meter = Meter(clock)  # type: ignore[arg-type]
+        meter = Meter(clock)
         span_us = case.cycles * math.lcm(*(period for asker in foreseen.askers for period in asker.periods))
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(each.run()) for each in pollers.values()]
@@ -296,7 +296,7 @@ def test_utilisation_begins_anew_when_something_else_is_counted(tmp_path: Path) 
 
     async def story() -> list[float]:
         clock = Host()
-        meter, shown = Meter(clock), []  # type: ignore[arg-type]
+        meter, shown = Meter(clock), []
         for health in (
             LineHealth(busy_us=0),
             LineHealth(busy_us=1 * SECOND),

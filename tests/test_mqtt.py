@@ -23,7 +23,7 @@ refused_by_tls = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExce
 
 @asynccontextmanager
 async def linked(settings: LinkSettings, clock: StandingClock | None = None) -> AsyncIterator[Link]:
-    link = Link(settings, "plant/status", OFFLINE, clock or SystemClock())
+    link = Link(settings, ("plant/status", OFFLINE), clock or SystemClock())
     running = asyncio.create_task(link.run())
     try:
         yield link
@@ -87,7 +87,7 @@ def test_a_message_is_acknowledged_with_its_token_and_the_limits_of_the_broker_a
 def test_nothing_is_published_while_offline_or_after_the_broker_has_gone() -> None:
     async def main() -> None:
         async with brokers.mosquitto() as running:
-            link = Link(me(running.url), "plant/status", OFFLINE, SystemClock())
+            link = Link(me(running.url), ("plant/status", OFFLINE), SystemClock())
             assert not link.publish("plant/x", b"before", False, 1)
             async with linked(me(running.url)) as up:
                 await eventually(lambda: up.connected)
@@ -155,7 +155,7 @@ def test_a_wrong_password_says_why_and_backs_off() -> None:
         async with brokers.mosquitto("allow_anonymous false", "password_file {folder}/users", files=files) as running:
             async with linked(me(running.url, username="press", password="wrong")) as link:
                 await eventually(lambda: link.state is LinkState.BACKING_OFF)
-                assert link.reason == "refused: Not authorized"
+                assert link.reason.startswith("refused: Not authorized")
             async with linked(me(running.url, username="press", password="right")) as link:
                 await eventually(lambda: link.connected)
                 assert link.reason == ""

@@ -17,6 +17,7 @@ from edge_agent.contract import Frame, Quality
 from edge_agent.pipeline import TICK_EVERY_S, Pipeline
 from edge_agent.plant import Plant
 from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Layout
+from edge_agent.store.disk import MISSED
 from tests import plants, virtual
 from tests.plants import band, machine, norm, signal
 from tests.virtual import VirtualClock
@@ -33,6 +34,7 @@ class FakeStore:
         self.puts: list[list[JudgedFrame]] = []
         self.journal: list[JudgedFrame | Event | Command | Gap | bytes] = []
         self.layouts: list[Layout] = []
+        self.texts: dict[int, str] = {}
 
     def put(
         self,
@@ -49,6 +51,12 @@ class FakeStore:
 
     def put_snapshot(self, state: bytes, config_json: str) -> None:
         self.journal += [state]
+
+    def save_text(self, row: int, text: str, *, soon: bool = True) -> None:
+        self.texts[row] = text
+
+    def load_text(self, row: int) -> str:
+        return self.texts.get(row, "")
 
     def use_layouts(self, layouts: Sequence[Layout]) -> None:
         self.layouts = list(layouts)
@@ -264,6 +272,36 @@ def test_missed_beats_are_gathered_for_ten_seconds_and_told_as_one_gap() -> None
         await asyncio.sleep(11)
 
     assert [gap.count for gap in told(story).store.of(Gap)] == [5, 1]
+
+
+def test_missed_beats_that_were_not_told_before_a_kill_are_told_after_it() -> None:
+    kept: dict[int, str] = {}
+
+    async def killed(room: Room) -> None:
+        room.take("pump", 1.0)
+        room.pipeline.missed("plc-1", 3, 1, 2)
+        assert room.store.texts == {}, "they are kept with the row that came with them, and not before it"
+        room.pipeline.flush()
+        kept.update(room.store.texts)
+
+    async def again(room: Room) -> None:
+        room.store.texts = kept
+        room.pipeline.resume(None)
+        assert room.store.texts[MISSED] == ""
+
+    told(killed)
+    assert told(again).store.of(Gap) == [Gap(GapCause.OVERLOAD, 3, 1, 2)]
+
+
+def test_missed_beats_that_were_told_are_not_told_again_after_a_kill() -> None:
+    async def story(room: Room) -> None:
+        room.pipeline.missed("plc-1", 3, 1, 2)
+        room.take("pump", 1.0)
+        await asyncio.sleep(11)
+        assert room.store.texts[MISSED] == ""
+        room.pipeline.resume(None)
+
+    assert [gap.count for gap in told(story).store.of(Gap)] == [3]
 
 
 def test_the_end_judges_what_waits_tells_missed_beats_and_keeps_the_state() -> None:

@@ -1,8 +1,6 @@
 """The delivery promise over real brokers: everything once or more, in order, whatever happens in between."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
 
 import orjson
 import pytest
@@ -12,82 +10,9 @@ from edge_agent import broker, publisher
 from edge_agent.clock import SystemClock
 from edge_agent.mqtt import LinkSettings
 from edge_agent.publisher import Publisher
-from edge_agent.store.journal import Committed, Page
 from tests import brokers
 from tests.conftest import StandingClock, eventually
-
-TOPIC = "plant/press/measurements"
-
-
-class MemoryStore:
-    """The store's side of the promise, without a disk."""
-
-    def __init__(self, clock: StandingClock | SystemClock) -> None:
-        self.clock = clock
-        self.on_committed: list[Callable[[Sequence[Committed]], None]] = []
-        self.last_committed = 0
-        self.due: dict[int, Committed] = {}
-        self.looks = 0
-        self.broken = False
-
-    @property
-    def pending_count(self) -> int:
-        return len(self.due)
-
-    @pending_count.setter
-    def pending_count(self, _count: int) -> None:
-        raise AssertionError("the publisher does not count for the store")
-
-    def pending(self, after_seq: int, limit: int) -> Page | None:
-        self.looks += 1
-        if self.broken:
-            return None
-        found = [self.due[seq] for seq in sorted(self.due) if seq > after_seq]
-        return Page(found[:limit], found[limit - 1].seq if len(found) > limit else self.last_committed)
-
-    def delivered(self, seqs: Iterable[int]) -> None:
-        for seq in seqs:
-            del self.due[seq]
-
-    def commit(self, count: int = 1, machine: str = "press", kind: str = "measurements", size: int = 0) -> None:
-        fresh = []
-        for _ in range(count):
-            self.last_committed += 1
-            payload = orjson.dumps({"seq": self.last_committed, "fill": "x" * size})
-            fresh.append(Committed(self.last_committed, machine, kind, self.clock.wall_us(), _bytes=payload))
-        self.due.update((each.seq, each) for each in fresh)
-        for listener in self.on_committed:
-            listener(fresh)
-
-
-def link(url: str, version: str = "auto", **more: str) -> LinkSettings:
-    return LinkSettings((url,), "press-hall", version, **more)  # type: ignore[arg-type]
-
-
-@asynccontextmanager
-async def publishing(
-    store: MemoryStore, settings: LinkSettings, connected: bool = True, within_s: float = 10.0
-) -> AsyncIterator[Publisher]:
-    """A publisher that runs, and that is cut off at the end unless it was stopped."""
-    one = Publisher(store, settings, "plant", store.clock)
-    running = asyncio.create_task(one.run())
-    try:
-        if connected:
-            await eventually(lambda: one.status()["state"] == "connected", within_s)
-        yield one
-    finally:
-        running.cancel()
-        await asyncio.wait([running])
-        assert running.cancelled() or running.exception() is None, running
-        assert store.on_committed == []
-
-
-def seqs(payloads: Iterable[bytes]) -> list[int]:
-    return [orjson.loads(each)["seq"] for each in payloads]
-
-
-def is_late(payload: bytes) -> bool:
-    return bool(orjson.loads(payload).get("late", False))
+from tests.publishing import TOPIC, MemoryStore, Refusing, is_late, link, packet, publishing, seqs
 
 
 def test_what_is_committed_arrives_in_order_and_is_done_with() -> None:
@@ -152,10 +77,10 @@ def test_without_a_good_puback_nothing_is_delivered() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         mine: list[bytes] = []
         got.append(mine)
-        await _packet(reader)
+        await packet(reader)
         writer.write(b"\x20\x06\x00\x00\x03\x21\x00\x05")  # Receive Maximum 5
-        while (packet := await _packet(reader)) is not None:
-            kind, body = packet
+        while (found := await packet(reader)) is not None:
+            kind, body = found
             if kind >> 4 == 3:
                 size = int.from_bytes(body[:2], "big")
                 mine.append(body[2 + size + 3 :])
@@ -174,49 +99,6 @@ def test_without_a_good_puback_nothing_is_delivered() -> None:
         assert seqs(got[1]) == list(range(1, 13)), "what was not acknowledged is sent again, first and in order"
 
     asyncio.run(main())
-
-
-class Refusing:
-    """A broker of MQTT 5 that answers each PUBLISH with a reason code: of its topic and number; None: with nothing."""
-
-    def __init__(self, answer: Callable[[str, int], int | None]) -> None:
-        self.answer = answer
-        self.asked: list[tuple[str, int]] = []
-        self.payloads: list[bytes] = []
-        self.hang_up: Callable[[], None] = lambda: None
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.hang_up = writer.close
-        while (packet := await _packet(reader)) is not None:
-            kind, body = packet
-            if kind >> 4 == 1:
-                writer.write(b"\x20\x03\x00\x00\x00")
-            elif kind >> 4 == 3:
-                length = int.from_bytes(body[:2])
-                topic, mid = body[2 : 2 + length].decode(), body[2 + length : 4 + length]
-                payload = body[5 + length :]
-                seq = orjson.loads(payload).get("seq", 0)
-                self.asked.append((topic, seq))
-                self.payloads.append(payload)
-                reason = self.answer(topic, seq)
-                if reason is not None:
-                    writer.write(b"\x40\x03" + mid + bytes([reason]))
-            elif kind >> 4 == 12:
-                writer.write(b"\xd0\x00")
-
-
-async def _packet(reader: asyncio.StreamReader) -> tuple[int, bytes] | None:
-    try:
-        kind = (await reader.readexactly(1))[0]
-        size = shift = 0
-        while True:
-            byte = (await reader.readexactly(1))[0]
-            size |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return kind, await reader.readexactly(size)
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return None
 
 
 def test_live_messages_do_not_wait_for_the_backlog_and_the_backlog_does_not_starve() -> None:

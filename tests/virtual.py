@@ -1,8 +1,10 @@
 """An event loop whose time is a number: instead of waiting it moves the clock, so that an hour takes milliseconds.
 
-Rule 1: nothing from outside (threads, processes) is waited for. A loop that could only wait for ever is a deadlock: an
-error. Rule 2: with `sockets`, both ends of a real line are in this loop; the kernel has a moment of real time to carry
+Rule 1: nothing from outside (processes) is waited for. A loop that could only wait for ever is a deadlock: an error.
+Rule 2: with `sockets`, both ends of a real line are in this loop; the kernel has a moment of real time to carry
 bytes before the clock moves, so a timeout tells what the peer did and never how busy the machine is.
+Rule 3: what is handed to a thread is done there while the clock stands, and heard of when the clock says so: so nothing
+hangs on which of the two was quicker.
 """
 
 import asyncio
@@ -11,11 +13,14 @@ import select
 import selectors
 import tty
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
+from functools import partial
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
 
+START_US = 1_000_000_000
 CARRY_S = 0.01
 """What loopback sockets and ptys get to bring bytes to their other end; they take microseconds."""
 PING_S = 10.0
@@ -91,10 +96,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     """Starts at 1000 s. now_us: int64 µs, also of `time()`. sockets: both ends of real lines live here (rule 2).
 
     traffic: whoever counts the bytes at both ends may say when none are under way.
+    before_job: called before a thread works, with what it shall do and whether it has a thread of its own; returns after how
+    many µs its end is heard of, or raises what the thread shall raise instead of working.
     """
 
-    def __init__(self, sockets: bool = False) -> None:
-        self.now_us = 1_000_000_000
+    def __init__(self, sockets: bool = False, start_us: int = START_US) -> None:
+        self.now_us = start_us
+        self.before_job: Callable[[Callable[..., Any], bool], int] = lambda _work, _own: 0
         self.sockets = sockets
         self.traffic: Traffic | None = None
         selector = _Jump()
@@ -105,6 +113,21 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self.now_us / 1e6
+
+    def run_in_executor(  # type: ignore[override] # as the loop's own, which is written for type variables
+        self, executor: Executor | None, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
+        heard: asyncio.Future[Any] = self.create_future()
+        took_us = 0
+        done: Callable[[], Any]
+        try:
+            took_us = self.before_job(func, executor is not None)
+            # Of the loop's own threads there are many, and it is all the same which of them it is.
+            done = partial(heard.set_result, func(*args) if executor is None else executor.submit(func, *args).result())
+        except Exception as error:  # noqa: BLE001 - whatever the work raises is for whoever waits for it
+            done = partial(heard.set_exception, error)
+        self.call_later(took_us / 1e6, lambda: heard.done() or done())
+        return heard
 
 
 class VirtualClock:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from edge_agent.config import Config, ConfigError, Loaded
     from edge_agent.load import LineLoad
+    from edge_agent.mqtt import Answer
     from edge_agent.plugins import Plugins
 
 VALID, INVALID = 0, 2
@@ -24,6 +25,12 @@ MAY_BE_SECRET = re.compile(
     r"password|secret|token|passphrase|heartbeat|\b(key|pin|to)\b[\"']?\s*:|://\S*@", re.IGNORECASE
 )
 """Lines that are not shown: an error may stand beside what nobody should see."""
+DELIVERY_NOTES = {
+    "3.1.1": "mqtt.version 3.1.1: a message that the broker refuses looks delivered there (delivery unverified), and is lost "
+    "without a gap record; with a broker of MQTT 5 every refusal is seen",
+    "auto": "mqtt.version auto: with a broker that speaks only 3.1.1, a message that it refuses looks delivered and is lost "
+    'without a gap record; `edge-agent status` then says "delivery unverified", and version: "5" never settles for that',
+}
 RED, BOLD, DIM, PLAIN = "\x1b[31m", "\x1b[1m", "\x1b[2m", "\x1b[0m"
 
 
@@ -36,7 +43,9 @@ def add_check(sub: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     )
     parser.add_argument("config", metavar="CONFIG", type=Path, help="the configuration file")
     parser.add_argument(
-        "--connect", action="store_true", help="also read every signal once, and say which fail and why"
+        "--connect",
+        action="store_true",
+        help="also read every signal once and knock at the brokers, and say what fails and why",
     )
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     parser.set_defaults(run=check)
@@ -89,6 +98,7 @@ def _connect(args: argparse.Namespace, loaded: "Loaded", summary: dict[str, Any]
         _tell_errors(told, as_json=args.json)
         return INVALID
     failing = [row for row in rows if row.verdict == "bad"]
+    brokers = _knock(loaded.config)
     if args.json:
         signals = [
             {
@@ -100,7 +110,18 @@ def _connect(args: argparse.Namespace, loaded: "Loaded", summary: dict[str, Any]
             }
             for row in rows
         ]
-        print(json.dumps({**summary, "ok": not failing, "signals": signals, "faults": faults}, ensure_ascii=False))
+        print(
+            json.dumps(
+                {
+                    **summary,
+                    "ok": not failing,
+                    "signals": signals,
+                    "faults": faults,
+                    "brokers": [asdict(each) for each in brokers],
+                },
+                ensure_ascii=False,
+            )
+        )
     else:
         _print_summary(args.config, summary)
         for connection, fault in faults.items():
@@ -108,10 +129,34 @@ def _connect(args: argparse.Namespace, loaded: "Loaded", summary: dict[str, Any]
         for row in failing:
             why = f": {row.reason}" if row.reason and row.reason not in faults.values() else ""
             print(f"  {row.machine}.{row.signal}: {row.quality}{config.printable(why)}")
+        for broker in brokers:
+            print(f"  broker {broker.url}: {config.printable(_answer(broker))}")
         print(f"{len(rows) - len(failing)} of {_counted(len(rows), 'signals')} can be read")
     if rows and all(row.quality in read.UNREACHED for row in rows):
         return read.UNREACHABLE
     return read.NOT_SO if failing else VALID
+
+
+def _knock(found: "Config") -> "list[Answer]":
+    """What each broker says; it changes no exit status, since the agent measures and keeps without one. Raises SecretError."""
+    import asyncio
+
+    from edge_agent import agent, mqtt
+    from edge_agent.clock import SystemClock
+
+    if found.mqtt is None or found.mqtt.url.startswith("embedded:"):
+        return []
+    return asyncio.run(mqtt.knock(agent.link_of(found, found.mqtt.url), SystemClock()))
+
+
+def _answer(broker: "Answer") -> str:
+    match broker.version:
+        case None:
+            return f"does not take this agent: {broker.reason}"
+        case "5":
+            return "takes this agent, with MQTT 5: every refusal of a message will be seen"
+        case version:
+            return f"takes this agent, with MQTT {version}: a message that it refuses looks delivered (delivery unverified)"
 
 
 def _wrong_use(args: argparse.Namespace, text: str) -> int:
@@ -166,7 +211,7 @@ def _summary(loaded: "Loaded", registry: "Plugins") -> dict[str, Any]:
         "lines": [_line(line) for line in lines],
         "warnings": [*_overloaded(loaded, lines)],
         "for_recordings": found.for_recordings,
-        **({"delivery": "unverified"} if _is_unverified(found) else {}),
+        **_delivery(found),
     }
 
 
@@ -196,8 +241,10 @@ def _overloaded(loaded: "Loaded", lines: "Iterable[LineLoad]") -> Iterable[str]:
             yield str(ConfigError(*loaded.connection_places[name], f"connections.{name}", text=f"warning: {text}"))
 
 
-def _is_unverified(found: "Config") -> bool:
-    return found.mqtt is not None and found.mqtt.version == "3.1.1"
+def _delivery(found: "Config") -> dict[str, str]:
+    """What the broker's acknowledgement will be worth: see docs/mqtt.md."""
+    words = {"3.1.1": "unverified", "auto": "unknown", "5": "verified"}
+    return {"delivery": words[found.mqtt.version]} if found.mqtt is not None else {}
 
 
 def _notes(loaded: "Loaded") -> Iterable[str]:
@@ -210,8 +257,8 @@ def _notes(loaded: "Loaded") -> Iterable[str]:
         path = getattr(tls, key, None)
         if isinstance(path, Path) and not os.access(path, os.R_OK):
             yield f"mqtt.tls.{key}: {path} cannot be read here"
-    if _is_unverified(loaded.config):
-        yield "mqtt.version 3.1.1: a message that the broker refuses looks delivered there (delivery unverified)"
+    if note := DELIVERY_NOTES.get(loaded.config.mqtt.version if loaded.config.mqtt else ""):
+        yield note
 
 
 def _print_summary(path: Path, summary: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """`edge-agent replay`: recorded data through exactly the judge that the daemon runs."""
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
+    from edge_agent.config import Loaded
     from edge_agent.records import Event
+    from edge_agent.replay import Alarm
 
 DONE, WRONG_USE = 0, 2
 ALARMS_HEAD = ("case", "start", "end", "tag", "severity", "kind")
@@ -20,10 +23,16 @@ def add_replay(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None
     parser = subparsers.add_parser(
         "replay",
         help="run recorded data through the judge and show the warnings it would have given",
-        description="Run recorded data (CSV, also gzipped) through exactly the code that the daemon runs.",
+        description="Run recorded data (CSV, also gzipped, or the data folder of an agent, which may be running) through "
+        "exactly the code that the daemon runs.",
     )
     parser.add_argument("config", metavar="CONFIG", type=Path)
-    parser.add_argument("data", metavar="DATA", type=Path, help="a time column and one for each machine.signal")
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        type=Path,
+        help="CSV with a time column and one for each machine.signal, or an agent's data folder",
+    )
     parser.add_argument("--time", metavar="NAME", help="the time column (default: ts, time, datetime or timestamp)")
     parser.add_argument("--sep", default=",", help="the separator, one character, or tab (default: %(default)s)")
     parser.add_argument("--tz", metavar="ZONE", default="UTC", help="of times that name none (default: %(default)s)")
@@ -31,6 +40,11 @@ def add_replay(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--out", metavar="FILE.jsonl", type=Path, help="write every event, one JSON object a line")
     parser.add_argument("--alarms", metavar="FILE.csv", type=Path, help="write one row for each warning")
     parser.add_argument("--json", action="store_true", help="print the events as JSON lines instead of for people")
+    parser.add_argument(
+        "--by-config",
+        action="store_true",
+        help="of an agent's data folder: judge all of it by CONFIG, also what was judged by an earlier configuration",
+    )
     parser.add_argument("--learn-until", metavar="TIME", help=argparse.SUPPRESS)
     parser.set_defaults(run=replay)
 
@@ -53,6 +67,8 @@ def replay(arguments: argparse.Namespace) -> int:
     except config.ConfigErrors as error:
         print(error, file=sys.stderr)
         return WRONG_USE
+    if arguments.data.is_dir():
+        return _of_own_store(arguments, loaded)
     try:
         recording = replay.read_csv(arguments.data, time=arguments.time, sep=sep, zone=zone)
     except replay.RecordingError as error:
@@ -64,13 +80,50 @@ def replay(arguments: argparse.Namespace) -> int:
         return _refused(f"{arguments.data}: has no column of any signal of {arguments.config}")
     plant = compile_plant(fitted, list(plugins.detectors().values()), own=False)
     events = replay.run(plant, replay.frames(plant, recording, columns, arguments.rows or replay.ROWS))
+    return _told(arguments, recording.name, events, fitted.agent.timezone, lambda: len(recording.ts))
+
+
+def _of_own_store(arguments: argparse.Namespace, loaded: "Loaded") -> int:
+    """The agent's own past: as it was then, or all of it by another configuration."""
+    from edge_agent import config, plugins, rejudge, replay
+    from edge_agent.plant import Plant, compile_plant
+    from edge_agent.records import Command
+    from edge_agent.store import configured, past
+
+    detectors, registry = list(plugins.detectors().values()), plugins.installed()
+
+    def compiled(text: str) -> Plant:
+        return compile_plant(config.unpack(text, registry), detectors)
+
     try:
-        _write(arguments, recording.name, events)
-    except OSError as error:
-        return _refused(f"{error.filename or 'the output'}: cannot be written: {error.strerror}")
-    if not arguments.json:
-        _show(events, fitted.agent.timezone, len(recording.ts))
-    return DONE
+        with past.open_past(arguments.data) as found:
+            texts = [configured.text_of(item.what) for item in found.commands() if isinstance(item.what, Command)]
+            texts = [text for text in texts if text]
+            as_then = bool(texts) and texts[-1] == config.pack(loaded.config) and not arguments.by_config
+            if len(set(texts)) > 1:
+                how = "each part by the one of its time (--by-config: all by CONFIG)" if as_then else "all by CONFIG"
+                print(f"note: the past has {len(set(texts))} configurations; it is judged {how}", file=sys.stderr)
+            run = rejudge.Rejudged(
+                compile_plant(loaded.config, detectors),
+                compiled if as_then else None,
+                replay.EPOCH,
+                arguments.rows or replay.ROWS,
+            )
+            status = _told(
+                arguments,
+                arguments.data.name,
+                run.events(found.frames()),
+                loaded.config.agent.timezone,
+                lambda: run.rows,
+            )
+            lost = [f"{found.left_out} damaged rows of the store were left out"] if found.left_out else []
+            for note in (*loaded.notes, *run.notes, *lost):
+                print(f"note: {note}", file=sys.stderr)
+            if not run.rows:
+                return _refused(f"{arguments.data}: holds no readings yet")
+            return status
+    except past.UNREADABLE as error:
+        return _refused(past.words_of(error, arguments.data))
 
 
 def _wrong_use(arguments: argparse.Namespace) -> str | None:
@@ -81,8 +134,8 @@ def _wrong_use(arguments: argparse.Namespace) -> str | None:
         return f"--rows {arguments.rows}: at least 1"
     if arguments.sep not in ("tab", "\\t") and len(arguments.sep) != 1:
         return f"--sep {arguments.sep!r}: one character, or tab"
-    if arguments.data.suffix in (".parquet", ".pq") or arguments.data.is_dir():
-        return f"{arguments.data}: only CSV can be read; Parquet and the agent's own history are not available yet"
+    if arguments.data.suffix in (".parquet", ".pq"):
+        return f"{arguments.data}: only CSV and the data folder of an agent can be read; Parquet is not available yet"
     if (taken := _taken_twice(arguments)) is not None:
         return f"{taken}: would be overwritten; write to another file"
     return None
@@ -104,41 +157,68 @@ def _refused(text: str) -> int:
     return WRONG_USE
 
 
-def _write(arguments: argparse.Namespace, case: str, events: "Sequence[Event]") -> None:
+def _told(
+    arguments: argparse.Namespace, case: str, events: "Iterable[Event]", zone: str, rows: "Callable[[], int]"
+) -> int:
+    """Write and show what was found, event by event. rows: how many were judged, once all is."""
     from edge_agent import replay
     from edge_agent.messages import topics as messages
 
-    lines = [messages.warning(dataclasses.replace(e, epoch=replay.EPOCH, seq=seq)) for seq, e in enumerate(events, 1)]
-    if arguments.out:
-        arguments.out.write_bytes(b"".join(line + b"\n" for line in lines))
-    if arguments.json:
-        for line in lines:
-            print(line.decode())
-    if arguments.alarms:
-        import csv
+    alarms, show = replay.Alarms(), _Shown(zone)
+    try:
+        with contextlib.ExitStack() as stack:
+            out = stack.enter_context(arguments.out.open("wb")) if arguments.out else None
+            for seq, event in enumerate(events, 1):
+                alarms.take(event)
+                line = messages.warning(dataclasses.replace(event, epoch=replay.EPOCH, seq=seq))
+                if out is not None:
+                    out.write(line + b"\n")
+                if arguments.json:
+                    print(line.decode())
+                else:
+                    show.event(event)
+        if arguments.alarms:
+            _write_alarms(arguments.alarms, case, alarms.found)
+    except OSError as error:
+        return _refused(f"{error.filename or 'the output'}: cannot be written: {error.strerror}")
+    if not arguments.json:
+        show.end(alarms.found, rows())
+    return DONE
 
-        with arguments.alarms.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(ALARMS_HEAD)
-            for alarm in replay.alarms(events):
-                end = "" if alarm.end is None else messages.to_utc(alarm.end)
-                writer.writerow([case, messages.to_utc(alarm.start), end, alarm.tag, alarm.severity, alarm.kind])
+
+def _write_alarms(path: Path, case: str, alarms: "Sequence[Alarm]") -> None:
+    import csv
+
+    from edge_agent.messages import topics as messages
+
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(ALARMS_HEAD)
+        for alarm in alarms:
+            end = "" if alarm.end is None else messages.to_utc(alarm.end)
+            writer.writerow([case, messages.to_utc(alarm.start), end, alarm.tag, alarm.severity, alarm.kind])
 
 
-def _show(events: "Sequence[Event]", zone: str, rows: int) -> None:
-    from datetime import UTC, datetime, timedelta
-    from zoneinfo import ZoneInfo
+class _Shown:
+    """Events for people, as they come."""
 
-    from edge_agent import replay
+    def __init__(self, zone: str) -> None:
+        from zoneinfo import ZoneInfo
 
-    here = ZoneInfo(zone)
-    if events:
-        print(f"times are in {zone}")
-    for event in events:
-        when = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=event.ts)).astimezone(here)
+        self._zone, self._here, self._begun = zone, ZoneInfo(zone), False
+
+    def event(self, event: "Event") -> None:
+        from datetime import UTC, datetime, timedelta
+
+        if not self._begun:
+            print(f"times are in {self._zone}")
+            self._begun = True
+        when = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=event.ts)).astimezone(self._here)
         place = f"{event.machine}.{event.signal}"
         print(f"{when:%Y-%m-%d %H:%M:%S}  {event.event:12} {event.severity:8} {place:32} {event.message}")
-    found = replay.alarms(events)
-    standing = sum(alarm.end is None for alarm in found)
-    counted = "1 warning" if len(found) == 1 else f"{len(found)} warnings"
-    print(f"{rows} rows: {counted}, {standing} of them standing at the end")
+
+    @staticmethod
+    def end(alarms: "Sequence[Alarm]", rows: int) -> None:
+        standing = sum(alarm.end is None for alarm in alarms)
+        counted = "1 warning" if len(alarms) == 1 else f"{len(alarms)} warnings"
+        print(f"{rows} rows: {counted}, {standing} of them standing at the end")

@@ -51,11 +51,14 @@ class MqttConfig:
 
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
-    """What is kept on disk. max_size: bytes."""
+    """What is kept on disk. max_size, history_max_size: bytes."""
 
     max_size: int
     max_age_us: int
     commit_every_us: int
+    # What an earlier release has kept of a configuration does not know of these.
+    history_keep_us: int = 400 * 86_400_000_000
+    history_max_size: int = 10 * 10**9
 
 
 @dataclass(frozen=True, slots=True)

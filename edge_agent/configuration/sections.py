@@ -59,7 +59,13 @@ def resolved(report: Report, root: Table, registry: plugins.Plugins) -> Config |
     return Config(
         agent=agent,
         mqtt=mqtt,
-        store=StoreConfig(store.buffer.max_size, store.buffer.max_age, store.commit_every),
+        store=StoreConfig(
+            store.buffer.max_size,
+            store.buffer.max_age,
+            store.commit_every,
+            store.history.keep,
+            store.history.max_size,
+        ),
         web=web,
         connections=lines.found,
         machines={name: machine for name, machine in found.items() if machine is not None},

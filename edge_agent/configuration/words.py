@@ -70,6 +70,18 @@ def _size(value: Any) -> int:
 Size = Annotated[int, BeforeValidator(_size), WithJsonSchema({"type": "string", "pattern": f"^{SIZE}$"})]
 
 
+def _history_size(value: Any) -> int:
+    size = _size(value)
+    if size < HISTORY_MIN:
+        raise refused("the size is out of range", "10MB to 100TB")
+    return size
+
+
+HISTORY_MIN = 10 * 10**6
+"""bytes: less holds no hour of a plant."""
+HistorySize = Annotated[int, BeforeValidator(_history_size), WithJsonSchema({"type": "string", "pattern": f"^{SIZE}$"})]
+
+
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise refused("is no number", "a number")
@@ -436,8 +448,13 @@ class HistoryFile(_Part):
 
     keep: Age = Field(
         duration_us("400d"),
-        description="how long (another value is not available yet)",
-        json_schema_extra={"default": "400d", "x-off": ["400d"]},
+        description="how long; the oldest go first",
+        json_schema_extra={"default": "400d"},
+    )
+    max_size: HistorySize = Field(
+        10 * 10**9,
+        description="bytes of history.db at most, 10MB or more; when they are taken, the oldest go before they are that old",
+        json_schema_extra={"default": "10GB"},
     )
     export: Text | None = later(None, "a folder or fsspec URL for daily Parquet files", off=(None,))
 

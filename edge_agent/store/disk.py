@@ -73,8 +73,10 @@ KEYS = {
     "meta": "id", "layouts": "id", "batches": "id", "notices": "seq", "snapshot": "id", "config": "id", "done": "first",
 }  # fmt: skip
 SMALL = ("meta", "layouts", "snapshot", "config")
-CONFIG, LEFTOVERS, DEVICES = 1, 2, 3
-"""Rows of `config`: the last good configuration, topics still to be cleared at the broker, what devices have taught."""
+CONFIG, LEFTOVERS, DEVICES, LIFE, MISSED, STAMPS, HANDED = 1, 2, 3, 4, 5, 8, 9
+"""Rows of `config`: the last good configuration, topics still to be cleared at the broker, what devices have taught, the
+clocks of the run that wrote last, the missed beats that it had not told of, and of a clock that was not set (`stamps`) its
+spans and what left with their stamps."""
 JUDGED_WITH, COUNTED = 6, 7
 """Rows of `config` too: the configuration that belongs to the snapshot, and what was counted with it (Counted)."""
 MARKED_MAX = 24
@@ -458,9 +460,14 @@ def write_marker(folder: Path, state: State) -> None:
         text = _state_text(State(state.epoch, state.last_seq, delivered=state.delivered[:kept])).encode()
     line = b"%08x %s" % (zlib.crc32(text), text)
     try:
+        fresh = not (folder / MARKER).exists()
         descriptor = os.open(folder / MARKER, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.pwrite(descriptor, line.ljust(MARKER_BYTES - 1) + b"\n", 0)
+            if fresh:
+                # Once on the disk, a power cut leaves it as it was before or after; one that is gone would cost the epoch.
+                os.fsync(descriptor)
+                sync(folder)
         finally:
             os.close(descriptor)
     except OSError as error:

@@ -25,10 +25,11 @@ import structlog
 
 from edge_agent.contract import SECOND_US, Clock
 from edge_agent.messages import topics as messages
-from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Layout
+from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Layout, Span
 from edge_agent.store import disk, rows
 from edge_agent.store.ranges import Intervals
 from edge_agent.store.rows import Kept
+from edge_agent.store.stamps import Stamps
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +54,9 @@ REOPENED_AFTER = 4
 """Commits that failed one after the other, after which the file is opened anew."""
 AGE_LOOK_EVERY = 60
 """Commits between two looks for readings that are too old."""
+MOVE_BYTES = 8_000_000
+"""bytes of readings after which the history should take what is new; earlier where the buffer is small."""
+NOTICES_A_MOVE = 2_000
 NEAR_US = 400 * 86_400 * SECOND_US
 DROP_SHARE = 20
 """A twentieth of the limit goes at once, so that a long outage is a gap now and then and not one a second."""
@@ -70,6 +74,9 @@ class Committed:
     _kept: Kept | None = None
     _row: int = 0
     _bytes: bytes = b""
+    _stamps: Stamps | None = None
+    _since_us: int | None = None
+    """Monotonic µs when it was closed."""
 
     @property
     def topic(self) -> str:
@@ -81,13 +88,33 @@ class Committed:
         """Of a past that was not judged: late whenever it is sent."""
         return self._kept is not None and self._kept.judged.frame.late
 
+    def waited_us(self, clock: Clock) -> int:
+        """How long ago it was closed; by the monotonic clock, since a wall clock that steps makes nothing older."""
+        if self._since_us is None:
+            return clock.wall_us() - self.closed_us
+        return clock.monotonic_us() - self._since_us
+
+    @property
+    def ready(self) -> bool:
+        """Whether its bytes are settled. Where the clock was not set a commit must come first, which is asked for here."""
+        number = self._unset
+        return not number or self._stamps is None or self._stamps.ready(number, self.seq)
+
+    @property
+    def _unset(self) -> int:
+        """The span of a clock that was not set, in which it was stamped; 0: none."""
+        if self._kept is not None:
+            return self._kept.judged.frame.unset
+        span = self._stamps.span_of(self.seq) if self._stamps is not None and self._stamps.spans else None
+        return span.number if span is not None else 0
+
     def payload(self, late: bool) -> bytes:
-        """The message, encoded when it is wanted; always the same bytes but for `late`."""
+        """The message, encoded when it is wanted; once it is `ready` always the same bytes but for `late`."""
         if self._kept is None:
-            plain = self._bytes
+            plain = self._bytes if self._stamps is None else self._stamps.right_notice(self._bytes, self.seq)
         else:
             judged, row = self._kept.judged, self._row
-            frame = judged.frame
+            frame = judged.frame if self._stamps is None else self._stamps.right(judged.frame, self.seq)
             plain = messages.measurement(
                 self._epoch,
                 self.seq,
@@ -113,11 +140,22 @@ class Page(NamedTuple):
     reached: int
 
 
+class Moving(NamedTuple):
+    """What the history has not yet. batches, notices: rows of their tables. more: there is still more."""
+
+    batches: list[tuple[Any, ...]]
+    notices: list[tuple[Any, ...]]
+    layouts: dict[int, Layout]
+    more: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Recovery:
     """What the last run left. items: frames and commands since the snapshot, in order.
 
     numbers: (epoch, seq) of the last event of each warning that was told since the snapshot, by its id.
+    epoch: under which the items were judged (the ids of warnings have it in them); another than the store's where that
+    is an older copy, or one that was restored.
     """
 
     snapshot: bytes | None
@@ -126,6 +164,7 @@ class Recovery:
     numbers: dict[str, tuple[str, int]]
     last_wall_us: int | None
     last_t_us: int | None
+    epoch: str = ""
 
 
 @dataclass(slots=True)
@@ -145,6 +184,8 @@ class _Batch:
     messages: int = 0
     t_us: int | None = None
     wall_us: int | None = None
+    closed_us: int = 0
+    """Monotonic."""
     drop_to: int = 0
     written: bool = False
 
@@ -152,8 +193,8 @@ class _Batch:
 class Store:
     """The journal of one agent. `put` and all else belong to the loop's thread; commits happen in one of their own."""
 
-    def __init__(self, folder: Path, clock: Clock, opened: disk.Opened) -> None:
-        self._folder, self._clock, self._db = folder, clock, opened.db
+    def __init__(self, folder: Path, clock: Clock, opened: disk.Opened, boot: str = "") -> None:
+        self._folder, self._clock = folder, clock
         self._homeless = bool(opened.fault)
         """The disk has not let us open the file: `_db` is in memory, and nothing is committed."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
@@ -167,28 +208,20 @@ class Store:
         self._done = Intervals(opened.state.delivered)
         self._done_changed = self._done_soon = False
         """Something was delivered; and something was given up, which goes with the gap that tells of it."""
-        self._done_waits = self._failures = self._log_bytes = 0
-        """Commits since what is delivered was written; failed ones since one succeeded; bytes in the file's log, about."""
+        self._done_waits = self._failures = 0
+        """Commits since what is delivered was written; failed ones since one succeeded."""
         self._layouts: dict[str, tuple[int, Layout]] = {}
         self._use_known(opened.layouts)
         self._batch_at_start = self._last_batch
         self._config, self._texts = opened.config, dict(opened.texts)
         self._judged_with_found, _ = (self._texts.pop(row, None) for row in (disk.JUDGED_WITH, disk.COUNTED))
-        # The commit thread's: numbers of the layouts that the file has, and how far the last snapshot reaches.
-        self._written_layouts = set(opened.layouts)
-        self._snapshot_seq = self._pruned_to = 0
-        """Both are read of the file in _begin_reading."""
-        self._judged_with: str | None = None
-        self._unsynced = self._stale = False
-        """The disk has failed to sync the file: it is copied into a new one before anything else is written."""
-        self._doubt: sqlite3.Error | None = None
+        self._begin_writing(opened)
         self._open = _Batch()
         self._sealed: list[_Batch] = []
-        self._writing = 0
-        """How many of them are being written."""
-        self._waiting_bytes = 0
+        self._writing = self._waiting_bytes = 0
+        """How many of them are being written; the memory of all."""
         self._lost_rows, self._lost_from, self._lost_to = 0, 0, 0
-        self._wake = asyncio.Event()
+        self._wake, self.move_soon = asyncio.Event(), asyncio.Event()
         self._stopping = False
         self._broken: str | None = None
         self.fault: str | None = opened.fault or None
@@ -199,13 +232,31 @@ class Store:
         that the events since the start have now, by the id of their warning."""
         self.max_size, self.max_age_us, self.commit_every_us = 2_000_000_000, 14 * 86_400 * SECOND_US, SECOND_US
         self.on_committed: list[Callable[[Sequence[Committed]], None]] = []
-        self.commits = 0
+        self._unmoved_bytes = self.commits = 0
         self._cache: tuple[int, list[Committed]] | None = None
+        self._moved: tuple[int, int] | None = None
+        """How far the history has come: (batch, seq). None: there is no history, and nothing waits for it."""
+        self.stamps, self._settled = Stamps(boot), Stamps(boot)
+        """What is known of a clock that was not set; and what of that is on disk, which alone decides what leaves."""
+        self._steps: list[tuple[int, int]] = []
+        """Of the wall clock in this run: the number that was next, and by how much (µs) it stepped."""
+        self._load_stamps()
         if self._homeless:
             log.error("store_not_opened", fault=opened.fault)
         self._begin_reading(opened)
         if opened.gap is not None:
             self.put((), gaps=[opened.gap])
+
+    def _begin_writing(self, opened: disk.Opened) -> None:
+        """What the commit thread knows of its file."""
+        self._db = opened.db
+        self._written_layouts = set(opened.layouts)
+        self._snapshot_seq = self._pruned_to = self._log_bytes = 0
+        """The first two are read of the file in `_begin_reading`; the bytes in its log, about."""
+        self._judged_with: str | None = None
+        self._unsynced = self._stale = False
+        """The disk has failed to sync the file, which is copied before anything is written; its connection has failed."""
+        self._doubt: sqlite3.Error | None = None
 
     def _begin_reading(self, opened: disk.Opened) -> None:
         assert opened.reader is not None
@@ -268,18 +319,21 @@ class Store:
         self._open.items += commands
         numbered = [replace(event, epoch=self.epoch, seq=self._number(1)) for event in events]
         for event in numbered:
-            self._put_notice(Committed(event.seq, event.machine, "warnings", wall, _bytes=messages.warning(event)))
+            self._put_notice(event.seq, event.machine, "warnings", wall, messages.warning(event))
         for gap in gaps:
             seq = self._number(1)
-            self._put_notice(Committed(seq, None, "gaps", wall, _bytes=messages.gap(self.epoch, seq, gap)))
+            self._put_notice(seq, None, "gaps", wall, messages.gap(self.epoch, seq, gap))
         if events or commands or gaps:
             self._wake.set()
         return numbered
 
-    def _put_notice(self, notice: Committed) -> None:
+    def _put_notice(self, seq: int, machine: str | None, kind: str, wall: int, payload: bytes) -> None:
         """Warnings and gaps are never dropped; what they take, readings have to yield."""
-        self._open.notices.append(notice)
-        size = len(notice._bytes) + NOTICE_OVERHEAD  # noqa: SLF001 - our own noun
+        now = self._clock.monotonic_us()
+        self._open.notices.append(
+            Committed(seq, machine, kind, wall, _bytes=payload, _stamps=self._settled, _since_us=now)
+        )
+        size = len(payload) + NOTICE_OVERHEAD
         self._open.size += size
         self._waiting_bytes += size
 
@@ -335,10 +389,103 @@ class Store:
             return
         self._open = _Batch()
         batch.seq_to = self._next - 1
-        batch.t_us, batch.wall_us = self._t, self._wall
+        batch.t_us, batch.wall_us, batch.closed_us = self._t, self._wall, self._clock.monotonic_us()
         if batch.items:
             batch.number = self._last_batch = self._last_batch + 1
         self._sealed.append(batch)
+
+    # --- a clock that nobody has set ----------------------------------------------------------------------------------
+
+    def _load_stamps(self) -> None:
+        """What the last run knew. A span that went on then ended with it, whatever the clock shows now."""
+        self._settled.ask = self._hand_over
+        self._stamps_on_disk = {row: self._texts.get(row, "") for row in (disk.STAMPS, disk.HANDED)}
+        kept = self._stamps_on_disk.values()
+        for each in (self.stamps, self._settled):
+            with contextlib.suppress(*rows.UNREADABLE):
+                each.take(*kept)
+        if self.stamps.open is not None:
+            self.stamps.end(self._wall or 0, self._next - 1)
+            self._keep_stamps()
+
+    def _keep_stamps(self) -> None:
+        self.save_text(disk.STAMPS, self.stamps.text())
+        self.save_text(disk.HANDED, self.stamps.handed_text())
+
+    @property
+    def floor_us(self) -> int | None:
+        """The last time (UTC µs) that a set clock has shown: one that shows less is not set. None: nobody knows."""
+        known = (self.stamps.floor_us, None if self.last_in_doubt else self._wall)
+        return max((us for us in known if us is not None), default=None)
+
+    @property
+    def last_in_doubt(self) -> Span | None:
+        """The span of a clock that was not set with which the last run ended; None: its clock was set then."""
+        last = next(reversed(self.stamps.spans.values()), None)
+        return last if last is not None and last.by_us is None and last.to_seq == self.last_committed else None
+
+    def begin_unset(self, base_us: int, floor_us: int | None) -> int:
+        """Nobody has set the clock: frames have the number that is returned from now on. base_us: wall minus monotonic.
+
+        floor_us: the last time that a set clock has shown, None: unknown.
+        """
+        self.stamps.floor_us = floor_us
+        span = self.stamps.begin(base_us, self._clock.wall_us(), self._t or 0, self._next)
+        self._keep_stamps()
+        log.warning("clock_not_set", shows=messages.to_utc(span.from_us), span=span.number)
+        return span.number
+
+    def end_unset(self, was_us: int) -> None:
+        """That span is over. was_us: what its clock showed last."""
+        self.stamps.end(was_us, self._next - 1)
+        self._keep_stamps()
+
+    def put_right(self, base_us: int, floor_us: int) -> list[Span]:
+        """The clock is set, and this is wall minus monotonic: what waits leaves with the right stamps. The spans put right."""
+        found = self.stamps.put_right(base_us)
+        self.stamps.floor_us = floor_us
+        self._keep_stamps()
+        for span in found:
+            log.info("stamps_put_right", span=span.number, by_s=round((span.by_us or 0) / SECOND_US, 3))
+        return found
+
+    def _hand_over(self, seq: int) -> None:
+        """A message would leave whose stamp could still be put right: from the next commit on it is as it is."""
+        if seq not in self.stamps.handed:
+            self.stamps.hand_over(seq, self.last_committed)
+            self.save_text(disk.HANDED, self.stamps.handed_text())
+
+    def _settle_stamps(self, batches: Sequence[_Batch]) -> bool:
+        """Take over what these have written of stamps; whether they have."""
+        kept = {row: text for batch in batches for row, text in batch.texts.items() if row in self._stamps_on_disk}
+        if kept:
+            self._stamps_on_disk |= kept
+            self._settled.take(*self._stamps_on_disk.values())
+        return bool(kept)
+
+    def stepped(self, by_us: int, base_us: int) -> None:
+        """The wall clock has stepped: what waits has waited as long as before. base_us: wall minus monotonic now."""
+        self._steps.append((self._next, by_us))
+        self.note_base(base_us)
+
+    def note_base(self, base_us: int) -> int:
+        """See Stamps.note_base; kept with the next commit. Called at start too: the last run may have ended before a step."""
+        by = self.stamps.note_base(base_us)
+        self._keep_stamps()
+        return by
+
+    def _closed_us(self, seq: int, closed: int) -> int:
+        """A stamp of the store's own, as the wall clock of now would have given it."""
+        now = self._clock.wall_us()
+        for next_seq, by in self._steps:
+            # One that lies in the future then was given under yet another clock.
+            if seq < next_seq and closed + by <= now:
+                closed += by
+        return closed
+
+    def _since_us(self, seq: int, closed: int) -> int:
+        """The same as monotonic µs."""
+        return self._clock.monotonic_us() - max(0, self._clock.wall_us() - self._closed_us(seq, closed))
 
     def delivered(self, seqs: Iterable[int]) -> None:
         """The broker has these; remembered with the next commit."""
@@ -346,6 +493,22 @@ class Store:
             if 1 <= seq <= self.last_committed:
                 self.pending_count -= self._done.add(seq)
                 self._done_changed = True
+
+    def keep_for_history(self) -> None:
+        """From now on nothing that was delivered goes before the history has it."""
+        self._moved = self._moved or (0, 0)
+
+    def moved(self, batch: int, seq: int) -> None:
+        """The history has on disk all batches and notices up to these."""
+        self._moved = (batch, seq)
+
+    async def to_move(self, batch: int, seq: int, most: int = MOVE_BYTES) -> Moving:
+        """What follows on this batch and this number, about so many bytes. Raises one of disk.FAULTS."""
+        self.move_soon.clear()
+        self._unmoved_bytes = 0
+        loop = asyncio.get_running_loop()
+        # In the commit thread: nothing is read while a damaged file is put aside.
+        return await loop.run_in_executor(self._thread, self._to_move, batch, seq, most, dict(self._known))
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
@@ -448,6 +611,9 @@ class Store:
     def _committed(self, batches: Sequence[_Batch], state: disk.State, grown: int) -> None:
         del self._sealed[: len(batches)]
         self._bytes += grown
+        self._unmoved_bytes += sum(batch.size for batch in batches)
+        if self._unmoved_bytes >= min(MOVE_BYTES, self.max_size // 4):
+            self.move_soon.set()
         self._waiting_bytes -= sum(batch.size for batch in batches)
         self.commits += 1
         told = [each for batch in batches for each in self._messages(batch)]
@@ -461,7 +627,7 @@ class Store:
                 self._tell_lost(GapCause.DISK_FULL)
         if self._sealed:
             self._wake.set()
-        if told:
+        if self._settle_stamps(batches) or told:
             for listener in list(self.on_committed):
                 listener(told)
 
@@ -470,7 +636,7 @@ class Store:
         found = list(batch.notices)
         for item in batch.items:
             if not isinstance(item, Command):
-                found += _told(self.epoch, item, batch.wall_us or 0)
+                found += self._told(self.epoch, item, batch.wall_us or 0, batch.closed_us)
         return sorted(found, key=lambda each: each.seq)
 
     def _failed(self, error: Exception) -> None:
@@ -497,8 +663,8 @@ class Store:
         loop = asyncio.get_running_loop()
         opened = await loop.run_in_executor(self._thread, self._reopened)
         self._reader.close()
-        self._homeless, self._db = False, opened.db
-        self._written_layouts = set(opened.layouts)
+        self._homeless = False
+        self._begin_writing(opened)
         numbers = self._follow(opened)
         self._begin_reading(opened)
         if opened.gap is not None:
@@ -520,8 +686,15 @@ class Store:
         self._use_known(opened.layouts)
         self.use_layouts([layout for _, layout in self._layouts.values()])
         ours = (disk.JUDGED_WITH, disk.COUNTED)
-        found = {row: text for row, text in opened.texts.items() if row not in ours}
-        self._config, self._texts = self._config or opened.config, {**found, **self._texts}
+        texts = {row: text for row, text in opened.texts.items() if row not in ours}
+        self._config, self._texts = self._config or opened.config, {**texts, **self._texts}
+        self._stamps_on_disk = {row: opened.texts.get(row, "") for row in (disk.STAMPS, disk.HANDED)}
+        with contextlib.suppress(*rows.UNREADABLE):
+            self._settled.take(*self._stamps_on_disk.values())
+            found = Stamps(self.stamps.boot)
+            found.take(*self._stamps_on_disk.values())
+            self.stamps.follow(found, state.last_wall or 0, state.last_seq, seqs)
+        self._keep_stamps()
         numbers: dict[str, tuple[str, int]] = {}
         for batch in (*self._sealed, self._open):
             batch.number += batches if batch.number else 0
@@ -549,7 +722,7 @@ class Store:
             self._done.add(first, last)
         self._done = Intervals(self._done.ranges())  # all of it is to be written
         self._done_changed, self._done_soon, self._broken = True, True, None
-        self._unsynced = self._stale = False
+        self._begin_writing(opened)
         self._begin_reading(opened)
         self._open.config, self._open.texts = self._config, dict(self._texts)
         if opened.gap is not None:
@@ -560,15 +733,12 @@ class Store:
         if self._stale and not self._unsynced:
             opened = disk.open_file(self._folder, self._clock.wall_us())
             if (opened.state.epoch, opened.gap) == (state.epoch, None):
-                self._db = opened.db
                 return opened
             opened.db.close()
+            assert opened.reader is not None
+            opened.reader.close()
         opened = disk.rebuilt(self._folder, self._clock.wall_us(), reason, state, unsynced=self._unsynced)
-        opened = disk.with_reader(self._folder, opened)
-        self._db = opened.db
-        self._judged_with, self._log_bytes = None, 0
-        self._written_layouts = set(opened.layouts)
-        return opened
+        return disk.with_reader(self._folder, opened)
 
     async def _drop_over_limit(self) -> None:
         """The oldest readings that wait for the broker yield when they are too many or too old."""
@@ -623,6 +793,18 @@ class Store:
                 if done.count(first, end) <= end - first:
                     ts_from, ts_to = ts_from or from_ts, to_ts
         return (last, seq_to, ts_from, ts_to) if last else None
+
+    def _to_move(self, batch: int, seq: int, most: int, layouts: dict[int, Layout]) -> Moving:
+        batches, size = [], 0
+        for row in self._db.execute("SELECT * FROM batches WHERE id > ? ORDER BY id", (batch,)):
+            batches.append(row)
+            size += len(row[9] or b"")
+            if size >= most:
+                break
+        notices = self._db.execute(
+            "SELECT * FROM notices WHERE seq > ? ORDER BY seq LIMIT ?", (seq, NOTICES_A_MOVE)
+        ).fetchall()
+        return Moving(batches, notices, layouts, size >= most or len(notices) == NOTICES_A_MOVE)
 
     def _agent_time(self, number: int) -> int:
         """The agent's clock at the last row of a batch; 0 where that cannot be read."""
@@ -720,29 +902,35 @@ class Store:
         return int(row[0]) if row else 0
 
     def _prune(self, drop_to: int, done: "_Done | None") -> int:
-        """Delete what was delivered and is covered by a snapshot, and what had to yield. Returns the bytes freed."""
+        """Delete what was delivered, is covered by a snapshot and lies in the history, and what had to yield.
+
+        Returns the bytes freed.
+        """
         db, snapshot = self._db, self._snapshot_batch()
+        told = self._snapshot_seq
+        if self._moved is not None:
+            snapshot, told = min(snapshot, self._moved[0]), min(told, self._moved[1])
         freed = 0
         for first, last in done.changes.items() if done is not None else ():
             if last is not None:
                 # The numbers of events since the snapshot are needed when the journal is judged again.
-                db.execute("DELETE FROM notices WHERE seq BETWEEN ? AND ?", (first, min(last, self._snapshot_seq)))
+                db.execute("DELETE FROM notices WHERE seq BETWEEN ? AND ?", (first, min(last, told)))
                 freed += _deleted(
                     db,
                     "id BETWEEN ? AND ? AND messages > 0 AND seq_from >= ? AND seq_to <= ?",
                     (_first_beyond(db, first - 1), min(snapshot, _first_beyond(db, last)), first, last),
                 )
         if done is not None and done.whole is not None:
-            freed += self._prune_covered(snapshot, done.whole)
+            freed += self._prune_covered(snapshot, told, done.whole)
         if drop_to:
             freed += _deleted(db, "id <= ?", (drop_to,))
         return freed
 
-    def _prune_covered(self, snapshot: int, done: Intervals) -> int:
+    def _prune_covered(self, snapshot: int, told: int, done: Intervals) -> int:
         """What was delivered before this snapshot covered it."""
         db, freed = self._db, 0
-        told = db.execute("SELECT seq FROM notices WHERE seq <= ?", (self._snapshot_seq,)).fetchall()
-        db.executemany("DELETE FROM notices WHERE seq = ?", [(seq,) for (seq,) in told if seq in done])
+        notices = db.execute("SELECT seq FROM notices WHERE seq <= ?", (told,)).fetchall()
+        db.executemany("DELETE FROM notices WHERE seq = ?", [(seq,) for (seq,) in notices if seq in done])
         found = db.execute(
             "SELECT id, seq_from, seq_to, messages FROM batches WHERE id > ? AND id <= ?", (self._pruned_to, snapshot)
         )
@@ -788,7 +976,8 @@ class Store:
                 damaged.append(row)
                 continue
             seq, machine, kind, closed, payload, _ = row
-            found.append(Committed(seq, machine, kind, closed, _bytes=payload))
+            since = self._since_us(seq, closed)
+            found.append(Committed(seq, machine, kind, closed, _bytes=payload, _stamps=self._settled, _since_us=since))
             if len(found) >= limit:
                 break
         for seq, _, _, closed, *_ in damaged:
@@ -817,9 +1006,20 @@ class Store:
         if self._cache is not None and self._cache[0] == number:
             return self._cache[1]
         epoch, closed, items = self._batch(number)
-        told = [each for item in items if isinstance(item, Kept) for each in _told(epoch, item, closed)]
+        told = [each for item in items if isinstance(item, Kept) for each in self._told(epoch, item, closed)]
         self._cache = (number, told)
         return told
+
+    def _told(self, epoch: str, kept: Kept, closed: int, since_us: int | None = None) -> Iterator[Committed]:
+        """The messages of a frame. since_us: monotonic µs when they were closed, None: by the wall clock's `closed`."""
+        machine, seqs = kept.layout.machine, kept.seqs.tolist()
+        if since_us is None:
+            since_us = self._since_us(max(seqs, default=0), closed)
+        for row, seq in enumerate(seqs):
+            if seq:
+                yield Committed(
+                    seq, machine, "measurements", closed, epoch, kept, row, _stamps=self._settled, _since_us=since_us
+                )
 
     def _batch(self, number: int) -> tuple[str, int, list[Kept | Command]]:
         """(epoch, closed, items) of one batch; a damaged one is told as a gap and left out."""
@@ -884,7 +1084,8 @@ class Store:
         return min((closed for closed in firsts if closed is not None), default=None)
 
     def _first_due(self, found: Iterable[tuple[int, int, int]]) -> int | None:
-        return next((closed for first, last, closed in found if self._done.count(first, last) <= last - first), None)
+        due = ((last, closed) for first, last, closed in found if self._done.count(first, last) <= last - first)
+        return next((self._closed_us(last, closed) for last, closed in due), None)
 
     @property
     def waiting_mb(self) -> float:
@@ -921,7 +1122,18 @@ class Store:
             row = (1, 0, None, None, 0)
         # A release before the second format has kept the configuration in the snapshot's own row.
         text = row[3] if row[3] != "" else self._judged_with_found
-        return Recovery(row[2], text, self._since(row[1]), self._numbers(), wall, t)
+        return Recovery(row[2], text, self._since(row[1]), self._numbers(), wall, t, self._judged_under(row[1]))
+
+    def _judged_under(self, batch: int) -> str:
+        """The epoch of what lies behind this batch: one, since a store that begins another takes a snapshot first."""
+        try:
+            found = self._reader.execute(
+                "SELECT epoch FROM batches WHERE id > ? ORDER BY id LIMIT 1", (batch,)
+            ).fetchone()
+        except disk.FAULTS as error:
+            self._unreadable(error)
+            found = None
+        return str(found[0]) if found and found[0] else self.epoch
 
     def _numbers(self) -> dict[str, tuple[str, int]]:
         found: dict[str, tuple[str, int]] = {}
@@ -956,11 +1168,15 @@ class Store:
             self._config = self._open.config = (text, sha)
             self._wake.set()
 
-    def save_text(self, row: int, text: str) -> None:
-        """Keep a small text, in words of the caller's, with the next commit. row: disk.LEFTOVERS or disk.DEVICES."""
+    def save_text(self, row: int, text: str, *, soon: bool = True) -> None:
+        """Keep a small text, in words of the caller's, in the transaction of what was put last. row: of disk's table `config`.
+
+        soon: at once; else when the next commit is due.
+        """
         if self._texts.get(row, "") != text:
             self._texts[row] = self._open.texts[row] = text
-            self._wake.set()
+            if soon:
+                self._wake.set()
 
     def load_text(self, row: int) -> str:
         """'' when none was kept."""
@@ -994,13 +1210,6 @@ class _Done(NamedTuple):
 
     changes: dict[int, int | None]
     whole: Intervals | None
-
-
-def _told(epoch: str, kept: Kept, closed: int) -> Iterator[Committed]:
-    machine = kept.layout.machine
-    for row, seq in enumerate(kept.seqs.tolist()):
-        if seq:
-            yield Committed(seq, machine, "measurements", closed, epoch, kept, row)
 
 
 def _near(ts: Any, sane: int) -> int:
@@ -1038,12 +1247,13 @@ def _deleted(db: sqlite3.Connection, where: str, values: tuple[int, ...]) -> int
 
 
 @contextmanager
-def open_store(folder: Path, clock: Clock, progress: disk.Progress = lambda: None) -> Iterator[Store]:
+def open_store(folder: Path, clock: Clock, progress: disk.Progress = lambda: None, boot: str = "") -> Iterator[Store]:
     """The store in this folder. One that cannot be read is moved aside, what can be saved of it is kept, the rest is told.
 
-    progress: called while that takes long. A disk that refuses now (full, read-only, failing) is asked again while `run`
-    runs. Raises OSError only where a person has to mend something first: see disk.never.
+    progress: called while that takes long. boot: see clock.boot_id; '': nobody knows. A disk that refuses now (full,
+    read-only, failing) is asked again while `run` runs. Raises OSError only where a person has to mend something first:
+    see disk.never.
     """
-    store = Store(folder, clock, disk.open_or_glimpse(folder, clock.wall_us(), progress))
+    store = Store(folder, clock, disk.open_or_glimpse(folder, clock.wall_us(), progress), boot)
     with closing(store):
         yield store

@@ -24,7 +24,8 @@ LENGTH = struct.Struct("<I")
 IS_FRAME, IS_COMMAND, IS_PACKED = 1, 2, 3
 PROBE_BYTES, WORTH = 2_048, 0.75
 """A batch is packed when its first so many bytes shrink to this share: noise of 64 bits only costs time."""
-TICK, STAMPS, WORDS, LATE = 1, 2, 4, 8
+TICK, STAMPS, WORDS, LATE, UNSET = 1, 2, 4, 8, 16
+"""UNSET: a number follows, of the span in which nobody had set the clock (records.Span)."""
 UNREADABLE = (struct.error, zlib.error, KeyError, ValueError, TypeError, IndexError)
 """What `unpacked` raises where the bytes make no sense."""
 
@@ -57,7 +58,7 @@ def packed(item: Kept | Command) -> bytes:
         return COMMAND_HEAD.pack(IS_COMMAND, len(plain)) + plain
     frame = item.judged.frame
     flags = (TICK if frame.tick else 0) | (STAMPS if frame.at is not None else 0)
-    flags |= (WORDS if frame.words is not None else 0) | (LATE if frame.late else 0)
+    flags |= (WORDS if frame.words is not None else 0) | (LATE if frame.late else 0) | (UNSET if frame.unset else 0)
     parts = [
         FRAME_HEAD.pack(IS_FRAME, item.number, len(frame.t), frame.values.shape[1], flags),
         frame.t.tobytes(),
@@ -72,6 +73,8 @@ def packed(item: Kept | Command) -> bytes:
     if frame.words is not None:
         words = orjson.dumps(frame.words)
         parts += [LENGTH.pack(len(words)), words]
+    if frame.unset:
+        parts.append(LENGTH.pack(frame.unset))
     return b"".join(parts)
 
 
@@ -83,8 +86,8 @@ def packed_batch(items: Sequence[Kept | Command]) -> bytes:
     return bytes([IS_PACKED]) + zlib.compress(plain, 1)
 
 
-def unpacked(blob: bytes, layouts: dict[int, Layout]) -> list[Kept | Command]:
-    """The items of a batch. Raises one of UNREADABLE when the bytes make no sense."""
+def unpacked(blob: bytes, layouts: dict[int, Layout], machine: str | None = None) -> list[Kept | Command]:
+    """The items of a batch; with a machine, its frames alone. Raises one of UNREADABLE when the bytes make no sense."""
     found: list[Kept | Command] = []
     place = 0
     if blob[:1] == bytes([IS_PACKED]):
@@ -93,7 +96,8 @@ def unpacked(blob: bytes, layouts: dict[int, Layout]) -> list[Kept | Command]:
         if blob[place] == IS_COMMAND:
             _, length = COMMAND_HEAD.unpack_from(blob, place)
             place += COMMAND_HEAD.size
-            found.append(Command(**orjson.loads(blob[place : place + length])))
+            if machine is None:
+                found.append(Command(**orjson.loads(blob[place : place + length])))
             place += length
             continue
         kind, number, rows, width, flags = FRAME_HEAD.unpack_from(blob, place)
@@ -101,6 +105,12 @@ def unpacked(blob: bytes, layouts: dict[int, Layout]) -> list[Kept | Command]:
         layout = layouts[number]
         if kind != IS_FRAME or width != len(layout.signals):
             raise ValueError(f"a record {kind} of {layout.machine} with {width} columns, not {len(layout.signals)}")
+        if machine not in (None, layout.machine):
+            place += rows * (26 + 9 * width + (8 * width if flags & STAMPS else 0))
+            if flags & WORDS:
+                place += LENGTH.size + LENGTH.unpack_from(blob, place)[0]
+            place += LENGTH.size if flags & UNSET else 0
+            continue
         t, place = _array(blob, place, np.int64, (rows,))
         ts, place = _array(blob, place, np.int64, (rows,))
         seqs, place = _array(blob, place, np.int64, (rows,))
@@ -116,7 +126,11 @@ def unpacked(blob: bytes, layouts: dict[int, Layout]) -> list[Kept | Command]:
             place += LENGTH.size
             words = tuple(map(tuple, orjson.loads(blob[place : place + length])))
             place += length
-        frame = Frame(layout.machine, t, ts, values, quality, at, bool(flags & TICK), words, bool(flags & LATE))
+        unset = 0
+        if flags & UNSET:
+            (unset,) = LENGTH.unpack_from(blob, place)
+            place += LENGTH.size
+        frame = Frame(layout.machine, t, ts, values, quality, at, bool(flags & TICK), words, bool(flags & LATE), unset)
         found.append(Kept(number, layout, JudgedFrame(frame, state, seqs != 0), seqs))
     return found
 

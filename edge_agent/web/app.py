@@ -32,6 +32,7 @@ from edge_agent.contract import Clock
 from edge_agent.web import metrics, openapi, stream
 from edge_agent.web.guard import Guard, Refused, body, error
 from edge_agent.web.server import Server, bind, to_server, url_of
+from edge_agent.web.trends import Trends
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +69,15 @@ class Web:
 
 @asynccontextmanager
 async def open_web(
-    host: str, port: int, board: Board, operator: Operator, clock: Clock | None = None
+    host: str, port: int, board: Board, operator: Operator, clock: Clock | None = None, past: Path | None = None
 ) -> AsyncIterator[Web]:
-    """Bind the page's socket. Raises ValueError for an address that is not loopback, OSError when it is taken."""
+    """Bind the page's socket. past: the data directory, in which trends are read; None: there are none.
+
+    Raises ValueError for an address that is not loopback, OSError when it is taken.
+    """
     listener = bind(host, port)
     try:
-        pages = Pages(board, operator, clock or SystemClock())
+        pages = Pages(board, operator, clock or SystemClock(), past)
         yield Web(url_of(listener), to_server(pages.guard, listener, pages.streams.close))
     finally:
         listener.close()
@@ -82,7 +86,8 @@ async def open_web(
 class Pages:
     """The routes and what they share."""
 
-    def __init__(self, board: Board, operator: Operator, clock: Clock) -> None:
+    def __init__(self, board: Board, operator: Operator, clock: Clock, past: Path | None = None) -> None:
+        self._trends = Trends(past, board, clock)
         self._board = board
         self._operator = operator
         self._clock = clock
@@ -97,6 +102,7 @@ class Pages:
         routes = [
             Route("/", self.page),
             Route("/machines/{machine}", self.machine_page),
+            Route("/machines/{machine}/{signal}", self.signal_page),
             Route("/warnings", self.page),
             Route("/events", self.events),
             Route("/healthz", self.healthz),
@@ -106,6 +112,7 @@ class Pages:
             Route("/static/{name}", self.static),
             Route("/api/v1/machines", self.machines),
             Route("/api/v1/machines/{machine}", self.machine),
+            Route("/api/v1/machines/{machine}/signals/{signal}/trend", self.trend),
             Route("/api/v1/warnings", self.warnings),
             Route("/api/v1/warnings/{id}/acknowledge", self.acknowledge, methods=["POST"]),
             Route("/api/v1/status", self.status),
@@ -122,6 +129,14 @@ class Pages:
     async def machine_page(self, request: Request) -> Response:
         if request.path_params["machine"] not in self._board.names:
             raise Refused(404, "there is no machine of this name")
+        return HTMLResponse(self._page)
+
+    async def signal_page(self, request: Request) -> Response:
+        machine, signal = request.path_params["machine"], request.path_params["signal"]
+        if machine not in self._board.names:
+            raise Refused(404, "there is no machine of this name")
+        if all(each["name"] != signal for each in self._board.machine(machine)["signals"]):
+            raise Refused(404, "this machine has no signal of this name")
         return HTMLResponse(self._page)
 
     async def static(self, request: Request, name: str = "") -> Response:
@@ -155,6 +170,10 @@ class Pages:
         if name not in self._board.names:
             raise Refused(404, "there is no machine of this name")
         return self._json(self._board.machine(name))
+
+    async def trend(self, request: Request) -> Response:
+        its = request.path_params
+        return self._json(await self._trends.of(its["machine"], its["signal"], request.query_params))
 
     async def warnings(self, request: Request) -> Response:
         match request.query_params.get("active", "false"):

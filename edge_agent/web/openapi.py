@@ -49,6 +49,18 @@ def _paths() -> Schema:
             "parameters": [machine],
             "get": _get("One machine with its signals", _ref("Machine"), {"404": _refusal("No such machine.")}),
         },
+        "/api/v1/machines/{machine}/signals/{signal}/trend": {
+            "parameters": [machine, {**machine, "name": "signal"}, *_period()],
+            "get": _get(
+                "The trend of a signal over a period, from the history",
+                _ref("Trend"),
+                {
+                    "400": _refusal("The period or the number of points cannot be."),
+                    "404": _refusal("No such machine or signal."),
+                    "503": _refusal("There is no history, or it cannot be read now."),
+                },
+            ),
+        },
         "/api/v1/warnings": {
             "parameters": [active],
             "get": _get(
@@ -68,6 +80,21 @@ def _paths() -> Schema:
         "/api/v1/status": {"get": _get("The agent itself", _ref("Status"))},
         "/api/v1/openapi.json": {"get": _get("This description", {"type": "object"})},
     }
+
+
+def _period() -> list[Schema]:
+    def one(name: str, description: str, schema: Schema) -> Schema:
+        return {"name": name, "in": "query", "description": description, "schema": schema}
+
+    return [
+        one("from", "The first instant; by default a day before `to`.", TIME),
+        one("to", "Up to, and without, this instant; by default now. At most 3700 days after `from`.", TIME),
+        one(
+            "points",
+            "At most so many buckets, and one; their length is a round one.",
+            {"type": "integer", "minimum": 10, "maximum": 2000, "default": 600},
+        ),
+    ]
 
 
 def _schemas() -> Schema:
@@ -117,6 +144,7 @@ def _schemas() -> Schema:
         "Signal": _object(signal),
         "Machine": _object(machine),
         "Warning": _object(warning, required=("id", "event", "machine", "signal", "kind", "severity", "state")),
+        "Trend": _trend(band),
         "Acknowledgement": {**_object(text_of, required=("by",)), "additionalProperties": False},
         "Status": _object(
             {"state": TEXT, "version": TEXT, "config": TEXT, "now": TIME, "health": {"type": "object"}},
@@ -124,6 +152,43 @@ def _schemas() -> Schema:
         ),
         "Error": _object({"error": TEXT}),
     }
+
+
+def _trend(band: Schema) -> Schema:
+    """Columns have one entry for each bucket."""
+    numbers: Schema = {"type": "array", "items": NUMBER_OR_NULL, "description": "null: no reading in this bucket"}
+    counts: Schema = {"type": "array", "items": {"type": "integer"}}
+    warning = {
+        "id": TEXT,
+        "kind": TEXT,
+        "severity": {**TEXT, "description": "the worst it reached"},
+        "from": TIME,
+        "to": {**TIME_OR_NULL, "description": "null: it stands, or its end lies a week after the period or later"},
+        "ended": {"type": "boolean"},
+        "limit": NUMBER_OR_NULL,
+        "message": TEXT,
+    }
+    return _object(
+        {
+            "machine": TEXT,
+            "signal": TEXT,
+            "title": TEXT,
+            "unit": TEXT,
+            "every": {"type": "number", "description": "seconds between two polls"},
+            "limits": {**_object({"warning": band, "alarm": band}), "description": "as they are in force now"},
+            "from": TIME,
+            "to": TIME,
+            "now": TIME,
+            "begin": {**TIME_OR_NULL, "description": "where the first bucket begins"},
+            "step": {"type": "number", "description": "seconds of a bucket"},
+            "count": {**counts, "description": "readings, good or uncertain"},
+            "bad": {**counts, "description": "rows in which there was none"},
+            "low": numbers,
+            "high": numbers,
+            "mean": numbers,
+            "warnings": {"type": "array", "items": _object(warning)},
+        }
+    )
 
 
 def _object(properties: Schema, required: tuple[str, ...] | None = None) -> Schema:

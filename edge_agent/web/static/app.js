@@ -2,6 +2,7 @@
 import { h, setData, setHidden, setText } from "./dom.js";
 import { clockTime, useZone } from "./format.js";
 import { connect } from "./live.js";
+import { signalView } from "./past.js";
 import { mark, spoken } from "./marks.js";
 import { card, sample, verdictOf, worstFirst } from "./sheet.js";
 import { activeList, pastList } from "./warnings.js";
@@ -13,7 +14,7 @@ const WIDE = matchMedia("(min-width: 900px)");
 const VERY_WIDE = matchMedia("(min-width: 1900px)");
 
 const boot = document.documentElement.dataset.boot;
-const [, place, wanted] = location.pathname.split("/").map(decodeURIComponent);
+const [, place, wanted, part] = location.pathname.split("/").map(decodeURIComponent);
 const known = { machines: new Map(), warnings: [], events: [], status: {}, health: {}, config_errors: [], heard: null, ahead: 0 };
 // What `begin` and the machines after it have brought so far; shown when `ready` says that it is everything.
 let coming = null;
@@ -106,6 +107,7 @@ function lose() {
 function build() {
   const frame = frameOf();
   const content = known.heard === null ? { elements: [], show() {}, tick() {} }
+    : place === "machines" && part ? signalView(known.machines.get(wanted), part, now)
     : place === "machines" ? machineView(wanted)
     : place === "warnings" ? warningsView()
     : overviewView();

@@ -31,6 +31,24 @@ export function clockTime(iso, now) {
   return sameDay ? time : `${formatter({ day: "numeric", month: "short" }).format(instant)} ${time}`;
 }
 
+// How far the agent's clock is ahead of UTC then, in milliseconds.
+export function offsetAt(ms) {
+  const parts = Object.fromEntries(formatter({ ...DAY, hour: "2-digit", minute: "2-digit", second: "2-digit" })
+    .formatToParts(new Date(ms)).map(({ type, value }) => [type, Number(value)]));
+  const wall = Date.UTC(parts.year, parts.month - 1, parts.day, parts.hour, parts.minute, parts.second);
+  return wall - Math.floor(ms / 1000) * 1000;
+}
+
+// A time for the axis or the readout, with as much of it as is wanted.
+export function timeText(ms, options) {
+  return formatter(options).format(new Date(ms));
+}
+
+export function duration(seconds) {
+  const [unit, size] = STEPS.find(([, length]) => seconds >= length && seconds % length === 0) ?? STEPS[3];
+  return new Intl.NumberFormat(locale(), { style: "unit", unit, unitDisplay: "long" }).format(seconds / size);
+}
+
 const STEPS = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
 
 // "3 minutes ago"

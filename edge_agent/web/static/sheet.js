@@ -26,7 +26,7 @@ export function worstFirst(a, b) {
 
 // machine: as in the overview event, kept up to date by the caller. large: the machine's own page.
 export function card(machine, large) {
-  const rows = machine.signals.map((signal) => row(signal));
+  const rows = machine.signals.map((signal) => row(signal, machine.name));
   const state = h("span", { class: "state" });
   const old = h("p", { class: "old", hidden: true });
   const counts = h("span", { class: "counts" });
@@ -74,7 +74,7 @@ function countMarks({ signals, old }) {
   });
 }
 
-function row(signal) {
+function row(signal, machine) {
   const scale = scaleOf(signal);
   const span = scale === null ? null : scale[1] - scale[0];
   const band = gauge(signal);
@@ -85,7 +85,7 @@ function row(signal) {
   const unit = h("span", { class: "unit", title: signal.unit }, signal.unit);
   const value = h("span", { class: "value" }, figure, unit);
   const element = h("li", { class: "row", "data-signal": signal.name },
-    sign, h("span", { class: "what" }, h("span", { class: "title" }, signal.title), note), line.element, band.element, value);
+    sign, h("span", { class: "what" }, h("a", { class: "title", href: `/machines/${encodeURIComponent(machine)}/${encodeURIComponent(signal.name)}` }, signal.title), note), line.element, band.element, value);
 
   function show(now, warningsById, old) {
     const warnings = signal.warnings.map((id) => warningsById.get(id)).filter(Boolean);
@@ -108,7 +108,7 @@ function row(signal) {
 }
 
 // The value as people read it: by its name where values have names, whole where it is whole and nothing says how fine it is.
-function textOf(signal, span) {
+export function textOf(signal, span) {
   if (signal.value === null) return "–";
   const named = signal.names?.[String(signal.value)];
   if (named !== undefined) return named;

@@ -1,0 +1,153 @@
+"""`edge-agent export`: the history and the warnings as Parquet or CSV, from an agent that runs or from its folder."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+    from collections.abc import Callable, Iterator
+
+    from edge_agent.export import Exported, Place, Wanted
+
+DEFAULT_CONFIG = Path("/etc/edge-agent/agent.yaml")
+DONE, NOT_SO, WRONG_USE = 0, 1, 2
+
+
+def add_export(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "export",
+        help="the history and the warnings as Parquet or CSV",
+        description="Write the readings and the warnings of a period. Parquet: machine=M/date=D/part-….parquet, whole UTC days, as "
+        "pandas, Polars, DuckDB, Dask and Spark read it; written again it replaces itself, so give another choice of signals another "
+        "folder. CSV: a file for each machine. The agent may run meanwhile. Exit status 1 when nothing was found.",
+        epilog="Example: edge-agent export agent.yaml --from 2026-11-01 --to 2026-12-01 --out november",
+    )
+    parser.add_argument(
+        "source", metavar="CONFIG|DATA_DIR", type=Path, nargs="?", default=DEFAULT_CONFIG,
+        help=f"the configuration, or the agent's data directory; default: {DEFAULT_CONFIG}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--from", metavar="TIME", dest="begin", help="2026-11-01, or 2026-11-01T06:00:00Z; default: all"
+    )
+    parser.add_argument("--to", metavar="TIME", dest="end", help="up to, and without, this time; default: now")
+    parser.add_argument("--machine", metavar="NAME", action="append", default=[], help="or a pattern; may be repeated")
+    parser.add_argument("--signal", metavar="NAME", action="append", default=[], help="or a pattern; may be repeated")
+    parser.add_argument("--format", choices=("csv", "parquet"), help="default: parquet where pyarrow is installed")
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER|URL|FILE.csv",
+        default=".",
+        help="a folder, a URL for fsspec, or one CSV file for one machine",
+    )
+    parser.add_argument("--agent", metavar="ID", help="the agent's id in the names of files, when it cannot be found")
+    parser.add_argument("--json", action="store_true", help="what was written, as JSON")
+    parser.set_defaults(run=export)
+
+
+def export(arguments: argparse.Namespace) -> int:
+    from edge_agent import export as exporting
+    from edge_agent import lake
+    from edge_agent.store.shelf import NoHistory
+
+    try:
+        folder, agent = _source(arguments)
+        wanted = _wanted(arguments, agent)
+        out = _out(arguments, wanted)
+        done = exporting.export(folder, out, wanted, _progress(arguments))
+    except (NoHistory, lake.NoLake, exporting.NoExport, ValueError) as error:
+        return _failed(arguments, str(error), WRONG_USE)
+    except OSError as error:
+        return _failed(arguments, f"{error.filename}: {error.strerror}" if error.filename else str(error), WRONG_USE)
+    if arguments.json:
+        print(json.dumps({"ok": True, "agent": agent, "format": wanted.form, **asdict(done)}, ensure_ascii=False))
+    else:
+        for line in lines(done, arguments.out):
+            print(line)
+    return DONE if done.files or done.kept else NOT_SO
+
+
+def _source(arguments: argparse.Namespace) -> tuple[Path, str]:
+    """(data directory, id of the agent). Raises ValueError in words."""
+    from edge_agent import config
+    from edge_agent.store import copy, disk
+
+    source: Path = arguments.source
+    if not source.exists():
+        raise ValueError(f"{source}: no such file or folder; name a CONFIG or a data directory")
+    folder = source if source.is_dir() else config.data_dir_of(source, disk.FILE)
+    if arguments.agent:
+        return folder, str(arguments.agent)
+    kept = copy.kept_config(folder / disk.FILE) if (folder / disk.FILE).exists() else None
+    try:
+        if kept is not None:
+            return folder, config.unpack(kept).agent.id
+        if not source.is_dir():
+            return folder, config.load(source).config.agent.id
+    except (ValueError, config.ConfigErrors):
+        pass
+    raise ValueError(f"{folder} does not say which agent's it is: name it with --agent ID")
+
+
+def _wanted(arguments: argparse.Namespace, agent: str) -> "Wanted":
+    from edge_agent import lake
+    from edge_agent.export import CSV, NEVER_US, PARQUET, Wanted
+
+    form = arguments.format or (PARQUET if lake.is_here() and not str(arguments.out).endswith(".csv") else CSV)
+    begin = 0 if arguments.begin is None else time_us("--from", arguments.begin)
+    end = NEVER_US if arguments.end is None else time_us("--to", arguments.end)
+    if end <= begin:
+        raise ValueError(f"--to {arguments.end} is not after --from {arguments.begin}")
+    return Wanted(agent, form, tuple(arguments.machine), tuple(arguments.signal), begin, end)
+
+
+def _out(arguments: argparse.Namespace, wanted: "Wanted") -> "Place":
+    from edge_agent.export import CSV, NoExport, OneFile, place_of
+
+    if str(arguments.out).endswith(".csv"):
+        if wanted.form != CSV or len(wanted.machines) != 1:
+            raise NoExport(f"{arguments.out} is one CSV file: name the one --machine whose readings go there")
+        return OneFile(Path(arguments.out), wanted.machines[0])
+    return place_of(str(arguments.out))
+
+
+def time_us(option: str, text: str) -> int:
+    """UTC µs of a date or a time; without a zone it is UTC. Raises ValueError in words."""
+    from datetime import UTC, datetime, timedelta
+
+    try:
+        found = datetime.fromisoformat(text)
+        if found.tzinfo is None:
+            found = found.replace(tzinfo=UTC)
+        return (found - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{option} {text!r} is no time: write 2026-11-01 or 2026-11-01T06:00:00Z") from None
+
+
+def _progress(arguments: argparse.Namespace) -> "Callable[[str], None]":
+    """On a terminal the day that is being written, in its place."""
+    if arguments.json or not sys.stderr.isatty():
+        return lambda _: None
+    return lambda day: print(f"\r{day}  ", end="", file=sys.stderr, flush=True)
+
+
+def _failed(arguments: argparse.Namespace, error: str, status: int) -> int:
+    if arguments.json:
+        print(json.dumps({"ok": False, "error": error}, ensure_ascii=False))
+    print(f"edge-agent: {error}", file=sys.stderr)
+    return status
+
+
+def lines(done: "Exported", out: str) -> "Iterator[str]":
+    """What was written, for people."""
+    if not done.files and not done.kept:
+        yield "nothing was found for this period and these names"
+        return
+    yield f"{done.rows} rows and {done.warnings} warning events in {len(done.files)} files in {out}"
+    for name in done.kept:
+        yield f"  kept as it was: {name} has more than the history still has"
+    if done.left_out:
+        yield f"  {done.left_out} damaged pieces of the history could not be read; their readings are missing"

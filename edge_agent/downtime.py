@@ -1,0 +1,80 @@
+"""What was due while the agent did not run: which beats have a row, and which have none.
+
+Rule 1: a beat is a multiple of the period on the monotonic clock, so what was due is counted on that clock, machine by
+machine from its own last row; the wall clock is asked only after the host was started anew.
+Rule 2: what is counted here ends at the very instant from which the pollers count.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edge_agent.contract import Quality
+from edge_agent.judge import JudgeState
+from edge_agent.plant import Plant
+from edge_agent.poller import Line, beats_between, periods_of, rows_due
+from edge_agent.records import Gap, GapCause, JudgedFrame
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One run of the agent. boot: of the host, empty when unknown. base_us: the agent's own clock minus the monotonic one."""
+
+    boot: str
+    base_us: int
+
+    def text(self) -> str:
+        """For the store."""
+        return json.dumps(asdict(self))
+
+
+def life_of(text: str) -> Life | None:
+    """What `text` gave; None where nothing was kept, or nothing that can be read."""
+    try:
+        plain = json.loads(text)
+        return Life(str(plain["boot"]), int(plain["base_us"]))
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """How the last run ended. rows: by machine, the agent's time of its last row. wall_us: the wall clock at the last of all."""
+
+    life: Life | None
+    rows: Mapping[str, int]
+    wall_us: int
+
+
+def of_snapshot(plant: Plant, state: JudgeState, never: int) -> dict[str, int]:
+    """By machine, the agent's time of its last row; machines without one (`never`) are left out."""
+    found = {machine.name: int(state.last_t[machine.index]) for machine in plant.machines}
+    return {name: t for name, t in found.items() if t != never}
+
+
+def noted(items: Iterable[Any], rows: dict[str, int]) -> Iterator[Any]:
+    """The same items; the last row of each machine is written into `rows`. A tick stands for no beat."""
+    for item in items:
+        if isinstance(item, JudgedFrame) and not item.frame.late and len(item.frame.t):
+            frame = item.frame
+            if not frame.tick or (frame.quality == Quality.RESTART).any():
+                rows[frame.machine] = int(frame.t[-1])
+        yield item
+
+
+def gap(lines: Sequence[Line], before: Before, life: Life, now_us: int, wall_us: int) -> Gap | None:
+    """What was due and never taken, up to now (monotonic µs; wall_us: UTC). None: nothing."""
+    known = before.life
+    if known is not None and known.boot and known.boot == life.boot:
+        last = {name: t - known.base_us for name, t in before.rows.items()}
+        if all(us <= now_us for us in last.values()):
+            count = sum(
+                beats_between(last[machine], now_us, periods)
+                for line in lines
+                for machine, periods in periods_of(line).items()
+                if machine in last
+            )
+            return Gap(GapCause.RESTART, count, min(before.wall_us, wall_us), wall_us) if count else None
+    count = rows_due(lines, before.wall_us, wall_us) if wall_us > before.wall_us else 0
+    return Gap(GapCause.RESTART, count, before.wall_us, wall_us) if count else None

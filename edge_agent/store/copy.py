@@ -1,0 +1,111 @@
+"""A copy of a store's file, taken while the agent writes on, and the beginning of a restored one.
+
+Rule 1: a copy is what one commit has left, whole; the agent neither waits for it nor hears of it.
+Rule 2: a copy counts on under an epoch of its own: the store from which it was taken may count on too, and two stores
+must never give one number to two messages. What was numbered before the copy keeps its number: both have it, byte for byte.
+"""
+
+import contextlib
+import sqlite3
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edge_agent.store import disk, rows
+from edge_agent.store.ranges import Intervals
+
+
+class NotCopied(Exception):
+    """The file cannot be copied; in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How far a journal has come. undelivered: messages that the broker does not have."""
+
+    epoch: str
+    seq: int
+    undelivered: int
+
+
+def copy(source: Path, target: Path) -> None:
+    """A consistent copy of a database, whoever writes to it. Raises NotCopied, FileNotFoundError."""
+    if not source.exists():
+        raise FileNotFoundError(source)
+    try:
+        # A transaction over all pages at once: in WAL mode the writer goes on, and nothing begins anew.
+        with contextlib.closing(_opened(source, "rw")) as db, contextlib.closing(disk.connect(target)) as fresh:
+            db.execute("PRAGMA query_only=ON")
+            db.backup(fresh, pages=-1)
+            fresh.execute("PRAGMA journal_mode=DELETE")  # one file, with nothing beside it
+    except sqlite3.Error as error:
+        raise NotCopied(f"{source} cannot be copied: {error}") from error
+
+
+def _opened(path: Path, mode: str) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(uri, uri=True, timeout=disk.BUSY_S, isolation_level=None)
+
+
+def count(path: Path) -> Count | None:
+    """How far this journal has come; None when that cannot be read of it."""
+    with contextlib.suppress(*disk.FAULTS, *rows.UNREADABLE):
+        with contextlib.closing(_opened(path, "rw")) as db:
+            state = _state(db)
+            return None if state is None else _counted(state, db)
+    return None
+
+
+def kept_config(path: Path) -> str | None:
+    """The text of the last good configuration that this journal keeps; None when it has none, or cannot be read."""
+    with contextlib.suppress(*disk.FAULTS):
+        with contextlib.closing(_opened(path, "ro")) as db:
+            row = db.execute("SELECT * FROM config WHERE id = ?", (disk.CONFIG,)).fetchone()
+            return str(row[2]) if row is not None and rows.sound(row) else None
+    return None
+
+
+def is_sound(path: Path) -> bool:
+    """Whether the file's pages are in order; reads all of it."""
+    with contextlib.suppress(*disk.FAULTS):
+        with contextlib.closing(_opened(path, "rw")) as db:
+            return bool(db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok")
+    return False
+
+
+def begin_anew(folder: Path) -> Count | None:
+    """Give the restored journal in this folder its own epoch, and its marker.
+
+    None when it cannot be done here (damaged, or of another format): it has no marker then, and whoever opens it begins
+    another epoch, mends it and tells what is lost. Raises OSError when the disk refuses.
+    """
+    path = folder / disk.FILE
+    try:
+        with contextlib.closing(_opened(path, "rw")) as db:
+            state = _state(db)
+            if state is None or db.execute("PRAGMA user_version").fetchone()[0] != disk.FORMAT:
+                return None
+            fresh = replace(state, epoch=disk.fresh_epoch())
+            db.execute("BEGIN IMMEDIATE")
+            disk.put_state(db, fresh)
+            db.execute("COMMIT")
+            found, delivered = _counted(fresh, db), _delivered(fresh, db).ranges()
+    except (*disk.FAULTS, *rows.UNREADABLE) as error:
+        if isinstance(error, sqlite3.Error) and not disk.is_damage(error):
+            raise OSError(f"{path}: {error}") from error
+        return None
+    disk.write_marker(folder, replace(fresh, delivered=delivered))
+    return found
+
+
+def _state(db: sqlite3.Connection) -> disk.State | None:
+    row = db.execute("SELECT * FROM meta WHERE id = 1").fetchone()
+    return disk.to_state(row[1]) if row is not None and rows.sound(row) else None
+
+
+def _counted(state: disk.State, db: sqlite3.Connection) -> Count:
+    return Count(state.epoch, state.last_seq, state.last_seq - _delivered(state, db).count(1, state.last_seq))
+
+
+def _delivered(state: disk.State, db: sqlite3.Connection) -> Intervals:
+    done = [(row[0], row[1]) for row in db.execute("SELECT * FROM done") if rows.sound(row)]
+    return Intervals([*state.delivered, *done])

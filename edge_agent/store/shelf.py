@@ -1,0 +1,364 @@
+"""The history's file: its schema, opening it for writing or for reading, and saving what can be saved of a damaged one.
+
+Rule 1: it is a file of its own, so that damage of one costs nothing of the other. Rule 2: every row carries a checksum,
+and no row is believed whose checksum is wrong; what was wrong is left out and counted, never guessed.
+"""
+
+import contextlib
+import math
+import sqlite3
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+import structlog
+
+from edge_agent.contract import SECOND_US
+from edge_agent.records import Layout
+from edge_agent.store import disk, rows
+from edge_agent.store.stretch import Sums
+
+log = structlog.get_logger(__name__)
+
+FILE = "history.db"
+FORMAT = 1
+WAL_KEPT = 4_000_000
+"""bytes that its log may keep beside it."""
+CHECKED_MAX = 250_000_000
+"""bytes: a larger file is not read through when it is opened; the damage of a page is found when it is used."""
+COLUMN_BITS = 20
+"""A chunk's number is its axis' number and its column."""
+COLUMNS_MAX = 1 << COLUMN_BITS
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (id INTEGER PRIMARY KEY, text TEXT, crc INTEGER);
+CREATE TABLE IF NOT EXISTS layouts (id INTEGER PRIMARY KEY, machine TEXT, signals TEXT, states TEXT, crc INTEGER);
+CREATE TABLE IF NOT EXISTS signals (id INTEGER PRIMARY KEY, machine TEXT, name TEXT, crc INTEGER);
+CREATE TABLE IF NOT EXISTS blocks (
+    id INTEGER PRIMARY KEY, layout INTEGER, epoch TEXT, place_from INTEGER, place_to INTEGER, rows INTEGER,
+    ts_from INTEGER, ts_to INTEGER, t_to INTEGER, batch INTEGER, data BLOB, crc INTEGER);
+CREATE INDEX IF NOT EXISTS blocks_in_order ON blocks (layout, place_to);
+CREATE TABLE IF NOT EXISTS axes (
+    id INTEGER PRIMARY KEY, layout INTEGER, epoch TEXT, place_from INTEGER, place_to INTEGER, rows INTEGER,
+    ts_from INTEGER, ts_to INTEGER, t_to INTEGER, batch INTEGER, data BLOB, crc INTEGER);
+CREATE INDEX IF NOT EXISTS axes_in_order ON axes (layout, place_to);
+CREATE TABLE IF NOT EXISTS chunks (
+    id INTEGER PRIMARY KEY, signal INTEGER, ts_from INTEGER, ts_to INTEGER, count INTEGER, bad INTEGER,
+    low REAL, high REAL, total REAL, sums INTEGER, cells BLOB, data BLOB, crc INTEGER);
+CREATE INDEX IF NOT EXISTS chunks_of_signal
+    ON chunks (signal, ts_from, ts_to, count, bad, low, high, total, sums);
+CREATE TABLE IF NOT EXISTS events (
+    id INTEGER PRIMARY KEY, epoch TEXT, seq INTEGER, machine TEXT, kind TEXT, closed INTEGER, payload BLOB, crc INTEGER);
+CREATE INDEX IF NOT EXISTS events_closed ON events (closed);
+CREATE TABLE IF NOT EXISTS commands (
+    id INTEGER PRIMARY KEY, epoch TEXT, ts INTEGER, t INTEGER, text INTEGER, plain BLOB, crc INTEGER);
+CREATE TABLE IF NOT EXISTS texts (id INTEGER PRIMARY KEY, sha TEXT, text BLOB, crc INTEGER);
+"""
+TABLES = ("meta", "layouts", "signals", "blocks", "axes", "chunks", "events", "commands", "texts")
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
+"""By the format that is found: brings the file one format on, within the transaction that says so."""
+
+
+_SUMS = struct.Struct("<5q3d")
+
+
+class NoHistory(Exception):
+    """There is nothing to read; the text says what was found in its place."""
+
+
+class NotYet(NoHistory):
+    """The file is there, and empty as yet."""
+
+
+class Piece(NamedTuple):
+    """A row of `blocks` or `axes` without its data. chunks: whether its columns stand in `chunks`."""
+
+    chunks: bool
+    id: int
+    layout: int
+    epoch: str
+    place_from: int
+    place_to: int
+    rows: int
+    ts_from: int
+    ts_to: int
+    t_to: int
+    batch: int
+    """Of the journal, the last that the step took whose rows these are."""
+
+
+PIECE = "id, layout, epoch, place_from, place_to, rows, ts_from, ts_to, t_to, batch"
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far the history has come. place: the next one. moved: by epoch, (batch, seq) of the journal.
+
+    missing: batches that were gone or damaged before they could be moved.
+    """
+
+    place: int = 1
+    moved: dict[str, tuple[int, int]] = field(default_factory=dict)
+    missing: int = 0
+
+    def has_batch(self, epoch: str, batch: int) -> bool:
+        return self.moved.get(epoch, (0, 0))[0] >= batch
+
+    def has_seq(self, epoch: str, seq: int) -> bool:
+        return self.moved.get(epoch, (0, 0))[1] >= seq
+
+
+def read_position(db: sqlite3.Connection) -> Position | None:
+    """None when it is not there or damaged. Raises sqlite3.Error."""
+    row = db.execute("SELECT * FROM meta WHERE id = 1").fetchone()
+    if row is None or not rows.sound(row):
+        return None
+    try:
+        plain = orjson.loads(row[1])
+        moved = {epoch: (int(batch), int(seq)) for epoch, (batch, seq) in plain["moved"].items()}
+        return Position(plain["place"], moved, plain["missing"])
+    except rows.UNREADABLE:
+        return None
+
+
+def put_position(db: sqlite3.Connection, position: Position) -> None:
+    text = orjson.dumps(position).decode()
+    put(db, "meta", (1, text), replace=True)
+
+
+def put(
+    db: sqlite3.Connection, table: str, plain: Sequence[Any], *, replace: bool = False, numbered: bool = False
+) -> None:
+    """A row and its checksum. plain: all columns but the last. numbered: all but the first too, which is the next number."""
+    if numbered:
+        (number,) = db.execute(f"SELECT ifnull(max(id), 0) + 1 FROM {table}").fetchone()  # noqa: S608 - names of our own
+        plain = (number, *plain)
+    how = "INSERT OR REPLACE" if replace else "INSERT"
+    marks = ",".join("?" * (len(plain) + 1))
+    db.execute(f"{how} INTO {table} VALUES ({marks})", (*plain, rows.checksum(*plain)))
+
+
+def put_chunk(
+    db: sqlite3.Connection, number: int, signal: int, ts_from: int, ts_to: int, sums: Sums, data: bytes
+) -> None:
+    """A row of `chunks`, whose sums have a checksum of their own: they are read without the data."""
+    head = (signal, ts_from, ts_to, sums.count, sums.bad, *map(_real, (sums.low, sums.high, sums.total)))
+    cells = struct.pack("<I", zlib.crc32(sums.cells)) + sums.cells if sums.cells else b""
+    put(db, "chunks", (number, *head, sums_checksum(head), cells, data))
+
+
+def sums_checksum(head: tuple[Any, ...]) -> int:
+    """Over the columns of `chunks` from `signal` to `total`; a trend over a year asks for thousands.
+
+    -1, which none is, where one of them is no number at all.
+    """
+    signal, ts_from, ts_to, count, bad, low, high, total = head
+    try:
+        numbers = [math.nan if each is None else each for each in (low, high, total)]
+        return zlib.crc32(_SUMS.pack(signal, ts_from, ts_to, count, bad, *numbers))
+    except (struct.error, TypeError):
+        return -1
+
+
+def _real(number: float) -> float | None:
+    """As sqlite gives it back: it knows neither NaN nor -0."""
+    return None if math.isnan(number) else number + 0.0
+
+
+def read_layouts(db: sqlite3.Connection) -> dict[int, Layout]:
+    """Those that are sound. Raises sqlite3.Error."""
+    found = {}
+    for row in db.execute("SELECT * FROM layouts"):
+        with contextlib.suppress(*rows.UNREADABLE):
+            if rows.sound(row):
+                found[row[0]] = disk.to_layout(row)
+    return found
+
+
+def read_signals(db: sqlite3.Connection) -> dict[tuple[str, str], int]:
+    """(machine, signal) → number. Raises sqlite3.Error."""
+    return {(row[1], row[2]): row[0] for row in db.execute("SELECT * FROM signals") if rows.sound(row)}
+
+
+def chunk_id(axis: int, column: int) -> int:
+    return axis << COLUMN_BITS | column
+
+
+# --- opening ------------------------------------------------------------------------------------------------------------
+
+
+def open_for_writing(folder: Path, wall: int, progress: disk.Progress = lambda: None) -> sqlite3.Connection:
+    """Open or create. What is damaged is moved aside and saved row by row. Raises OSError when the disk refuses."""
+    path = folder / FILE
+    try:
+        try:
+            db = _connect(path)
+            try:
+                _prepared(db, path)
+            except BaseException:
+                db.close()
+                raise
+        except (disk.Damaged, UnicodeDecodeError) as error:
+            db = saved(folder, wall, str(error), progress)
+        except sqlite3.Error as error:
+            if not disk.is_damage(error):
+                raise
+            db = saved(folder, wall, str(error), progress)
+    except sqlite3.Error as error:
+        raise OSError(f"{path}: {error}") from error
+    return db
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    fresh = not path.exists()
+    db = disk.connect(path)
+    if fresh:
+        path.chmod(0o600)
+        # Free pages can be given back when the bound becomes smaller; it must be said before the first table.
+        db.execute("PRAGMA auto_vacuum=INCREMENTAL")
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=FULL")
+    db.execute(f"PRAGMA journal_size_limit={WAL_KEPT}")
+    return db
+
+
+def _prepared(db: sqlite3.Connection, path: Path) -> None:
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version > FORMAT:
+        raise OSError(f"{path}: format {version} was written by a later version; this one knows {FORMAT}")
+    if path.stat().st_size <= CHECKED_MAX:
+        (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise disk.Damaged(str(verdict))
+    if version == 0:
+        db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
+    while 0 < version < FORMAT:
+        db.execute("BEGIN IMMEDIATE")
+        MIGRATIONS[version](db)
+        version += 1
+        db.execute(f"PRAGMA user_version = {version}")
+        db.execute("COMMIT")
+    db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT")
+    if read_position(db) is None and db.execute("SELECT EXISTS (SELECT 1 FROM blocks)").fetchone() != (0,):
+        raise disk.Damaged("how far it has come cannot be read")
+    for table in ("layouts", "signals"):
+        if not all(rows.sound(row) for row in db.execute(f"SELECT * FROM {table}")):  # noqa: S608
+            raise disk.Damaged(f"a row of {table} is damaged")
+
+
+def open_for_reading(folder: Path) -> sqlite3.Connection:
+    """Read-only, also while an agent writes. Raises NoHistory; NotYet where its file has only just been made."""
+    path = folder / FILE
+    if not path.is_file():
+        raise NoHistory(f"{folder}: has no history ({FILE}) yet")
+    db = read_only(path)
+    try:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+    except disk.FAULTS as error:
+        db.close()
+        raise NoHistory(f"{path}: cannot be read: {error}") from error
+    if version != FORMAT:
+        db.close()
+        if version == 0:
+            raise NotYet(f"{path}: nothing is in it yet")
+        wanted = "a later version: update this one" if version > FORMAT else "an earlier one: start the agent once"
+        raise NoHistory(f"{path}: format {version} was written by {wanted}")
+    return db
+
+
+def read_only(path: Path) -> sqlite3.Connection:
+    """A connection that changes nothing, not even in a folder where nothing may be written."""
+    found = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=disk.BUSY_S, isolation_level=None)
+    try:
+        found.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.Error:
+        if path.with_name(path.name + "-wal").exists():
+            return found  # whoever uses it hears why
+        found.close()
+        found = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
+    return found
+
+
+# --- damage -------------------------------------------------------------------------------------------------------------
+
+
+def saved(folder: Path, wall: int, fault: str, progress: disk.Progress = lambda: None) -> sqlite3.Connection:
+    """A new file with every row of the old one that can be read and is sound; the old one is kept beside it."""
+    path, fresh = folder / FILE, folder / f"{FILE}.new"
+    for suffix in ("", "-wal", "-shm"):
+        fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
+    for earlier in folder.glob(f"{FILE}.damaged-*"):
+        earlier.unlink(missing_ok=True)
+    with contextlib.closing(_connect(fresh)) as db, contextlib.closing(disk.connect(path)) as old:
+        old.execute("PRAGMA writable_schema=ON")
+        db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
+        count = sum(_copied(db, old, table, progress) for table in TABLES)
+        if read_position(db) is None:
+            _guessed_position(db)
+    aside = folder / f"{FILE}.damaged-{wall // SECOND_US}"
+    for suffix in ("-wal", "-shm", ""):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.replace(aside.with_name(aside.name + suffix))
+    fresh.replace(path)
+    log.error("history_damaged", fault=fault, kept_as=str(aside), saved=count)
+    return _connect(path)
+
+
+SAVED_AT_ONCE = 500
+"""Rows in one transaction while a damaged file is saved."""
+
+
+def _copied(db: sqlite3.Connection, old: sqlite3.Connection, table: str, progress: disk.Progress) -> int:
+    count = 0
+    db.execute("BEGIN IMMEDIATE")
+    for row in _readable(old, table):
+        progress()
+        with contextlib.suppress(sqlite3.IntegrityError):
+            put(db, table, row[:-1], replace=True)
+            count += 1
+        if count % SAVED_AT_ONCE == 0:
+            db.execute("COMMIT")
+            db.execute("BEGIN IMMEDIATE")
+    db.execute("COMMIT")
+    return count
+
+
+def _readable(db: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
+    """Every sound row that can be reached from either end, each read by itself: a bad page costs what is on it."""
+    last = None
+    with contextlib.suppress(*disk.FAULTS):  # as far as it can be read in one go, which is much faster
+        for row in db.execute(f"SELECT * FROM {table} ORDER BY id"):  # noqa: S608 - names of our own
+            if rows.sound(row):
+                yield row
+            last = row[0]
+        return
+    numbers: set[int] = set()
+    for order in ("ASC", "DESC"):
+        with contextlib.suppress(*disk.FAULTS):
+            for (number,) in db.execute(f"SELECT id FROM {table} ORDER BY id {order}"):  # noqa: S608
+                if order == "DESC" and number in numbers:
+                    break
+                numbers.add(number)
+    for number in sorted(each for each in numbers if last is None or each > last):
+        with contextlib.suppress(*disk.FAULTS):
+            row = db.execute(f"SELECT * FROM {table} WHERE id = ?", (number,)).fetchone()  # noqa: S608
+            if row is not None and rows.sound(row):
+                yield row
+
+
+def _guessed_position(db: sqlite3.Connection) -> None:
+    """The rows say what was moved last: each knows the batch, and each event its number."""
+    moved: dict[str, tuple[int, int]] = {}
+    place = 0
+    for table in ("blocks", "axes"):
+        for epoch, batch, last in db.execute(f"SELECT epoch, max(batch), max(place_to) FROM {table} GROUP BY epoch"):  # noqa: S608
+            moved[epoch] = (max(moved.get(epoch, (0, 0))[0], batch), 0)
+            place = max(place, last)
+    for epoch, seq in db.execute("SELECT epoch, max(seq) FROM events GROUP BY epoch"):
+        moved[epoch] = (moved.get(epoch, (0, 0))[0], seq)
+    (last,) = db.execute("SELECT ifnull(max(id), 0) FROM commands").fetchone()
+    put_position(db, Position(max(place, int(last)) + 1, moved))

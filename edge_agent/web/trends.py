@@ -1,0 +1,189 @@
+"""The trend of one signal over any period: buckets from the history, the limits in force, the warnings in between.
+
+Rule 1: the history is read in a thread, a few readers at a time: the loop is the plant's. Rule 2: a bucket without a
+reading is null, never a value between its neighbours; how many rows were bad in it is said beside it.
+"""
+
+import asyncio
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from edge_agent.board import Board, to_utc
+from edge_agent.contract import SECOND_US, Clock, Floats
+from edge_agent.store.past import Past, Told, Trend, open_past
+from edge_agent.store.shelf import NoHistory
+from edge_agent.web.guard import Refused
+
+DAY_US = 86_400 * SECOND_US
+PERIOD_US, PERIOD_MAX_US = DAY_US, 3_700 * DAY_US
+POINTS, POINTS_MIN, POINTS_MAX = 600, 10, 2_000
+AT_ONCE, WAITING_MAX = 2, 8
+"""Readers of the history at one time, and how many more may wait for them."""
+EVENTS_MAX = 20_000
+"""Warning events of the plant that are looked through for one trend."""
+AFTER_US = 7 * DAY_US
+"""How long after the period the end of a warning is looked for; until then it is drawn to the period's end."""
+WARNINGS_MAX = 500
+ENDS = ("cleared",)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+QUERY = ("from", "to", "points")
+RANK = {"alarm": 0, "warning": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """UTC µs."""
+
+    from_us: int
+    to_us: int
+    points: int
+
+
+class Trends:
+    """What asks the past of one agent. folder: its data directory; None: there is no past here."""
+
+    def __init__(self, folder: Path | None, board: Board, clock: Clock) -> None:
+        self._folder, self._board, self._clock = folder, board, clock
+        self._readers = asyncio.Semaphore(AT_ONCE)
+        self._asked = 0
+
+    async def of(self, machine: str, signal: str, query: Mapping[str, str]) -> dict[str, Any]:
+        """The answer of the API. Raises Refused (400, 404, 503) in words."""
+        about = self._about(machine, signal)
+        period = period_of(query, self._clock.wall_us())
+        if self._folder is None:
+            raise Refused(503, "this agent keeps no history")
+        if self._asked >= AT_ONCE + WAITING_MAX:
+            raise Refused(503, "too many trends are being read; ask again in a moment")
+        self._asked += 1
+        try:
+            async with self._readers:
+                found, told = await asyncio.to_thread(_read, self._folder, machine, signal, period)
+        except (NoHistory, OSError) as error:
+            raise Refused(503, f"the history cannot be read now: {error}") from error
+        finally:
+            self._asked -= 1
+        standing = [each for each in self._board.warnings(active=True) if _is_of(each, machine, signal)]
+        return {
+            "machine": machine,
+            "signal": signal,
+            **{key: about[key] for key in ("title", "unit", "every", "limits")},
+            "from": to_utc(period.from_us),
+            "to": to_utc(period.to_us),
+            "now": to_utc(self._clock.wall_us()),
+            **columns(found),
+            "warnings": warnings_of(told, standing, period),
+        }
+
+    def _about(self, machine: str, signal: str) -> dict[str, Any]:
+        if machine not in self._board.names:
+            raise Refused(404, "there is no machine of this name")
+        signals: list[dict[str, Any]] = self._board.machine(machine)["signals"]
+        about = next((each for each in signals if each["name"] == signal), None)
+        if about is None:
+            raise Refused(404, "this machine has no signal of this name")
+        return about
+
+
+def period_of(query: Mapping[str, str], now_us: int) -> Period:
+    """What is asked for; by default the last day. Raises Refused (400) in words."""
+    unknown = sorted(set(query) - set(QUERY))
+    if unknown:
+        raise Refused(400, f"unknown parameter {unknown[0][:40]!r}; known are {', '.join(QUERY)}")
+    to_us = _time("to", query["to"]) if "to" in query else now_us
+    from_us = _time("from", query["from"]) if "from" in query else to_us - PERIOD_US
+    if from_us >= to_us:
+        raise Refused(400, "from is not before to")
+    if to_us - from_us > PERIOD_MAX_US:
+        raise Refused(400, f"a period has at most {PERIOD_MAX_US // DAY_US} days")
+    points = query.get("points", str(POINTS))
+    if not (points.isascii() and points.isdecimal() and len(points) < 6 and POINTS_MIN <= int(points) <= POINTS_MAX):
+        raise Refused(400, f"points is a whole number from {POINTS_MIN} to {POINTS_MAX}")
+    return Period(from_us, to_us, int(points))
+
+
+def _time(name: str, text: str) -> int:
+    try:
+        found = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
+        us = ((found if found.tzinfo else found.replace(tzinfo=UTC)) - EPOCH) // timedelta(microseconds=1)
+    except (ValueError, OverflowError):
+        raise Refused(400, f"{name} is a time such as 2026-11-23T15:00:00Z") from None
+    if us < 0:
+        raise Refused(400, f"{name} is before 1970")
+    return us
+
+
+def _read(folder: Path, machine: str, signal: str, period: Period) -> tuple[Trend, list[dict[str, Any]]]:
+    with open_past(folder) as past:
+        found = past.trend(machine, signal, period.from_us, period.to_us, period.points)
+        return found, _events(past, machine, signal, period)
+
+
+def _events(past: Past, machine: str, signal: str, period: Period) -> list[dict[str, Any]]:
+    found = []
+    for number, told in enumerate(past.events(period.from_us, period.to_us + AFTER_US, ("warnings",))):
+        if number >= EVENTS_MAX:
+            break
+        event = _parsed(told) if told.machine == machine else None
+        if event is not None and event.get("signal") == signal:
+            found.append(event)
+    return found
+
+
+def _parsed(told: Told) -> dict[str, Any] | None:
+    try:
+        event = orjson.loads(told.payload)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
+
+
+def _is_of(event: Mapping[str, Any], machine: str, signal: str) -> bool:
+    return event.get("machine") == machine and event.get("signal") == signal
+
+
+def warnings_of(told: list[dict[str, Any]], standing: list[dict[str, Any]], period: Period) -> list[dict[str, Any]]:
+    """Each warning that has part of the period, once: from when, until when (None: it stands), and the worst it reached.
+
+    told: its events, in order; standing: the last event of each that is active now.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for event in [*told, *standing]:
+        its = found.setdefault(
+            event["id"],
+            {"id": event["id"], "kind": event["kind"], "severity": event["severity"], "from": event["since"]},
+        )
+        if RANK.get(event["severity"], 2) < RANK.get(its["severity"], 2):
+            its["severity"] = event["severity"]
+        its["to"] = event["ts"] if event["event"] in ENDS else None
+        its["limit"], its["message"] = event.get("limit"), event["message"]
+    stands = {event["id"] for event in standing}
+    for id_, its in found.items():
+        # Raised again under the same id: it stands. Neither ended nor standing: its end lies further on.
+        its["ended"] = its["to"] is not None or id_ not in stands
+    from_iso, to_iso = to_utc(period.from_us) or "", to_utc(period.to_us) or ""
+    inside = [its for its in found.values() if its["from"] < to_iso and (its["to"] is None or its["to"] >= from_iso)]
+    return sorted(inside, key=lambda its: str(its["from"]))[-WARNINGS_MAX:]
+
+
+def columns(found: Trend) -> dict[str, Any]:
+    """begin: of the first bucket; step: seconds; then one number for each bucket, null where there was no reading."""
+    return {
+        "begin": to_utc(int(found.ts[0])) if len(found.ts) else None,
+        "step": found.step_us / SECOND_US,
+        "count": found.count.tolist(),
+        "bad": found.bad.tolist(),
+        "low": _nulls(found.low),
+        "high": _nulls(found.high),
+        "mean": _nulls(found.mean),
+    }
+
+
+def _nulls(values: Floats) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values.tolist()]

@@ -1,0 +1,489 @@
+"""Backup and restore: what goes along, what never does, and that nothing of a damaged file is ever put anywhere."""
+
+import gzip
+import io
+import json
+import os
+import random
+import shutil
+import tarfile
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_agent import archive, backup, config, control, restore
+from edge_agent.__main__ import main
+from edge_agent.archive import Item, Manifest, Source
+from edge_agent.contract import Frame
+from edge_agent.records import JudgedFrame, Layout
+from edge_agent.store import copy, disk
+from edge_agent.store.journal import Store, open_store
+from tests.conftest import StandingClock
+from tests.hall import Hall, command, picky, played, press
+from tests.system import Agent
+
+FLIPS = int(os.environ.get("EDGE_AGENT_FLIPS", "60"))
+SEED = int(os.environ.get("EDGE_AGENT_SEED", "20261128"))
+WALL = 1_795_000_000_000_000
+MAIN = {
+    "agent": {"id": "hall2", "data_dir": "./state"},
+    "mqtt": {
+        "url": "mqtts://127.0.0.1:8883", "username": "hall2", "password": {"secret": "broker"},
+        "tls": {"ca": "certs/ca.pem", "cert": "certs/agent.pem", "key": "certs/agent.key"},
+    },
+    "connections": {"plc": {"driver": "modbus", "url": "tcp://127.0.0.1:502"}},
+    "machines": {},
+    "include": ["machines/*.yaml", "../shared/types.yaml"],
+}  # fmt: skip
+
+
+def write(path: Path, content: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
+    return path
+
+
+def frame(t: int, value: float, publish: bool = True) -> JudgedFrame:
+    ts = np.array([WALL + t], dtype=np.int64)
+    one = Frame("press", np.array([t], dtype=np.int64), ts, np.array([[value]]), np.zeros((1, 1), dtype=np.uint8))
+    return JudgedFrame(one, np.full(1, -1, dtype=np.int16), np.array([publish]))
+
+
+def filled(folder: Path, rows: int = 5) -> Store:
+    """A store with so many readings that nobody has had, closed."""
+    with open_store(folder, StandingClock()) as store:
+        store.use_layouts([Layout("press", ("oil",), ())])
+        for row in range(rows):
+            store.put([frame(row * 1_000_000, float(row))])
+    return store
+
+
+@pytest.fixture
+def plant(tmp_path: Path) -> Path:
+    """The main file of a configuration in several files, with certificates, a journal, secrets and what is none of ours."""
+    home = tmp_path / "plant" / "here"
+    main_file = write(home / "agent.yaml", MAIN)
+    write(home / "machines" / "press.yaml", {"machines": {"press": press()}})
+    write(home.parent / "shared" / "types.yaml", {"types": {}})
+    for name in ("ca.pem", "agent.pem"):
+        write(home / "certs" / name, f"a certificate: {name}")
+    write(home / "certs" / "agent.key", "-----BEGIN PRIVATE KEY-----\nsesame\n")
+    data = home / "state"
+    filled(data)
+    write(data / "pki" / "trusted" / "press-1.der", "trusted")
+    write(data / "pki" / "own" / "certificate.der", "own")
+    write(data / "pki" / "own" / "key.pem", "-----BEGIN PRIVATE KEY-----\nsesame\n")
+    write(data / "learned" / "press.json", {"k": 6})
+    write(data / "secrets" / "broker", "sesame\n").chmod(0o600)
+    write(data / "core.4711", "sesame")
+    (data / "pki" / "trusted" / "link.der").symlink_to("/etc/passwd")
+    return main_file
+
+
+def made(plant: Path, **more: Any) -> backup.Made:
+    target = plant.parent.parent.parent / "out.tar.gz"
+    return backup.make(config.load(plant), target, version="0.1.0", wall_us=WALL, **more)
+
+
+def put(file: Path, to: Path, **more: Any) -> restore.Restored:
+    with archive.opened(file) as found:
+        target = restore.target_of(found.manifest, to, None, Path("/nowhere"))
+        return restore.restore(found, target, wall_us=WALL, **more)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(each.relative_to(folder)): each.read_bytes() for each in sorted(folder.rglob("*")) if each.is_file()}
+
+
+# --- what goes along ----------------------------------------------------------------------------------------------------
+
+
+def test_a_backup_brings_back_the_configuration_in_its_layout_and_the_data_directory(
+    plant: Path, tmp_path: Path
+) -> None:
+    file = made(plant).file
+    assert file.stat().st_mode & 0o777 == 0o600
+    done = put(file, tmp_path / "new")
+    assert done.target.main == tmp_path / "new" / "here" / "agent.yaml"
+    assert done.target.data == tmp_path / "new" / "here" / "state"
+    before, after = tree(plant.parent.parent), tree(tmp_path / "new")
+    for path in ("here/agent.yaml", "here/machines/press.yaml", "shared/types.yaml", "here/certs/ca.pem",
+                 "here/state/pki/trusted/press-1.der", "here/state/learned/press.json"):  # fmt: skip
+        assert after[path] == before[path], path
+    assert done.missing == ("broker",)
+    assert (tmp_path / "new" / "here" / "state" / "journal.db").stat().st_mode & 0o777 == 0o600
+    assert not {path for path in after if "secret" in path or "own" in path or path.endswith((".key", "4711"))}
+    assert not list((tmp_path / "new").rglob(".restoring"))
+
+
+def test_nothing_secret_is_in_a_backup_unless_it_is_asked_for(plant: Path) -> None:
+    plain = made(plant)
+    assert b"sesame" not in gzip.decompress(plain.file.read_bytes())
+    names = {each.name for each in plain.manifest.left_out}
+    assert names == {"secret broker", "pki/own", str(plant.parent / "certs" / "agent.key")}
+    whole = made(plant, secrets=True)
+    assert gzip.decompress(whole.file.read_bytes()).count(b"sesame") == 3  # not the stray file
+    assert whole.manifest.left_out == ()
+    done = put(whole.file, plant.parent.parent.parent / "new")
+    assert done.missing == ()
+    for name in ("state/secrets/broker", "certs/agent.key", "state/pki/own/key.pem"):
+        path = done.target.main.parent / name
+        assert b"sesame" in path.read_bytes()
+        assert path.stat().st_mode & 0o777 == 0o600, name
+
+
+def test_a_file_named_from_the_root_on_goes_along_and_is_told_where_it_belongs(tmp_path: Path) -> None:
+    ca = write(tmp_path / "etc" / "ca.pem", "a certificate")
+    main_file = write(tmp_path / "plant" / "agent.yaml", {
+        **MAIN, "include": [], "machines": {"press": press()},
+        "mqtt": {"url": "mqtts://127.0.0.1:8883", "tls": {"ca": str(ca)}},
+    })  # fmt: skip
+    file = backup.make(config.load(main_file), tmp_path / "b.tar.gz", version="0.1.0", wall_us=WALL).file
+    ca.unlink()
+    done = put(file, tmp_path / "new")
+    copied = tmp_path / "new" / "elsewhere" / str(ca).lstrip("/")
+    assert copied.read_text() == "a certificate"
+    assert any(str(ca) in note and str(copied) in note for note in done.notes)
+
+
+def test_the_commands_tell_what_they_did_and_what_to_do_next(
+    plant: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, new = tmp_path / "b.tar.gz", tmp_path / "new"
+    assert main(["backup", str(plant), str(file), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["ok"], told["agent"], told["undelivered"]) == (True, "hall2", 5)
+    assert main(["backup", str(plant), str(file), "--secrets"]) == 0
+    assert "WARNING: passwords and private keys are in it" in capsys.readouterr().out
+    assert main(["restore", str(file), "--list"]) == 0
+    assert "it is whole" in capsys.readouterr().out
+    assert main(["restore", str(file)]) == 2
+    assert "say where the configuration goes: --to FOLDER" in capsys.readouterr().err
+    assert main(["restore", str(file), "--to", str(new)]) == 0
+    told_text = capsys.readouterr().out
+    assert "stop the agent on the old PC" in told_text
+    assert "5 messages from before are delivered first" in told_text
+    assert main(["restore", str(file), "--to", str(new)]) == 2
+    assert "would be overwritten" in capsys.readouterr().err
+    assert main(["restore", str(file), "--to", str(new), "--force", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["aside"]) == 2
+    assert main(["restore", str(plant), "--to", str(tmp_path / "x")]) == 1
+    assert "is no backup of edge-agent" in capsys.readouterr().err
+    assert main(["backup", str(plant), str(plant)]) == 2
+    assert "exists and is no whole backup" in capsys.readouterr().err
+    assert main(["backup", str(write(tmp_path / "bad.yaml", {"agent": {}})), str(file)]) == 2
+
+
+def test_force_moves_aside_what_lies_there_and_removes_nothing(plant: Path, tmp_path: Path) -> None:
+    file = made(plant).file
+    first = put(file, tmp_path / "new").target
+    old = tree(first.config)
+    with pytest.raises(restore.Refused, match="would be overwritten"):
+        put(file, tmp_path / "new")
+    assert tree(first.config) == old
+    done = put(file, tmp_path / "new", force=True)
+    kept = {content for folder in done.aside for content in tree(folder).values()}
+    assert set(old.values()) <= kept | {b""} | {each for path, each in old.items() if path.endswith("/lock")}
+    assert done.count is not None
+    assert done.count.seq == 5
+
+
+def test_secrets_that_lie_there_already_stay(plant: Path, tmp_path: Path) -> None:
+    own = write(tmp_path / "new" / "here" / "state" / "secrets" / "broker", "mine\n")
+    own.chmod(0o600)
+    done = put(made(plant).file, tmp_path / "new")
+    assert own.read_text() == "mine\n"
+    assert done.missing == ()
+
+
+def test_nothing_is_restored_where_an_agent_works(plant: Path, tmp_path: Path) -> None:
+    file = made(plant).file
+    with control.hold(tmp_path / "new" / "here" / "state"):
+        with pytest.raises(control.AlreadyRunning):
+            put(file, tmp_path / "new", force=True)
+    assert not (tmp_path / "new" / "here" / "agent.yaml").exists()
+
+
+def test_a_backup_of_a_newer_release_is_refused_in_words(plant: Path) -> None:
+    with archive.opened(made(plant).file) as found:
+        for version in ("0.1.0", "0.1.0+local", "0.1.1", "1.0"):
+            restore.check_version(found.manifest, version)
+        newer = replace(found.manifest, version="0.10.0")
+        with pytest.raises(restore.Refused, match=r"made by edge-agent 0\.10\.0 and this is 0\.9\.2: install"):
+            restore.check_version(newer, "0.9.2")
+
+
+# --- the journal --------------------------------------------------------------------------------------------------------
+
+
+def numbers(folder: Path, value: float) -> dict[tuple[str, int], bytes]:
+    """What a store tells when one more reading comes: every message that waits, by (epoch, seq)."""
+    with open_store(folder, StandingClock()) as store:
+        store.use_layouts([Layout("press", ("oil",), ())])
+        store.put([frame(60_000_000, value)])
+    with open_store(folder, StandingClock()) as store:
+        page = store.pending(0, 1000)
+        assert page is not None
+        found = [json.loads(each.payload(late=False)) for each in page.messages]
+    return {(each["epoch"], each["seq"]): json.dumps(each, sort_keys=True).encode() for each in found}
+
+
+def clashes(one: dict[tuple[str, int], bytes], other: dict[tuple[str, int], bytes]) -> int:
+    return sum(one[key] != other[key] for key in one.keys() & other.keys())
+
+
+@pytest.mark.parametrize("as_a_file", [False, True])
+def test_agents_from_one_backup_never_give_one_number_to_two_messages(
+    plant: Path, tmp_path: Path, as_a_file: bool
+) -> None:
+    """The old one runs on, and two are restored from it. With a journal that is only copied, marker and all, they would."""
+    old = plant.parent / "state"
+    naive = shutil.copytree(old, tmp_path / "naive")
+    file = made(plant).file
+    if as_a_file:  # whoever unpacks it by hand gets the same
+        with tarfile.open(file) as packed:
+            for name in ("one", "two"):
+                packed.extractall(tmp_path / name, filter="data")
+        folders = [tmp_path / name / "data" for name in ("one", "two")]
+    else:
+        folders = [put(file, tmp_path / name).target.data for name in ("one", "two")]
+    told = [numbers(folder, float(at)) for at, folder in enumerate([old, *folders, naive])]
+    waited = {key for key in told[0] if key[1] <= 5}
+    assert len(waited) == 5
+    for each in told:
+        assert waited <= each.keys(), "what waited is delivered by whoever comes first"
+    assert clashes(told[0], told[1]) == clashes(told[0], told[2]) == clashes(told[1], told[2]) == 0
+    assert all(min(seq for epoch, seq in each if epoch not in {e for e, _ in waited}) == 6 for each in told[1:3])
+    assert clashes(told[0], told[3]) == 1, "the negative control"
+
+
+def test_a_journal_without_its_own_pages_in_order_is_copied_as_it_is_and_told(plant: Path, tmp_path: Path) -> None:
+    journal = plant.parent / "state" / "journal.db"
+    content = bytearray(journal.read_bytes())
+    content[4096:12288] = b"\xa5" * 8192
+    journal.write_bytes(content)
+    done = made(plant)
+    assert any("damaged" in note for note in done.notes)
+    target = put(done.file, tmp_path / "new").target
+    with open_store(target.data, StandingClock()) as store:  # it starts, and tells
+        assert store.epoch
+
+
+def test_a_copy_is_whole_while_the_store_writes_on(tmp_path: Path) -> None:
+    with open_store(tmp_path / "data", StandingClock()) as store:
+        store.use_layouts([Layout("press", ("oil",), ())])
+        store.put([frame(0, 1.0)])
+        with closing(disk.connect(tmp_path / "data" / disk.FILE)) as busy:
+            busy.execute("BEGIN IMMEDIATE")
+            copy.copy(tmp_path / "data" / disk.FILE, tmp_path / "copy.db")
+            busy.execute("ROLLBACK")
+        assert copy.is_sound(tmp_path / "copy.db")
+    with pytest.raises(FileNotFoundError):
+        copy.copy(tmp_path / "none.db", tmp_path / "other.db")
+
+
+@played
+async def test_a_running_agent_moves_to_another_pc_and_nothing_is_lost(here: Hall) -> None:
+    async with picky({10: 654, 11: 3}) as device:
+        machine = press()
+        machine["signals"]["slow"] = {
+            "address": "holding:11", "type": "int16", "norm": {"warning": {"high": 5}, "on_delay": "200ms"},
+        }  # fmt: skip
+        here.write(here.plain({"plc": device.port}, {"press": machine}))
+        await here.start()
+        first = await here.event("press", "raised", signal="oil")
+        await here.whole()
+        here.broker.kill()
+        device.registers[11] = 9  # nobody hears of this one from the old PC before it has moved
+        await here.status(lambda body: len(body["warnings"]) == 2)
+        await here.status(lambda body: body["buffer"]["messages"] > 5)
+        file = here.agent.config.parent / "b.tar.gz"
+        status, out, err = await command("backup", str(here.agent.config), str(file), "--json")
+        assert status == 0, err
+        told = json.loads(out)
+        assert told["undelivered"] > 0
+        await here.status(
+            lambda body: body["buffer"]["messages"] > told["undelivered"] + 3
+        )  # it runs on, and counts on
+        assert await here.agent.stop() == 0
+        new = here.agent.config.parent / "new"
+        status, out, err = await command("restore", str(file), "--to", str(new), "--json")
+        assert status == 0, err
+        moved = Agent(new / "agent.yaml", log=new.parent / "new.log")
+        await here.broker.start()
+        old, here.agent = here.agent, moved
+        await here.start()
+        standing = (await here.ask("status"))["warnings"]
+        second = await here.event("press", "raised", signal="slow")
+        assert sorted(each["id"] for each in standing) == sorted([first["id"], second["id"]])
+        fresh = json.loads(out)["journal"]["epoch"]
+        assert second["epoch"] == first["epoch"] != fresh, "a message keeps the number under which it was committed"
+        await here.hears("press/measurements", lambda body: body["epoch"] == fresh)
+        device.registers.update({10: 500, 11: 3})
+        for before in (first, second):
+            cleared = await here.event("press", "cleared", signal=before["signal"])
+            assert (cleared["id"], cleared["epoch"]) == (before["id"], fresh)
+        assert await here.agent.stop() == 0
+        here.agent = old  # and the old one after all: whatever it still has
+        await here.start()
+        await here.whole(first["epoch"])
+        assert await here.agent.stop() == 0
+        await here.whole(first["epoch"])
+        numbers_of_new = sorted(seq for epoch, seq in here.numbered() if epoch == fresh)
+        assert numbers_of_new == list(range(told["seq"] + 1, told["seq"] + 1 + len(numbers_of_new)))
+
+
+# --- damaged, cut off, foreign ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(plant: Path) -> bytes:
+    return made(plant).file.read_bytes()
+
+
+def outcome(content: bytes, folder: Path) -> str:
+    """'refused' with nothing written, or 'whole'; anything else is a failure."""
+    file = folder / "damaged.tar.gz"
+    file.write_bytes(content)
+    target = folder / "target"
+    try:
+        put(file, target)
+    except archive.NotABackup as error:
+        assert not target.exists(), f"half restored: {error}"
+        return "refused"
+    shutil.rmtree(target)
+    return "whole"
+
+
+def test_whatever_byte_is_damaged_nothing_is_half_restored(small: bytes, tmp_path: Path) -> None:
+    """In the file, and in what it unpacks to (with the packer's own checksum right): also against what tar alone would do."""
+    print(f"seed {SEED}, {FLIPS} flips each")
+    luck = random.Random(SEED)
+    plain = gzip.decompress(small)
+    seen = {"refused": 0, "whole": 0}
+    unseen_by_tar = 0
+    for turn in range(2 * FLIPS):
+        content = bytearray(plain if turn % 2 else small)
+        content[luck.randrange(len(content))] ^= 1 << luck.randrange(8)
+        damaged = gzip.compress(bytes(content), 1) if turn % 2 else bytes(content)
+        found = outcome(damaged, tmp_path)
+        seen[found] += 1
+        if turn % 2 and found == "refused":
+            unseen_by_tar += _tar_takes(damaged)
+    print(seen, "taken by tar alone:", unseen_by_tar)
+    assert seen["refused"] > FLIPS
+    assert unseen_by_tar > 0, "the negative control"
+
+
+def _tar_takes(content: bytes) -> bool:
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content)) as packed:
+            return all(packed.extractfile(each) is not None for each in packed)
+    except (tarfile.TarError, OSError, EOFError, ValueError):
+        return False
+
+
+def test_a_file_that_is_cut_off_anywhere_restores_nothing(small: bytes, tmp_path: Path) -> None:
+    for end in [*range(0, len(small), max(1, len(small) // 60)), len(small) - 1]:
+        assert outcome(small[:end], tmp_path) == "refused", end
+
+
+def test_what_is_no_backup_is_refused_in_words(plant: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign.tar.gz"
+    with tarfile.open(foreign, "w:gz") as packed:
+        packed.add(plant, "agent.yaml")
+    for content, words in (
+        (b"", "cut off"), (b"hello", "no backup"), (gzip.compress(b""), "cut off"), (foreign.read_bytes(), "no backup"),
+        (gzip.compress(bytes(2048)), "no backup"),
+    ):  # fmt: skip
+        with pytest.raises(archive.NotABackup, match=words):
+            _open(tmp_path / "x.tar.gz", content)
+
+
+def _open(path: Path, content: bytes) -> Manifest:
+    path.write_bytes(content)
+    with archive.opened(path) as found:
+        return found.manifest
+
+
+HOSTILE = (
+    "config/../../x", "/etc/x", "config//x", "config/./x", "data/x", "data/../x", "data/journal.marker", "data/lock",
+    "secrets/../x", "secrets/.x", "secrets/a/b", "elsewhere/../x", "x", "config", "config/\nx", "data/pki/../../x",
+    "config/" + "x" * 300, "config/\ud800", "other/x", "",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", HOSTILE)
+def test_a_name_that_leads_out_is_refused(path: str) -> None:
+    with pytest.raises(archive.NotABackup):
+        archive.check_name(path)
+
+
+def test_a_manifest_that_lies_is_refused(plant: Path, tmp_path: Path) -> None:
+    with archive.opened(made(plant).file) as found:
+        manifest = found.manifest
+    text = write(tmp_path / "text", "text")
+    one = archive.hashed(Source("config/agent.yaml", text))
+    sources = [Source("config/agent.yaml", text)]
+    honest = replace(manifest, files=(one,), config=one.path, elsewhere={})
+    lies: list[tuple[dict[str, Any], list[Source], str]] = [
+        ({"files": (one, one)}, sources * 2, "stands twice"),
+        ({"files": (one, replace(one, path="config/agent.yaml/x"))}, sources * 2, "a file and a folder"),
+        ({"config": "config/other.yaml"}, sources, "no configuration"),
+        ({"files": (replace(one, sha256="0" * 64),)}, sources, "checksum is wrong"),
+        ({"files": (replace(one, path="config/../../../x"),)}, sources, "no place"),
+        ({"files": (replace(one, mode=0o4755),)}, sources, "cannot be"),
+        ({"elsewhere": {"config/none": "/x"}}, sources, "not in it"),
+        ({"elsewhere": {"config/agent.yaml": "x"}}, sources, "elsewhere"),
+        ({"secrets": "no"}, sources, "secrets"),
+    ]
+    file = tmp_path / "x.tar.gz"
+    archive.write(file, honest, sources)
+    with archive.opened(file):
+        pass
+    for change, files, words in lies:
+        archive.write(file, replace(honest, **change), files)
+        with pytest.raises(archive.NotABackup, match=words), archive.opened(file):
+            pass
+    for size in (3, 5):
+        with (
+            pytest.raises(ValueError, match="was changed while it was read") if size == 3 else pytest.raises(ValueError)
+        ):
+            archive.write(file, replace(honest, files=(replace(one, bytes=size),)), sources)
+
+
+def test_links_and_additions_are_refused(small: bytes, tmp_path: Path) -> None:
+    plain = gzip.decompress(small)
+    extra = io.BytesIO()
+    with tarfile.open(fileobj=extra, mode="w") as packed:
+        packed.add(__file__, "config/more.yaml")
+    for content, words in (
+        (plain[:-1024] + extra.getvalue(), "more than its manifest"),
+        (plain + b"x" * 512, "more than its manifest"),
+    ):
+        with pytest.raises(archive.NotABackup, match=words):
+            _open(tmp_path / "x.tar.gz", gzip.compress(content))
+    link = tarfile.TarInfo(archive.MANIFEST)
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with pytest.raises(archive.NotABackup, match="no plain file"):
+        _open(tmp_path / "x.tar.gz", gzip.compress(link.tobuf(tarfile.GNU_FORMAT) + bytes(1024)))
+
+
+def test_a_newer_format_names_the_release_that_knows_it(small: bytes, tmp_path: Path) -> None:
+    plain = gzip.decompress(small)
+    newer = plain.replace(b'"format": 1', b'"format": 2', 1)
+    with pytest.raises(
+        archive.NotABackup, match=r"format 2, this version knows 1; it was made by edge-agent '0\.1\.0'"
+    ):
+        _open(tmp_path / "x.tar.gz", gzip.compress(newer))
+
+
+def test_an_item_is_what_its_file_was(tmp_path: Path) -> None:
+    file = write(tmp_path / "x", "abc")
+    assert archive.hashed(Source("config/x", file, 0o644)) == Item(
+        "config/x", 3, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", 0o644
+    )

@@ -1,0 +1,657 @@
+"""The history: moved without loss or duplicate whatever ends the agent, equal to the bit, bounded, and read as it was."""
+
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_agent.contract import Frame, Quality
+from edge_agent.records import Command, Gap, GapCause, JudgedFrame, Layout
+from edge_agent.store import history, past, shelf, stretch
+from edge_agent.store.configured import configure, text_of
+from edge_agent.store.history import History, open_history
+from edge_agent.store.journal import Store, open_store
+from edge_agent.store.past import open_past
+from edge_agent.store.rows import Kept
+from edge_agent.store.shelf import NoHistory
+from edge_agent.store.stretch import Placed
+from tests.conftest import ROOT, StandingClock
+from tests.test_store import commit, crashed, event
+
+SECOND = 1_000_000
+BEAT_US = 10 * SECOND
+PRESS = Layout("press", ("oil", "flow", "pressure"), ("running", "stopped"))
+PUMP = Layout("pump", ("level",), ())
+SEED = int(os.environ.get("SEED", "5"))
+
+
+def judged(layout: Layout, clock: StandingClock, number: int, rng: np.random.Generator, rows: int = 1) -> JudgedFrame:
+    """Rows that say by their values which they are; sometimes bad, held, stamped, late."""
+    width = len(layout.signals)
+    t = clock.monotonic_us() + np.arange(rows, dtype=np.int64)
+    ts = clock.wall_us() + np.arange(rows, dtype=np.int64) * 1000
+    values = np.round(rng.normal(50, 5, (rows, width)) * 10) * 0.1
+    values[0, 0] = number
+    quality = np.zeros((rows, width), np.uint8)
+    quality[rng.random((rows, width)) < 0.1] = Quality.HOLD
+    quality[rng.random((rows, width)) < 0.05] = Quality.TIMEOUT
+    quality[0, 0] = Quality.GOOD
+    values[quality != Quality.GOOD] = np.nan
+    at = np.tile(ts[:, None], (1, width)) - 2 * SECOND if number % 17 == 0 else None
+    frame = Frame(
+        layout.machine, t, ts, values, quality, at, tick=number % 11 == 0, late=number % 23 == 0, unset=number % 29 == 0
+    )
+    return JudgedFrame(frame, np.zeros(rows, np.int16), np.ones(rows, np.bool_))
+
+
+def bits(item: Kept | Command | JudgedFrame) -> tuple[Any, ...]:
+    """All that an item holds, comparable to the bit."""
+    if isinstance(item, Command):
+        return ("command", item.id, item.ts, item.t, text_of(item))
+    one = item.judged if isinstance(item, Kept) else item
+    frame = one.frame
+    arrays: list[npt.NDArray[Any] | None] = [
+        frame.t,
+        frame.ts,
+        frame.values,
+        frame.quality,
+        frame.at,
+        one.state,
+        one.publish,
+    ]
+    its = tuple(None if each is None else (each.shape, each.dtype.str, each.tobytes()) for each in arrays)
+    return (frame.machine, *its, frame.tick, frame.late, frame.words, frame.unset)
+
+
+def read(folder: Path) -> list[tuple[Any, ...]]:
+    with open_past(folder) as found:
+        return [bits(item.what) for item in found.frames()]
+
+
+class Room:
+    """A journal with a history beside it; what was put is remembered."""
+
+    def __init__(self, folder: Path, clock: StandingClock) -> None:
+        self.clock, self.folder = clock, folder
+        self.rng = np.random.default_rng(SEED)
+        self.put: list[tuple[Any, ...]] = []
+        self.number = 0
+        self.stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        self.store: Store = self.stack.enter_context(open_store(self.folder, self.clock))
+        self.history: History = self.stack.enter_context(open_history(self.folder, self.clock))
+        self.store.use_layouts([PRESS, PUMP])
+        self.store.keep_for_history()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def beats(self, count: int, rows: int = 1) -> None:
+        """So many beats of both machines, ten seconds apart, a batch for every ten of them."""
+        for beat in range(count):
+            self.clock.move(BEAT_US)
+            self.number += 1
+            frames = [judged(layout, self.clock, self.number, self.rng, rows) for layout in (PRESS, PUMP)]
+            self.put += [bits(each) for each in frames]
+            self.store.put(frames)
+            if self.number % 50 == 0:
+                self.command()
+            if beat % 10 == 9:
+                self.store._seal()
+        commit(self.store)
+
+    def command(self) -> None:
+        told = configure(f"configuration {self.number // 100}", "sha", self.clock.wall_us(), 1, start=False)
+        self.put.append(bits(told))
+        self.store.put((), [event(self.number)], commands=[told], gaps=[Gap(GapCause.OVERLOAD, 1, 1, 2)])
+
+    def move(self) -> bool:
+        return asyncio.run(self.history.turn(self.store))
+
+    def turns(self, count: int) -> None:
+        """So many times ten minutes, each moved."""
+        for _ in range(count):
+            self.beats(60)
+            assert self.move(), self.history.fault
+
+
+# --- bytes ----------------------------------------------------------------------------------------------------------------
+
+NUMBERS = st.integers(-(2**63), 2**63 - 1)
+
+
+@st.composite
+def frames(draw: st.DrawFn) -> tuple[Layout, list[Placed]]:
+    """Frames of any content: the bits of the values, times that jump, qualities, stamps, words, no row at all."""
+    width = draw(st.integers(1, 3))
+    layout = Layout("m", tuple(f"s{i}" for i in range(width)), ())
+    found = []
+
+    def ints(count: int) -> npt.NDArray[np.int64]:
+        return np.array(draw(st.lists(NUMBERS, min_size=count, max_size=count)), dtype=np.int64)
+
+    for number in range(draw(st.integers(1, 5))):
+        rows = draw(st.integers(0, 4))
+        cells = rows * width
+        words = tuple(tuple(draw(st.text(max_size=3)) for _ in range(width)) for _ in range(rows))
+        frame = Frame(
+            "m",
+            ints(rows),
+            ints(rows),
+            ints(cells).view(np.float64).reshape(rows, width),
+            np.frombuffer(draw(st.binary(min_size=cells, max_size=cells)), np.uint8).reshape(rows, width),
+            ints(cells).reshape(rows, width) if draw(st.booleans()) else None,
+            draw(st.booleans()),
+            words if draw(st.booleans()) else None,
+            draw(st.booleans()),
+            draw(st.sampled_from([0, 0, 1, 7])),
+        )
+        seqs = ints(rows)
+        kept = Kept(0, layout, JudgedFrame(frame, ints(rows).astype(np.int16), seqs != 0), seqs)
+        found.append(Placed(number * 3 + 1, kept))
+    return layout, found
+
+
+def sames(one: Sequence[Placed], other: Sequence[Placed]) -> bool:
+    return [(p.place, bits(p.kept), p.kept.seqs.tolist()) for p in one] == [
+        (p.place, bits(p.kept), p.kept.seqs.tolist()) for p in other
+    ]
+
+
+@given(frames())
+@settings(max_examples=60)
+def test_a_block_gives_its_frames_back_to_the_bit(case: tuple[Layout, list[Placed]]) -> None:
+    layout, given_ = case
+    whole = stretch.gathered(layout, "e", given_)
+    again = stretch.unpack_block(stretch.pack_block(whole), layout, "e")
+    assert sames(list(stretch.frames(again)), given_)
+
+
+@given(frames(), st.data())
+@settings(max_examples=60)
+def test_chunks_give_the_frames_back_to_the_bit_however_they_are_cut(
+    case: tuple[Layout, list[Placed]], data: st.DataObject
+) -> None:
+    layout, given_ = case
+    whole = stretch.gathered(layout, "e", given_)
+    edge = data.draw(st.integers(0, len(given_)))
+    found: list[Placed] = []
+    for part in (stretch.cut(whole, 0, edge), stretch.cut(whole, edge, len(given_))):
+        axis = stretch.unpack_axis(stretch.pack_axis(part.axis))
+        columns = [stretch.unpack_column(stretch.pack_column(part, i), axis) for i in range(len(layout.signals))]
+        found += stretch.frames(stretch.unpack_chunks(layout, "e", axis, columns))
+    assert sames(found, given_)
+    parts = [stretch.cut(whole, 0, edge), stretch.cut(whole, edge, len(given_))]
+    assert sames(list(stretch.frames(stretch.joined(parts))), given_)
+
+
+# --- moving ---------------------------------------------------------------------------------------------------------------
+
+
+def test_everything_is_read_as_it_was_put_first_from_the_journal_then_from_blocks_then_from_chunks(
+    tmp_path: Path, clock: StandingClock
+) -> None:
+    with Room(tmp_path, clock) as room:
+        room.beats(70)
+        assert read(tmp_path) == room.put
+        assert room.move()
+        assert read(tmp_path) == room.put
+        room.turns(14)
+        room.beats(30, rows=3)
+        with open_past(tmp_path) as found:
+            items = list(found.frames())
+            assert [item.place for item in items] == list(range(1, len(room.put) + 1))
+            assert [bits(item.what) for item in found.frames(after=1_000)] == room.put[1_000:]
+            assert [item.what for item in found.commands()] == [i.what for i in items if isinstance(i.what, Command)]
+        assert [bits(item.what) for item in items] == room.put
+        axes = sqlite3.connect(tmp_path / shelf.FILE).execute("SELECT count(*), min(rows) FROM axes").fetchone()
+        assert axes[0] >= 4, "nothing was packed"
+
+
+def test_what_was_delivered_waits_for_the_history_and_goes_once_it_is_there(
+    tmp_path: Path, clock: StandingClock
+) -> None:
+    def left() -> int:
+        return int(sqlite3.connect(tmp_path / "journal.db").execute("SELECT count(*) FROM batches").fetchone()[0])
+
+    with Room(tmp_path, clock) as room:
+        room.beats(60)
+        room.store.delivered(range(1, room.store.last_committed + 1))
+        room.store.put_snapshot(b"", "")
+        commit(room.store)
+        assert left() == 6
+        assert room.move()
+        room.store.put_snapshot(b"", "")
+        commit(room.store)
+        assert left() == 0
+        assert read(tmp_path) == room.put
+
+
+def test_events_and_gaps_are_moved_once_and_told_in_order(tmp_path: Path, clock: StandingClock) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(6)
+        room.beats(110)
+        with open_past(tmp_path) as found:
+            told = list(found.events(0, 2**62))
+        assert [each.kind for each in told] == ["warnings", "gaps"] * (room.number // 50)
+        assert [each.seq for each in told] == sorted({each.seq for each in told})
+
+
+def steps_of(room: Room, work: Any) -> list[Path]:
+    """The folder as a machine would find it that lost its power before any statement of either file."""
+    copies: list[Path] = []
+
+    def copy(_: str) -> None:
+        copies.append(crashed(room.folder, room.folder.parent / f"crash-{len(copies)}"))
+
+    asyncio.run(room.history._in_thread(room.history._opened))
+    assert room.history._db is not None
+    for db in (room.store._db, room.history._db):
+        db.set_trace_callback(copy)
+    try:
+        work()
+    finally:
+        for db in (room.store._db, room.history._db):
+            db.set_trace_callback(None)
+    copies.append(crashed(room.folder, room.folder.parent / "crash-last"))
+    return copies
+
+
+def test_a_crash_between_any_two_steps_neither_loses_nor_doubles(tmp_path: Path, clock: StandingClock) -> None:
+    folder = tmp_path / "data"
+    with Room(folder, clock) as room:
+        room.turns(2)
+        room.beats(70)
+        room.store.delivered(range(1, room.store.last_committed + 1))
+
+        def work() -> None:
+            assert room.move()
+            room.store.put_snapshot(b"", "")
+            commit(room.store)
+
+        copies = steps_of(room, work)
+        assert len(copies) > 20
+        for copy in copies:
+            assert read(copy) == room.put, copy
+            with open_store(copy, clock) as store, open_history(copy, clock) as again:
+                assert asyncio.run(again.turn(store)), again.fault
+                assert read(copy) == room.put, copy
+                assert again.status().get("missing") is None
+            with open_past(copy) as found:
+                seqs = [each.seq for each in found.events(0, 2**62)]
+                assert len(seqs) == len(set(seqs)) == 2 * (room.number // 50)
+            shutil.rmtree(copy)
+
+
+def test_a_crash_while_blocks_become_chunks_changes_nothing(tmp_path: Path, clock: StandingClock) -> None:
+    folder = tmp_path / "data"
+    with Room(folder, clock) as room:
+        while not (room.history._db is not None and room.history._ripe()):
+            room.beats(60)
+            asyncio.run(room.history._in_thread(room.history._opened))
+            while asyncio.run(room.history._moved(room.store)):
+                pass
+        copies = steps_of(room, room.move)
+        assert len(copies) > 10
+        for copy in copies:
+            assert read(copy) == room.put, copy
+            shutil.rmtree(copy)
+
+
+def test_a_history_that_forgot_its_transactions_is_found_out(tmp_path: Path, clock: StandingClock) -> None:
+    """The negative control: how far it has come, told apart from what came, doubles after a crash."""
+    with Room(tmp_path / "data", clock) as room:
+        room.turns(1)
+        room.beats(60)
+        before = room.history._position
+        assert room.move()
+        assert room.history._db is not None
+        shelf.put_position(room.history._db, shelf.Position(room.history._position.place, before.moved))
+        assert room.history._position is not before
+        room.history._damaged, room.history._db = None, None
+        assert room.move()
+        assert read(room.folder) != room.put
+
+
+def test_kill_9_at_any_time_neither_loses_nor_doubles(tmp_path: Path) -> None:
+    """A process that journals and moves as fast as it can, killed again and again; each time all is there in order."""
+    script = tmp_path / "mover.py"
+    script.write_text(MOVER)
+    rng = random.Random(SEED)
+    print(f"seed {SEED}")
+    last = told = 0
+    for _ in range(int(os.environ.get("HISTORY_KILLS", "4"))):
+        with subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path / "data")],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        ) as process:
+            assert process.stdout is not None
+            for _ in range(rng.randrange(2, 40)):
+                told = int(process.stdout.readline())
+            process.send_signal(signal.SIGKILL)
+        with open_past(tmp_path / "data") as found:
+            numbers = [int(i.what.judged.frame.values[0, 0]) for i in found.frames() if isinstance(i.what, Kept)]
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert len(numbers) >= told, "what was committed is gone"
+        last = max(last, len(numbers))
+    with contextlib.closing(sqlite3.connect(tmp_path / "data" / shelf.FILE)) as db:
+        assert db.execute("SELECT count(*) FROM axes").fetchone()[0] > 0, "nothing was packed: the test shows little"
+
+
+MOVER = """
+import asyncio, sys
+from pathlib import Path
+import numpy as np
+from edge_agent.contract import Frame
+from edge_agent.records import JudgedFrame, Layout
+from edge_agent.store import history
+from edge_agent.store.journal import open_store
+from edge_agent.store.history import open_history
+from edge_agent.store.past import open_past
+from tests.conftest import StandingClock
+history.ROWS_MAX = 100
+
+async def main(folder):
+    number = 0
+    if (folder / "journal.db").exists():
+        with open_past(folder) as found:
+            number = sum(1 for _ in found.frames())
+    clock = StandingClock(1_795_000_000_000_000 + number * 1_000_000)
+    with open_store(folder, clock) as store, open_history(folder, clock) as kept:
+        store.use_layouts([Layout("m", ("a", "b"), ())])
+        store.keep_for_history()
+        running = asyncio.create_task(store.run())
+        while True:
+            for _ in range(10):
+                clock.move(1_000_000)
+                number += 1
+                one = np.array([clock.monotonic_us()]), np.array([clock.wall_us()])
+                values = np.array([[number, 0.5]], dtype=np.float64)
+                frame = Frame("m", *one, values, np.zeros((1, 2), np.uint8))
+                store.put([JudgedFrame(frame, np.zeros(1, np.int16), np.ones(1, np.bool_))])
+            store.put_snapshot(b"", "")
+            store._wake.set()
+            while store._sealed:
+                await asyncio.sleep(0)
+            store.delivered(range(1, store.last_committed + 1))
+            print(number, flush=True)
+            if not await kept.turn(store):
+                raise SystemExit(kept.fault)
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+# --- a disk that fails, bytes that change -----------------------------------------------------------------------------------
+
+
+def test_a_disk_that_refuses_costs_nothing_and_the_history_comes_back(
+    tmp_path: Path, clock: StandingClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    with Room(tmp_path, clock) as room:
+        room.turns(2)
+        with monkeypatch.context() as patch:
+            patch.setattr(shelf, "put_position", full)
+            room.beats(60)
+            assert not room.move()
+            assert room.history.status()["state"] == "failing"
+            room.beats(60)
+            assert not room.move()
+            assert read(tmp_path) == room.put
+        assert room.move()
+        assert room.history.status()["state"] == "ok"
+        assert read(tmp_path) == room.put
+        assert (tmp_path / shelf.FILE).exists()
+        assert not list(tmp_path.glob("*.damaged-*"))
+
+
+def test_what_the_journal_had_to_drop_before_it_was_moved_is_counted(tmp_path: Path, clock: StandingClock) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(1)
+        room.beats(120)
+        first = room.history._position.moved[room.store.epoch][0]
+        room.store._open.drop_to = first + 5
+        commit(room.store)
+        assert room.move()
+        assert room.history.status()["missing"] == 5
+
+
+def flipped(path: Path, rng: random.Random) -> None:
+    blob = bytearray(path.read_bytes())
+    for _ in range(rng.choice((1, 1, 8, 64))):
+        blob[rng.randrange(len(blob))] ^= 1 << rng.randrange(8)
+    if rng.random() < 0.1:
+        del blob[rng.randrange(len(blob)) :]
+    path.write_bytes(bytes(blob))
+
+
+def test_damage_costs_only_what_is_damaged_and_never_the_next_move(tmp_path: Path, clock: StandingClock) -> None:
+    """HISTORY_DAMAGES=1000 for more."""
+    rng = random.Random(SEED)
+    print(f"seed {SEED}")
+    folder = tmp_path / "data"
+    with Room(folder, clock) as room:
+        room.turns(10)
+    kept = tmp_path / "kept"
+    shutil.copytree(folder, kept)
+    known = set(room.put)
+    shares = []
+    for _ in range(int(os.environ.get("HISTORY_DAMAGES", "12"))):
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder)
+        flipped(folder / shelf.FILE, rng)
+        _read_what_can_be(folder)
+        with open_store(folder, clock) as store, open_history(folder, clock) as again:
+            store.use_layouts([PRESS, PUMP])
+            assert asyncio.run(again.turn(store)) or asyncio.run(again.turn(store)), again.fault
+            clock.move(SECOND)
+            new = judged(PRESS, clock, 1, room.rng)
+            store.put([new])
+            commit(store)
+            assert asyncio.run(again.turn(store)), again.fault
+            now = _read_what_can_be(folder)
+            assert now[-1] == bits(new)
+            shares.append(len(known.intersection(now)) / len(known))
+    print(f"shares that were read: {sorted(round(share, 2) for share in shares)}")
+    assert sum(shares) / len(shares) > 0.5
+
+
+def _read_what_can_be(folder: Path) -> list[tuple[Any, ...]]:
+    """Nothing that is read is another value than the one that was put; a lost column says HOLD, which is no value."""
+    found: list[tuple[Any, ...]] = []
+    try:
+        with open_past(folder) as its:
+            for item in its.frames():
+                found.append(bits(item.what))
+                if isinstance(item.what, Kept):
+                    frame = item.what.judged.frame
+                    known = stretch.fresh(frame.quality)
+                    assert not np.isnan(frame.values[known]).any()
+    except past.UNREADABLE:
+        pass
+    return found
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_older_than_asked_goes_and_what_was_in_force_then_stays(tmp_path: Path, clock: StandingClock) -> None:
+    with Room(tmp_path, clock) as room:
+        room.command()
+        room.history.limit(3_600 * SECOND * 2, 10**9)
+        room.turns(6 * 6)
+        with open_past(tmp_path) as found:
+            items = list(found.frames())
+            first = next(item for item in items if isinstance(item.what, Kept))
+            age_s = (clock.wall_us() - int(first.what.judged.frame.ts[0])) / SECOND  # type: ignore[union-attr]
+            assert 7_000 < age_s < 11_500
+            assert isinstance(items[0].what, Command), "the configuration of the first frame is gone"
+            assert all(told.closed_us > clock.wall_us() - 11_500 * SECOND for told in found.events(0, 2**62))
+        assert [bits(item.what) for item in items if isinstance(item.what, Kept)] == [
+            each for each in room.put if each[0] != "command"
+        ][-sum(isinstance(item.what, Kept) for item in items) :]
+
+
+def test_a_wall_clock_that_jumps_by_years_deletes_nothing(tmp_path: Path, clock: StandingClock) -> None:
+    with Room(tmp_path, clock) as room:
+        room.history.limit(3_600 * SECOND * 2, 10**9)
+        room.turns(9)
+        clock.step_wall(10 * 365 * 86_400 * SECOND)
+        room.turns(3)
+        clock.step_wall(-10 * 365 * 86_400 * SECOND)
+        room.turns(3)
+        assert read(tmp_path) == room.put
+
+
+def test_the_file_stays_within_its_size_and_the_oldest_go_first(tmp_path: Path, clock: StandingClock) -> None:
+    most = 150_000
+    with Room(tmp_path, clock) as room:
+        room.history.limit(400 * history.DAY_US, most)
+        sizes = []
+        for _ in range(30):
+            room.turns(2)
+            sizes.append((tmp_path / shelf.FILE).stat().st_size)
+        print(f"sizes: {sizes[::5]}")
+        assert max(sizes) <= most
+        kept = read(tmp_path)
+        frames_of = [each for each in kept if each[0] != "command"]
+        assert frames_of == [each for each in room.put if each[0] != "command"][-len(frames_of) :]
+        assert len(frames_of) < len(room.put) / 2, "nothing had to go: the test shows little"
+
+
+def test_a_smaller_bound_makes_the_file_smaller(tmp_path: Path, clock: StandingClock) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(40)
+    before = (tmp_path / shelf.FILE).stat().st_size
+    with Room(tmp_path, clock) as room:
+        room.history.limit(400 * history.DAY_US, before * 2 // 3)
+        room.turns(1)
+    assert (tmp_path / shelf.FILE).stat().st_size <= before * 2 // 3
+
+
+# --- trends -----------------------------------------------------------------------------------------------------------------
+
+
+def plain_trend(put: list[tuple[int, float, int]], from_us: int, to_us: int, step: int) -> dict[int, list[float]]:
+    """In spoken words: bucket → the good readings in it."""
+    found: dict[int, list[float]] = {}
+    first, end = from_us // step * step, -(-to_us // step) * step
+    for ts, value, quality in put:
+        if first <= ts < end and quality in (Quality.GOOD, Quality.UNCERTAIN):
+            found.setdefault(ts // step * step, []).append(value)
+    return found
+
+
+@pytest.mark.parametrize("points", [1, 7, 60, 500, 20_000])
+def test_a_trend_says_what_a_plain_count_says(tmp_path: Path, clock: StandingClock, points: int) -> None:
+    with Room(tmp_path, clock) as room:
+        start = clock.wall_us()
+        readings: list[tuple[int, float, int]] = []
+        room.turns(13)
+        clock.step_wall(-1_000 * SECOND)
+        room.turns(3)
+        room.beats(30)
+        with open_past(tmp_path) as found:
+            for item in found.frames():
+                if isinstance(item.what, Kept) and item.what.layout == PRESS:
+                    frame = item.what.judged.frame
+                    rows = zip(
+                        frame.ts.tolist(), frame.values[:, 1].tolist(), frame.quality[:, 1].tolist(), strict=True
+                    )
+                    readings += rows
+            for from_us, to_us in ((start, clock.wall_us()), (start + 1_234_567_890, start + 7_000 * SECOND)):
+                trend = found.trend("press", "flow", from_us, to_us, points)
+                assert len(trend.ts) <= points + 1
+                twin = plain_trend(readings, from_us, to_us, trend.step_us)
+                assert {int(t): int(n) for t, n in zip(trend.ts, trend.count, strict=True) if n} == {
+                    t: len(its) for t, its in twin.items()
+                }
+                for place, ts in enumerate(trend.ts.tolist()):
+                    its = twin.get(ts, [])
+                    if its:
+                        assert (trend.low[place], trend.high[place]) == (min(its), max(its))
+                        assert trend.mean[place] == pytest.approx(sum(its) / len(its), rel=1e-12)
+                    else:
+                        assert np.isnan(trend.low[place])
+
+
+def test_readings_of_a_signal_come_without_what_was_held(tmp_path: Path, clock: StandingClock) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(8)
+        room.beats(20)
+        with open_past(tmp_path) as found:
+            whole = found.readings("pump", "level", 0, 2**62)
+            assert whole.values.tolist() == [float(n) for n in range(1, room.number + 1)]
+            part = found.readings("pump", "level", int(whole.ts[100]), int(whole.ts[400]))
+            assert part.ts.tolist() == whole.ts[100:400].tolist()
+            assert not len(found.readings("pump", "none", 0, 2**62).ts)
+            spans = found.signals()
+        assert [(span.machine, span.signal) for span in spans] == [
+            ("press", "flow"), ("press", "oil"), ("press", "pressure"), ("pump", "level"),
+        ]  # fmt: skip
+        assert (spans[3].from_us, spans[3].to_us) == (int(whole.ts[0]), int(whole.ts[-1]))
+
+
+# --- folders that are none ----------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_none_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(NoHistory, match="is not the data folder of an agent"), open_past(tmp_path):
+        pass
+    with pytest.raises(NoHistory, match="is not the data folder"), open_past(tmp_path / "nowhere"):
+        pass
+
+
+def test_a_file_of_a_later_version_is_refused_by_the_reader_and_left_alone_by_the_agent(
+    tmp_path: Path, clock: StandingClock
+) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(1)
+    with contextlib.closing(sqlite3.connect(tmp_path / shelf.FILE)) as db:
+        db.execute(f"PRAGMA user_version = {shelf.FORMAT + 1}")
+    with pytest.raises(NoHistory, match="later version"), open_past(tmp_path):
+        pass
+    with Room(tmp_path, clock) as room:
+        room.beats(10)
+        assert not room.move()
+        assert "later version" in str(room.history.status()["reason"])
+
+
+def test_a_reader_beside_a_writer_meets_everything_once(tmp_path: Path, clock: StandingClock) -> None:
+    """The history moves and packs while somebody reads on."""
+    with Room(tmp_path, clock) as room:
+        room.turns(8)
+        room.beats(60)
+        with open_past(tmp_path) as found:
+            seen = []
+            for number, item in enumerate(found.frames()):
+                seen.append(bits(item.what))
+                if number % 100 == 0:
+                    assert room.move()
+                    room.store.delivered(range(1, room.store.last_committed + 1))
+                    room.store.put_snapshot(b"", "")
+                    commit(room.store)
+        assert seen == room.put

@@ -1,0 +1,236 @@
+"""The trend of a signal: what the API answers over a real history, and the page in a real browser."""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import expect
+
+from edge_agent.board import to_utc
+from edge_agent.contract import SECOND_US
+from edge_agent.web import trends
+from edge_agent.web.guard import Refused
+from edge_agent.web.trends import Period, warnings_of
+from tests.pages import Site, event, now_us, serving, show_active
+from tests.pasts import HOUR_US, write_past
+from tests.test_web_browser import Visit, browser, visit
+
+__all__ = ["browser", "visit"]
+PATH = "/api/v1/machines/press-3/signals/oil_temperature/trend"
+
+
+@pytest.fixture(scope="module")
+def past(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """(data directory, UTC µs at which it ends)."""
+    folder, end = tmp_path_factory.mktemp("past"), now_us() // SECOND_US * SECOND_US
+    write_past(folder, end)
+    return folder, end
+
+
+@pytest.fixture(scope="module")
+def site(past: tuple[Path, int]) -> Iterator[Site]:
+    with serving(past[0]) as running:
+        yield running
+
+
+def iso(us: int) -> str:
+    return datetime.fromtimestamp(us / 1e6, UTC).isoformat().replace("+00:00", "Z")
+
+
+def asked(site: Site, **query: str) -> dict[str, Any]:
+    answer = httpx.get(site.url + PATH, params=query)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+# --- the API ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_buckets_are_those_of_the_history(site: Site, past: tuple[Path, int]) -> None:
+    end = past[1]
+    found = asked(site, **{"from": iso(end - 8 * HOUR_US), "to": iso(end), "points": "480"})
+    assert (found["step"], found["unit"], found["every"], found["signal"]) == (60.0, "°C", 1.0, "oil_temperature")
+    assert found["limits"]["warning"] == {"low": 20.0, "high": 60.0}
+    size = {len(found[key]) for key in ("count", "bad", "low", "high", "mean")}
+    assert size <= {480, 481}
+    assert 0 <= sum(found["count"]) + sum(found["bad"]) - 8 * 360 <= 6  # the first bucket begins at a whole minute
+    assert 70 < max(value for value in found["high"] if value is not None) < 80
+    empty = [at for at, count in enumerate(found["count"]) if count == 0]
+    assert empty
+    assert all(found[key][at] is None for at in empty for key in ("low", "high", "mean"))
+    assert all(low <= mean <= high for low, mean, high in zip(*(
+        [each for each in found[key] if each is not None] for key in ("low", "mean", "high")), strict=True))  # fmt: skip
+
+
+def test_a_warning_is_told_once_with_its_beginning_its_end_and_its_worst(site: Site, past: tuple[Path, int]) -> None:
+    end = past[1]
+    whole = asked(site)["warnings"]
+    assert [(each["severity"], each["limit"], each["ended"]) for each in whole] == [
+        ("warning", 60.0, True),
+        ("alarm", 70.0, True),
+    ]
+    assert whole[0]["from"] < whole[0]["to"] < whole[1]["from"]
+    inside = asked(site, **{"from": iso(end - 7 * HOUR_US), "to": iso(end - 6 * HOUR_US)})["warnings"]
+    assert [each["id"] for each in inside] == [whole[0]["id"]]
+    assert asked(site, **{"from": iso(end - 6 * HOUR_US), "to": iso(end - 5 * HOUR_US)})["warnings"] == []
+
+
+def told(id_: str, kind: str, since: int, ts: int, severity: str = "warning") -> dict[str, Any]:
+    return event(id_, event=kind, since=to_utc(since), ts=to_utc(ts), severity=severity)
+
+
+def test_what_stands_and_what_has_escalated_is_drawn_as_such() -> None:
+    period = Period(10 * SECOND_US, 20 * SECOND_US, 10)
+    s = SECOND_US
+    found = warnings_of(
+        [
+            told("ended before", "cleared", s, 9 * s),
+            told("began before", "cleared", s, 12 * s),
+            told("worse", "raised", 13 * s, 13 * s),
+            told("worse", "escalated", 13 * s, 14 * s, "alarm"),
+            told("worse", "deescalated", 13 * s, 15 * s),
+            told("later", "raised", 21 * s, 21 * s),
+        ],
+        [told("stands", "raised", 2 * s, 2 * s)],
+        period,
+    )
+    assert [(each["id"], each["severity"], each["to"] is None, each["ended"]) for each in found] == [
+        ("began before", "warning", False, True), ("stands", "warning", True, False), ("worse", "alarm", True, True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ({"from": "yesterday"}, "from is a time such as 2026-11-23T15:00:00Z"),
+        ({"to": "2026-13-01"}, "to is a time"),
+        ({"from": "2026-11-02", "to": "2026-11-01"}, "from is not before to"),
+        ({"from": "2001-01-01", "to": "2026-11-01"}, "a period has at most 3700 days"),
+        ({"from": "1960-01-01", "to": "1961-11-01"}, "to is before 1970"),
+        ({"points": "9"}, "points is a whole number from 10 to 2000"),
+        ({"points": "1e3"}, "points is a whole number"),
+        ({"points": "²00"}, "points is a whole number"),
+        ({"form": "1"}, "unknown parameter 'form'; known are from, to, points"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_words(query: dict[str, str], words: str) -> None:
+    with pytest.raises(Refused, match=re.escape(words)) as refused:
+        trends.period_of(query, 1_795_000_000_000_000)
+    assert refused.value.status == 400
+
+
+def test_a_zone_in_the_query_is_understood_also_where_its_plus_was_not_escaped() -> None:
+    times = {"from": "2026-11-01T06:00:00 01:00", "to": "2026-11-01T06:00:00+00:00"}
+    period = trends.period_of(times, 0)
+    assert period.to_us - period.from_us == HOUR_US
+    assert trends.period_of({}, 1_795_000_000_000_000).from_us == 1_795_000_000_000_000 - trends.DAY_US
+
+
+def test_unknown_names_and_a_missing_history_are_said(site: Site) -> None:
+    for path, words in (
+        ("/api/v1/machines/none/signals/oil_temperature/trend", "no machine of this name"),
+        ("/api/v1/machines/press-3/signals/none/trend", "no signal of this name"),
+    ):
+        answer = httpx.get(site.url + path)
+        assert (answer.status_code, words in answer.json()["error"]) == (404, True)
+    for path in ("/machines/press-3/none", "/machines/none/oil_temperature"):
+        assert httpx.get(site.url + path).status_code == 404
+    with serving() as without:
+        answer = httpx.get(without.url + PATH)
+        assert (answer.status_code, answer.json()["error"]) == (503, "this agent keeps no history")
+
+
+# --- the page -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_draws_the_day_and_reads_single_values_by_keyboard(site: Site, visit: Visit) -> None:
+    page = visit.page
+    page.goto(f"{site.url}/machines/press-3")
+    page.locator('[data-signal="oil_temperature"] a.title').click()
+    expect(page).to_have_url(re.compile(r"/machines/press-3/oil_temperature$"))
+    chart, readout = page.locator(".chart"), page.locator(".readout")
+    expect(chart.locator("[data-warning]")).to_have_count(2)
+    expect(chart.locator(".unread")).to_have_count(1)
+    expect(chart.locator("rect.norm")).to_have_count(1)
+    expect(readout).to_contain_text("readings")
+    expect(page.locator(".past li")).to_have_count(2)
+    chart.focus()
+    page.keyboard.press("End")
+    page.keyboard.press("ArrowLeft")
+    expect(readout.locator("strong")).to_have_text(re.compile(r"^\d\d\.\d"))
+    page.keyboard.press("+")
+    expect(page).to_have_url(re.compile(r"\?from="))
+    page.keyboard.press("Escape")
+    page.locator('[data-period="week"]').click()
+    expect(page.locator('[data-period="week"]')).to_have_attribute("aria-pressed", "true")
+    expect(page).to_have_url(re.compile(r"\?period=week$"))
+    page.reload()
+    expect(page.locator('[data-period="week"]')).to_have_attribute("aria-pressed", "true")
+    expect(chart.locator(".mean")).to_have_attribute("d", re.compile("^M"))
+    assert visit.errors == []
+    assert all(each.startswith(site.url) for each in visit.requests)
+
+
+def test_a_period_by_hand_and_one_without_readings(site: Site, visit: Visit) -> None:
+    page = visit.page
+    page.goto(f"{site.url}/machines/press-3/oil_temperature")
+    expect(page.locator(".chart svg")).to_be_visible()
+    page.get_by_label("from", exact=True).fill("2020-01-01T00:00")
+    page.get_by_label("to", exact=True).fill("2020-01-02T00:00")
+    page.get_by_role("button", name="Show").click()
+    expect(page.locator(".chart .nothing")).to_have_text("No readings in this period.")
+    page.get_by_label("to", exact=True).fill("2019-01-02T00:00")
+    page.get_by_role("button", name="Show").click()
+    expect(page.get_by_role("alert").filter(has_text="From lies before to")).to_be_visible()
+    page.get_by_role("button", name="Now").click()
+    expect(page.locator(".chart [data-warning]")).to_have_count(2)
+    assert visit.errors == []
+
+
+def test_dragging_with_the_mouse_zooms_and_what_stands_is_drawn_to_the_end(site: Site, visit: Visit) -> None:
+    page = visit.page
+    site.do(lambda: show_active(site.board, [event("now")]))
+    try:
+        page.goto(f"{site.url}/machines/press-3/oil_temperature")
+        chart = page.locator(".chart")
+        expect(chart.locator('[data-warning="now"]')).to_have_count(1)
+        box = chart.bounding_box()
+        assert box is not None
+        middle = box["y"] + box["height"] / 2
+        page.mouse.move(box["x"] + 300, middle)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 500, middle, steps=4)
+        expect(page.locator(".chosen")).to_be_visible()
+        page.mouse.up()
+        expect(page).to_have_url(re.compile(r"\?from=.*&to="))
+        expect(page.locator(".legend .about")).to_contain_text(re.compile(r"one point is (30 seconds|1 minute)"))
+    finally:
+        site.do(lambda: show_active(site.board, []))
+    assert visit.errors == []
+
+
+@pytest.mark.parametrize(
+    ("language", "word"), [("nl", "Waarschuwingen in deze periode"), ("de", "Warnungen in diesem Zeitraum")]
+)
+def test_it_speaks_the_language_of_its_agent(past: tuple[Path, int], visit: Visit, language: str, word: str) -> None:
+    with serving(past[0]) as site:
+        site.do(lambda: site.board.status({**site.board.agent()["status"], "language": language}))
+        visit.page.goto(f"{site.url}/machines/press-3/oil_temperature")
+        expect(visit.page.get_by_role("heading", name=word)).to_be_visible()
+    assert visit.errors == []
+
+
+def test_a_phone_sees_it_without_scrolling_sideways(site: Site, visit: Visit) -> None:
+    visit.page.set_viewport_size({"width": 390, "height": 844})
+    visit.page.goto(f"{site.url}/machines/press-3/oil_temperature")
+    expect(visit.page.locator(".chart svg")).to_be_visible()
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
+    small = visit.page.evaluate(
+        "[...document.querySelectorAll('main button, main input')].filter((each) => each.getBoundingClientRect().height < 44).length"
+    )
+    assert small == 0
+    assert visit.errors == []
