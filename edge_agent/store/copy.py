@@ -6,6 +6,7 @@ must never give one number to two messages. What was numbered before the copy ke
 """
 
 import contextlib
+import shutil
 import sqlite3
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +39,12 @@ def copy(source: Path, target: Path) -> None:
             db.backup(fresh, pages=-1)
             fresh.execute("PRAGMA journal_mode=DELETE")  # one file, with nothing beside it
     except sqlite3.Error as error:
-        raise NotCopied(f"{source} cannot be copied: {error}") from error
+        if not disk.is_damage(error):
+            raise NotCopied(f"{source} cannot be copied: {error}") from error
+        # Its schema is damaged, so that sqlite reads nothing of it; whoever opens the copy mends it and tells.
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            target.with_name(target.name + suffix).unlink(missing_ok=True)
+        shutil.copyfile(source, target)
 
 
 def _opened(path: Path, mode: str) -> sqlite3.Connection:
