@@ -44,6 +44,8 @@ rig history env HISTORY_KILLS=500 HISTORY_DAMAGES=5000 "$python" -m pytest -n "$
 rig soak "$python" -m bench.soak --seed "$seed" --days "${DAYS:-30}"
 rig control:soak fails "$python" -m bench.soak --seed "$seed" --days 4 --leak
 rig modbus env EXCHANGES=1000000 REAL_EXCHANGES=100000 "$python" -m pytest -n "${JOBS:-2}" -rP --timeout 3600 tests/test_modbus_rigs.py
+rig store env STEPS=1000000 DAMAGES=100000 FAULTS=500 "$python" -m pytest -n "${JOBS:-2}" -rP --timeout 36000 \
+  tests/test_store_model.py tests/test_store_damage.py tests/test_store_faults.py -k "random or whatever or whichever"
 rig opcua env RESTARTS=100 "$python" -m pytest -n 0 -rP --timeout 3600 tests/test_opcua_faults.py -k restart_with
 
 echo "=== seed $seed"

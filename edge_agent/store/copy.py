@@ -44,6 +44,9 @@ def copy(source: Path, target: Path) -> None:
     except disk.FAULTS as error:
         if not disk.is_damage(error):
             raise NotCopied(f"{source} cannot be copied: {error}") from error
+        # Its schema is damaged, so that sqlite reads nothing of it; whoever opens the copy mends it and tells.
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            target.with_name(target.name + suffix).unlink(missing_ok=True)
         shutil.copyfile(source, target)
 
 

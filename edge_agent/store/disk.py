@@ -73,13 +73,11 @@ KEYS = {
     "meta": "id", "layouts": "id", "batches": "id", "notices": "seq", "snapshot": "id", "config": "id", "done": "first",
 }  # fmt: skip
 SMALL = ("meta", "layouts", "snapshot", "config")
-CONFIG, LEFTOVERS, DEVICES, LIFE, MISSED, TICKED, STAMPS, HANDED = 1, 2, 3, 4, 5, 6, 8, 9
+CONFIG, LEFTOVERS, DEVICES, LIFE, MISSED, STAMPS, HANDED, TICKED = 1, 2, 3, 4, 5, 8, 9, 10
 """Rows of `config`: the last good configuration, topics still to be cleared at the broker, what devices have taught, the
 clocks of the run that wrote last, the missed beats that it had not told of, the machines whose last row was a tick when
 the snapshot was taken, and of a clock that was not set (`stamps`) its
 spans and what left with their stamps."""
-CONFIG, LEFTOVERS, DEVICES = 1, 2, 3
-"""Rows of `config`: the last good configuration, topics still to be cleared at the broker, what devices have taught."""
 JUDGED_WITH, COUNTED = 6, 7
 """Rows of `config` too: the configuration that belongs to the snapshot, and what was counted with it (Counted)."""
 MARKED_MAX = 24
@@ -470,19 +468,11 @@ def write_marker(folder: Path, state: State) -> None:
             if fresh:
                 # Once on the disk, a power cut leaves it as it was before or after; one that is gone would cost the epoch.
                 os.fsync(descriptor)
-                _sync_folder(folder)
+                sync(folder)
         finally:
             os.close(descriptor)
     except OSError as error:
         log.warning("marker_not_written", fault=str(error))
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- a later release ---------------------------------------------------------------------------------------------------

@@ -199,7 +199,7 @@ class Store:
     """The journal of one agent. `put` and all else belong to the loop's thread; commits happen in one of their own."""
 
     def __init__(self, folder: Path, clock: Clock, opened: disk.Opened, boot: str = "") -> None:
-        self._folder, self._clock, self._db = folder, clock, opened.db
+        self._folder, self._clock = folder, clock
         self._homeless = bool(opened.fault)
         """The disk has not let us open the file: `_db` is in memory, and nothing is committed."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
@@ -213,8 +213,8 @@ class Store:
         self._done = Intervals(opened.state.delivered)
         self._done_changed = self._done_soon = False
         """Something was delivered; and something was given up, which goes with the gap that tells of it."""
-        self._done_waits = self._failures = self._log_bytes = 0
-        """Commits since what is delivered was written; failed ones since one succeeded; bytes in the file's log, about."""
+        self._done_waits = self._failures = 0
+        """Commits since what is delivered was written; failed ones since one succeeded."""
         self._layouts: dict[str, tuple[int, Layout]] = {}
         self._use_known(opened.layouts)
         self._batch_at_start = self._last_batch
@@ -223,9 +223,8 @@ class Store:
         self._begin_writing(opened)
         self._open = _Batch()
         self._sealed: list[_Batch] = []
-        self._writing = 0
-        """How many of them are being written."""
-        self._waiting_bytes = 0
+        self._writing = self._waiting_bytes = 0
+        """How many of them are being written; the memory of all."""
         self._lost_rows, self._lost_from, self._lost_to = 0, 0, 0
         self._wake, self.move_soon = asyncio.Event(), asyncio.Event()
         self._stopping = False
@@ -250,13 +249,14 @@ class Store:
             self.put((), gaps=[opened.gap])
 
     def _begin_writing(self, opened: disk.Opened) -> None:
-        # The commit thread's: numbers of the layouts that the file has, and how far the last snapshot reaches.
+        """What the commit thread knows of its file."""
+        self._db = opened.db
         self._written_layouts = set(opened.layouts)
-        self._snapshot_seq = self._pruned_to = 0
-        """Both are read of the file in _begin_reading."""
+        self._snapshot_seq = self._pruned_to = self._log_bytes = 0
+        """The first two are read of the file in `_begin_reading`; the bytes in its log, about."""
         self._judged_with: str | None = None
         self._unsynced = self._stale = False
-        """The disk has failed to sync the file: it is copied into a new one before anything else is written."""
+        """The disk has failed to sync the file, which is copied before anything is written; its connection has failed."""
         self._doubt: sqlite3.Error | None = None
 
     def _begin_stamps(self, boot: str) -> None:
@@ -676,8 +676,8 @@ class Store:
         loop = asyncio.get_running_loop()
         opened = await loop.run_in_executor(self._thread, self._reopened)
         self._reader.close()
-        self._homeless, self._db = False, opened.db
-        self._written_layouts = set(opened.layouts)
+        self._homeless = False
+        self._begin_writing(opened)
         numbers = self._follow(opened)
         self._begin_reading(opened)
         if opened.gap is not None:
@@ -735,7 +735,7 @@ class Store:
             self._done.add(first, last)
         self._done = Intervals(self._done.ranges())  # all of it is to be written
         self._done_changed, self._done_soon, self._broken = True, True, None
-        self._unsynced = self._stale = False
+        self._begin_writing(opened)
         self._begin_reading(opened)
         self._open.config, self._open.texts = self._config, dict(self._texts)
         if opened.gap is not None:
@@ -746,15 +746,12 @@ class Store:
         if self._stale and not self._unsynced:
             opened = disk.open_file(self._folder, self._clock.wall_us())
             if (opened.state.epoch, opened.gap) == (state.epoch, None):
-                self._db = opened.db
                 return opened
             opened.db.close()
+            assert opened.reader is not None
+            opened.reader.close()
         opened = disk.rebuilt(self._folder, self._clock.wall_us(), reason, state, unsynced=self._unsynced)
-        opened = disk.with_reader(self._folder, opened)
-        self._db = opened.db
-        self._judged_with, self._log_bytes = None, 0
-        self._written_layouts = set(opened.layouts)
-        return opened
+        return disk.with_reader(self._folder, opened)
 
     async def _drop_over_limit(self) -> None:
         """The oldest readings that wait for the broker yield when they are too many or too old."""
