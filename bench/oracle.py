@@ -444,7 +444,7 @@ async def run(rig: Rig) -> tuple[Account, int]:
     rig.told("faults are over")
     wrong = []
     try:
-        await rig.until_received()
+        await rig.until_received(15 if rig.asked.broken else 90)
     except RuntimeError as error:
         wrong.append(str(error))
     last = await rig.end()

@@ -40,6 +40,7 @@ rig power "$python" -m bench.powercut --seed "$seed" --cuts "${CUTS:-500}" --con
 rig agent-power "$python" -m bench.powercut agent --seed "$seed" --cuts "${AGENT_CUTS:-50}" --control 5
 rig simulator env SEEDS="${SEEDS:-1000}" STEPS="${STEPS:-1000}" "$python" -m pytest -n "${JOBS:-2}" -rP --timeout 36000 tests/test_simulator.py
 rig replay env HOURS="${HOURS:-24}" "$python" -m pytest -n 0 -rP --timeout 36000 tests/test_simulator_replay.py
+rig history env HISTORY_KILLS=500 HISTORY_DAMAGES=5000 "$python" -m pytest -n "${JOBS:-2}" -rP --timeout 36000 tests/test_history.py -k "kill_9 or damage"
 rig soak "$python" -m bench.soak --seed "$seed" --days "${DAYS:-30}"
 rig control:soak fails "$python" -m bench.soak --seed "$seed" --days 4 --leak
 rig modbus env EXCHANGES=1000000 REAL_EXCHANGES=100000 "$python" -m pytest -n "${JOBS:-2}" -rP --timeout 3600 tests/test_modbus_rigs.py

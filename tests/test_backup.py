@@ -273,6 +273,19 @@ def test_a_journal_without_its_own_pages_in_order_is_copied_as_it_is_and_told(pl
         assert store.epoch
 
 
+@pytest.mark.parametrize("harm", ["header", "schema", "cut"])
+def test_no_damage_of_the_journal_keeps_a_backup_from_being_made(plant: Path, tmp_path: Path, harm: str) -> None:
+    journal = plant.parent / "state" / "journal.db"
+    content = bytearray(journal.read_bytes())
+    place = {"header": slice(0, 100), "schema": slice(100, 4000), "cut": slice(9000, None)}[harm]
+    content[place] = b"" if harm == "cut" else b"\xa5" * (place.stop - place.start)
+    journal.write_bytes(content)
+    done = made(plant)
+    assert any("damaged" in note for note in done.notes)
+    with open_store(put(done.file, tmp_path / "new").target.data, StandingClock()) as store:
+        assert store.epoch
+
+
 def test_a_copy_is_whole_while_the_store_writes_on(tmp_path: Path) -> None:
     with open_store(tmp_path / "data", StandingClock()) as store:
         store.use_layouts([Layout("press", ("oil",), ())])

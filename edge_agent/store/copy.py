@@ -6,6 +6,7 @@ must never give one number to two messages. What was numbered before the copy ke
 """
 
 import contextlib
+import shutil
 import sqlite3
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,10 @@ class Count:
 
 
 def copy(source: Path, target: Path) -> None:
-    """A consistent copy of a database, whoever writes to it. Raises NotCopied, FileNotFoundError."""
+    """A consistent copy of a database, whoever writes to it. Raises NotCopied, FileNotFoundError.
+
+    A damaged one is copied as it lies there: whoever opens the copy saves of it what can be saved.
+    """
     if not source.exists():
         raise FileNotFoundError(source)
     try:
@@ -37,8 +41,10 @@ def copy(source: Path, target: Path) -> None:
             db.execute("PRAGMA query_only=ON")
             db.backup(fresh, pages=-1)
             fresh.execute("PRAGMA journal_mode=DELETE")  # one file, with nothing beside it
-    except sqlite3.Error as error:
-        raise NotCopied(f"{source} cannot be copied: {error}") from error
+    except disk.FAULTS as error:
+        if not disk.is_damage(error):
+            raise NotCopied(f"{source} cannot be copied: {error}") from error
+        shutil.copyfile(source, target)
 
 
 def _opened(path: Path, mode: str) -> sqlite3.Connection:
