@@ -153,7 +153,8 @@ def brew(world: World, count: int, storm_s: float = STORM_S, without: Sequence[s
     touched, whats = set(), []
     for _ in range(count):
         fault = dice.choice(kinds)
-        begin = dice.uniform(1, storm_s)
+        # Of a store in which nothing was ever committed nobody can say what is missing.
+        begin = dice.uniform(5, storm_s)
         end = min(storm_s, begin + dice.uniform(1, max(1.0, fault.longest_s)))
         found.append(_act(world, begin, fault.what, fault.begin))
         found.append(_act(world, end, f"{fault.what}: over", fault.end))
