@@ -13,7 +13,7 @@ import pytest
 from edge_agent import diskspace, texts
 from edge_agent.contract import ENDING, Quality
 from edge_agent.records import Loss
-from edge_agent.store import disk
+from edge_agent.store import disk, journal
 from edge_agent.store.journal import open_store
 from tests import disks
 from tests.conftest import StandingClock, eventually
@@ -130,6 +130,23 @@ def test_what_was_taken_while_the_disk_refused_from_the_start_follows_what_it_ha
         assert payloads(due_of(store, 0, 10_000)) == after
         assert store.epoch == epoch
         assert store.recovery().snapshot == b"now"
+
+
+def test_a_disk_that_refused_for_long_from_the_start_finds_its_file_as_it_was(
+    tmp_path: Path, clock: StandingClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = filled(tmp_path)
+    with refusing(monkeypatch):
+        shut = open_store(tmp_path, clock)
+        store = shut.__enter__()
+        store.use_layouts([LAYOUT])
+        store.put([frame(700)])
+        for _ in range(2 * journal.REOPENED_AFTER):
+            assert not asyncio.run(store._commit())
+    commit(store)
+    assert len(due_of(store, 0, 10_000)) == len(before) + 1, "and no word of damage"
+    assert not list(tmp_path.glob("*.damaged-*"))
+    shut.__exit__(None, None, None)
 
 
 def test_a_new_store_may_begin_in_memory_too(

@@ -659,6 +659,8 @@ class Store:
             self.fault_since_us = self._clock.wall_us()
             log.error("store_failed", fault=reason, waiting_mb=self.waiting_mb)
         self.fault = reason
+        if self._homeless:
+            return  # nothing of the file is in use that could be mended
         self._unsynced = self._unsynced or disk.is_unsynced(error)
         damaged = not isinstance(error, OSError) and disk.is_damage(error)
         # A connection that has failed again and again may be what is wrong, but not where a full disk could refuse a new one.
