@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from edge_agent.contract import Frame, Quality
 from edge_agent.records import Command, Gap, GapCause, JudgedFrame, Layout
-from edge_agent.store import history, past, shelf, stretch
+from edge_agent.store import disk, history, past, shelf, stretch
 from edge_agent.store.configured import configure, text_of
 from edge_agent.store.history import History, open_history
 from edge_agent.store.journal import Store, open_store
@@ -30,7 +30,7 @@ from edge_agent.store.rows import Kept
 from edge_agent.store.shelf import NoHistory
 from edge_agent.store.stretch import Placed
 from tests.conftest import ROOT, StandingClock
-from tests.test_store import commit, crashed, event
+from tests.test_store import commit, crashed, due_of, event
 
 SECOND = 1_000_000
 BEAT_US = 10 * SECOND
@@ -52,9 +52,7 @@ def judged(layout: Layout, clock: StandingClock, number: int, rng: np.random.Gen
     quality[0, 0] = Quality.GOOD
     values[quality != Quality.GOOD] = np.nan
     at = np.tile(ts[:, None], (1, width)) - 2 * SECOND if number % 17 == 0 else None
-    frame = Frame(
-        layout.machine, t, ts, values, quality, at, tick=number % 11 == 0, late=number % 23 == 0, unset=number % 29 == 0
-    )
+    frame = Frame(layout.machine, t, ts, values, quality, at, tick=number % 11 == 0, late=number % 23 == 0)
     return JudgedFrame(frame, np.zeros(rows, np.int16), np.ones(rows, np.bool_))
 
 
@@ -437,6 +435,54 @@ def test_what_the_journal_had_to_drop_before_it_was_moved_is_counted(tmp_path: P
         commit(room.store)
         assert room.move()
         assert room.history.status()["missing"] == 5
+
+
+def test_what_was_moved_and_let_go_before_is_not_missing_to_the_next_epoch(
+    tmp_path: Path, clock: StandingClock
+) -> None:
+    with Room(tmp_path, clock) as room:
+        room.beats(60)
+        assert room.move()
+        due = due_of(room.store, 0, 10**5)
+        room.store.delivered(each.seq for each in (*due[:1], *due[60:]))
+        room.store.put_snapshot(b"", "")
+        commit(room.store)
+        assert len(batches(room)) == 3, "of six"
+    (tmp_path / disk.MARKER).unlink()
+    with Room(tmp_path, clock) as room:
+        room.beats(10)
+        assert room.move()
+        assert batches(room) == [1, 2, 3, 7]
+        assert "missing" not in room.history.status()
+        room.beats(30)
+        room.store._open.drop_to = 8
+        commit(room.store)
+        assert room.move()
+        assert room.history.status()["missing"] == 1, "what is really gone is still counted"
+
+
+def batches(room: Room) -> list[int]:
+    return [number for (number,) in room.store._reader.execute("SELECT id FROM batches ORDER BY id")]
+
+
+def test_a_bug_in_the_history_is_told_and_ends_nothing(
+    tmp_path: Path, clock: StandingClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bug(*_: object) -> None:
+        raise ValueError("a bug")
+
+    with Room(tmp_path, clock) as room:
+        room.turns(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(stretch, "gathered", bug)
+            room.beats(60)
+            assert not room.move()
+            assert room.history.status()["state"] == "failing"
+            assert room.history.status()["reason"] == "ValueError: a bug"
+        assert room.move()
+        assert room.history.status()["state"] == "ok"
+        assert read(tmp_path) == room.put
+        assert not list(tmp_path.glob("*.damaged-*"))
 
 
 def flipped(path: Path, rng: random.Random) -> None:

@@ -230,6 +230,27 @@ def test_an_older_copy_counts_on_under_an_epoch_of_its_own(tmp_path: Path, clock
             assert [json.loads(e.payload(late=False))["count"] for e in lost if e.kind == "gaps"] == [3]
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_batch_that_says_nothing_and_is_lost_leaves_its_number_to_no_other(
+    tmp_path: Path, clock: StandingClock, flip: bool
+) -> None:
+    """The history has it already, and would take the next one of this number for it."""
+    with open_store(tmp_path / "now", clock) as store:
+        store.use_layouts([LAYOUT])
+        store.put([frame(1)])
+        commit(store)
+        older = crashed(tmp_path / "now", tmp_path / "older")
+        store.put([frame(2, publish=(False,))])
+        commit(store)
+        last, epoch = store._last_batch, store.epoch
+    shutil.copy(tmp_path / "now" / disk.MARKER, older)
+    if flip:
+        with sqlite3.connect(older / disk.FILE) as db:
+            db.execute("UPDATE layouts SET crc = crc + 1")
+    with open_store(older, clock) as store:
+        assert (store.epoch, store._last_batch) == (epoch, last)
+
+
 def test_a_lost_marker_begins_an_epoch_and_loses_nothing(tmp_path: Path, clock: StandingClock) -> None:
     due = filled(tmp_path)
     (tmp_path / disk.MARKER).unlink()

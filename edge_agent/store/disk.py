@@ -396,8 +396,9 @@ def _settled(
     """The epoch under which this file counts on, and what its marker knows that it does not."""
     config, texts = kept.get(CONFIG), _texts(kept)
     if state is not None and marker is not None and marker.epoch == state.epoch and marker.last_seq <= state.last_seq:
-        # What is delivered stands in the marker first.
-        state = replace(state, delivered=Intervals([*state.delivered, *marker.delivered]).ranges())
+        # What is delivered stands in the marker first. Batches have no number in common either, not even those that say nothing.
+        delivered = Intervals([*state.delivered, *marker.delivered]).ranges()
+        state = replace(state, last_batch=max(state.last_batch, marker.last_batch), delivered=delivered)
         return Opened(db, state, layouts, config, texts)
     before = state or State("")
     known = marker if marker is not None and marker.epoch == before.epoch else before
@@ -669,7 +670,7 @@ def _counted(found: _Saved, marker: State | None, known: State | None) -> tuple[
     here = Intervals([*done.ranges(), *found.present.ranges()])
     lost = list(here.missing(1, last))
     after = _with(state, fresh_epoch() if behind else state.epoch, last, done, lost)
-    batch = max(state.last_batch, found.batch)
+    batch = max(state.last_batch, found.batch, marker.last_batch if marker is not None and same else 0)
     return State(after.epoch, last, batch, state.last_t, state.last_wall, after.delivered), lost
 
 

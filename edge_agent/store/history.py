@@ -160,6 +160,11 @@ class History:
             except FAULTS as error:
                 self._failed(error)
                 return False
+            except Exception as error:
+                # A bug, which would end the agent, and at its next start again: the plant is watched first. It is told
+                # as long as it lasts, with all that helps to find it, and the journal keeps what it can.
+                self._failed(error, bug=True)
+                return False
         if self.fault is not None:
             log.info("history_back")
             self.fault = None
@@ -186,12 +191,12 @@ class History:
         journal.moved(batch, seq)
         return found.more
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: Exception, *, bug: bool = False) -> None:
         reason = f"{type(error).__name__}: {error}"
         if self.fault is None:
-            log.error("history_failed", fault=reason)
+            log.error("history_failed", fault=reason, exc_info=bug)
         self.fault = reason
-        if not isinstance(error, OSError) and disk.is_damage(error):
+        if not bug and not isinstance(error, OSError) and disk.is_damage(error):
             self._damaged = reason
 
     def status(self) -> dict[str, Any]:
@@ -301,11 +306,12 @@ class History:
         last = found.batches[-1][0] if found.batches else 0
         for row in found.batches:
             number, epoch = row[0], row[1]
-            if after and number > after + 1:
-                missing += number - after - 1
-                log.error("history_misses_batches", batches=number - after - 1)
-            after = number
             items = None if self._position.has_batch(epoch, number) else items_of(row, found.layouts, found.stamps)
+            hole = number - _before(moved, epoch, number, after) - 1
+            if after and items is not None and hole > 0:
+                missing += hole
+                log.error("history_misses_batches", batches=hole)
+            after = number
             for item in items or ():
                 if isinstance(item, Command):
                     self._put_command(db, place, epoch, item)
@@ -628,6 +634,15 @@ def epoch_of(row: tuple[Any, ...]) -> str | None:
     with contextlib.suppress(ValueError, KeyError, TypeError):
         return str(messages.loads(row[4])["epoch"])
     return None
+
+
+def _before(moved: dict[str, tuple[int, int]], epoch: str, number: int, after: int) -> int:
+    """The last batch before this one that came here, by now or before: what was let go since then is no hole.
+
+    after: the one before it in the journal. One line of numbers goes on from epoch to epoch.
+    """
+    known = [moved[epoch]] if epoch in moved else moved.values()
+    return max([after, *(batch for batch, _ in known if batch < number)])
 
 
 def _reach(ts: Ints) -> tuple[int, int]:
