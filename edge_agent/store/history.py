@@ -160,7 +160,7 @@ class History:
             except FAULTS as error:
                 self._failed(error)
                 return False
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - told as a fault, see below
                 # A bug, which would end the agent, and at its next start again: the plant is watched first. It is told
                 # as long as it lasts, with all that helps to find it, and the journal keeps what it can.
                 self._failed(error, bug=True)
