@@ -364,6 +364,7 @@ class _Agent:
             lines = [each.poller.line for each in self.pollers.values()]
             down = _down_time(lines, found.last_wall, self.since)
             self.store.put((), gaps=[down] if down else ())
+        self.publisher.look_again()
         self.pipeline.snapshot()
 
     def _kept_config(self, text: str) -> Config | None:

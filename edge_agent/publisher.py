@@ -257,6 +257,12 @@ class Publisher:
         if self._link.since_us is not None:
             self._link.since_us += by_us
 
+    def look_again(self) -> None:
+        """The store has more than it knew of: look through all of it."""
+        if self._link.connected:
+            self._rewind(1, self._store.last_committed)
+            self._wake.set()
+
     async def hand_over(self) -> None:
         """Leave in order and say nothing: the agent goes on, another publisher speaks for it."""
         self._saying_goodbye = True
