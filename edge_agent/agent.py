@@ -842,6 +842,8 @@ class _Agent:
             "mqtt": health["broker"],
             "connections": health["connections"],
             "buffer": health["buffer"],
+            "clock": health["clock"],
+            "timezone": self.config.agent.timezone,
             "warnings": self.pipeline.active(),
             "errors": [str(error) for error in self.errors],
         }
