@@ -834,7 +834,7 @@ class _Agent:
             "since": messages.to_utc(self.since),
             "version": metadata.version("edge-agent"),
             "config": self.sha,
-            "config_file": str(self.path),
+            "config_file": str(self.path.absolute()),
             "data_dir": str(self.found.data_dir),
             "pid": os.getpid(),
             "signals": self.pipeline.plant.signals,

@@ -85,7 +85,7 @@ def _asked(arguments: argparse.Namespace, command: str, timeout_s: float) -> dic
     if arguments.data_dir is None and not path.exists():
         error = f"{path}: no such file; name a CONFIG or --data-dir"
         return _failed(arguments, error, WRONG_USE if given else UNREACHABLE)
-    data_dir = arguments.data_dir or config.data_dir_of(path, control.SOCKET)
+    data_dir = (arguments.data_dir or config.data_dir_of(path, control.SOCKET)).absolute()
     try:
         return control.ask(data_dir, {"command": command}, timeout_s)
     except ConnectionError as error:
