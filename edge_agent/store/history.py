@@ -187,7 +187,7 @@ class History:
         return found.more
 
     def _failed(self, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {error}"
+        reason = disk.said(error)
         if self.fault is None:
             log.error("history_failed", fault=reason)
         self.fault = reason
