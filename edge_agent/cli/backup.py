@@ -173,7 +173,8 @@ def _print(lines: Iterator[str]) -> None:
 def made_lines(made: "Made") -> Iterator[str]:
     """What was written, what is not in it, and what to do with it."""
     manifest = made.manifest
-    yield f"{made.file}: {_size(made.bytes)}, agent {manifest.agent}, {'1 file' if len(manifest.files) == 1 else f'{len(manifest.files)} files'}"
+    files = "1 file" if len(manifest.files) == 1 else f"{len(manifest.files)} files"
+    yield f"{made.file}: {_size(made.bytes)}, agent {manifest.agent}, {files}"
     yield from _journal_lines(manifest)
     for note in made.notes:
         yield f"  note: {note}"
