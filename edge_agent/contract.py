@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -92,6 +93,7 @@ UNITS_US = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000, 
 DURATION = r"[0-9]{1,9}(\.[0-9]{1,6})?(ms|s|min|h|d)"
 
 
+@lru_cache(1_000)
 def duration_us(text: str) -> int:
     """`250ms`, `10s`, `5min`, `2h`, `7d` → µs. Raises ValueError when it is none."""
     if not re.fullmatch(DURATION, text):

@@ -32,15 +32,12 @@ class Lines:
         self.kinds: dict[str, str] = {}
         self.used: set[str] = set()
         self.found: dict[str, ConnectionConfig] = {}
+        self.names = tuple(name for name in self.section.table if isinstance(name, str))
+        """Every name that stands in the section, valid or not."""
         for name in self.section.table:
             part = report.named(name, self.section, words.NAME, "connection")
             if part is not None and (connection := self._connection(name, part)):
                 self.found[name] = connection
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every name that stands in the section, valid or not."""
-        return tuple(name for name in self.section.table if isinstance(name, str))
 
     def driver_of(self, connection: str) -> Driver | None:
         """The driver of a connection; None when it is not known."""

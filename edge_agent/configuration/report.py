@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin
 
@@ -180,22 +181,18 @@ class Report:
 
     def refuse_later(self, model: type[BaseModel], part: Part) -> None:
         """Note every use of a key that a later version brings."""
-        for key, value in part.table.items():
-            about = model.model_fields.get(key) if isinstance(key, str) else None
-            if about is None:
+        for key, (off, whole, inner, named) in _of_later(model).items():
+            if key not in part.table:
                 continue
-            extra = about.json_schema_extra if isinstance(about.json_schema_extra, dict) else {}
-            off = extra.get("x-off")
-            if isinstance(off, list):
+            value = part.table[key]
+            if off is not None:
                 if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in off):
-                    whole = about.default is None
                     allowed = (
                         "nothing" if whole else f"only {off[0] if isinstance(off[0], str) else json.dumps(off[0])}"
                     )
                     spot = part.key(key) if whole else part.value(key)
                     self.add(spot, "is not available yet", shown_under((key,), value), allowed)
-            elif isinstance(value, Table) and (inner := _model_in(about.annotation)):
-                named = get_origin(about.annotation) is dict
+            elif isinstance(value, Table) and inner is not None:
                 for one in [part.part(key).part(name) for name in value] if named else [part.part(key)]:
                     self.refuse_later(inner, one)
 
@@ -246,6 +243,32 @@ class Report:
         words = re.findall(r"'([^']*)'", allowed or "") if error["type"] in ("literal_error", "enum") else ()
         near = context.get("near") if error["type"] == "refused" else near_word(value, words)
         self.add(spot, text, shown_under(spot.keys, value), allowed, near)
+
+
+class _Later(NamedTuple):
+    """A key under which something of a later version may stand. off: the only values that may be written, None: any.
+
+    whole: nothing may be written. inner: the model of what stands under it; named: of each name there.
+    """
+
+    off: list[Any] | None
+    whole: bool
+    inner: type[BaseModel] | None
+    named: bool
+
+
+@cache
+def _of_later(model: type[BaseModel]) -> dict[str, _Later]:
+    """The keys of a model that have to be looked at. A file has thousands of signals, and a model few such keys."""
+    found = {}
+    for key, about in model.model_fields.items():
+        extra = about.json_schema_extra if isinstance(about.json_schema_extra, dict) else {}
+        off, inner = extra.get("x-off"), _model_in(about.annotation)
+        if isinstance(off, list):
+            found[key] = _Later(off, about.default is None, None, named=False)
+        elif inner is not None and _of_later(inner):
+            found[key] = _Later(None, False, inner, named=get_origin(about.annotation) is dict)
+    return found
 
 
 def near_word(word: Any, words: Iterable[str]) -> str | None:
