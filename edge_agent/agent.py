@@ -835,7 +835,7 @@ class _Agent:
             "since": messages.to_utc(self.since),
             "version": metadata.version("edge-agent"),
             "config": self.sha,
-            "config_file": str(self.path),
+            "config_file": str(self.path.absolute()),
             "data_dir": str(self.found.data_dir),
             "pid": os.getpid(),
             "signals": self.pipeline.plant.signals,
@@ -843,6 +843,8 @@ class _Agent:
             "mqtt": health["broker"],
             "connections": health["connections"],
             "buffer": health["buffer"],
+            "clock": health["clock"],
+            "timezone": self.config.agent.timezone,
             "warnings": self.pipeline.active(),
             "errors": [str(error) for error in self.errors],
         }

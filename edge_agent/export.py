@@ -219,6 +219,16 @@ def export(folder: Path, out: Place, wanted: Wanted, progress: Callable[[str], N
     return done
 
 
+def what_there_is(folder: Path) -> str:
+    """For one who has found nothing: which machines there are, and from when to when. Raises NoHistory."""
+    with standing(folder) as moment:
+        reach, names = moment.reach(), sorted({each.machine for each in moment.layouts()} - {OWN})
+    if reach is None:
+        return "there are no readings yet"
+    period = " to ".join(f"{messages.to_utc(each)[:16].replace('T', ' ')} UTC" for each in reach)
+    return f"there are readings of {', '.join(names)}, from {period}"
+
+
 def days(from_us: int, to_us: int) -> range:
     """The first instant of each UTC day that has part of from_us <= ts < to_us."""
     return range(from_us // DAY_US * DAY_US, to_us, DAY_US)

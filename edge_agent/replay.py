@@ -72,7 +72,7 @@ def read_csv(path: Path, *, time: str | None = None, sep: str = ",", zone: tzinf
             with io.TextIOWrapper(data, encoding="utf-8-sig", newline="") as text:
                 return _table(path, text, time, sep, zone)
     except (OSError, EOFError, zlib.error) as error:
-        raise RecordingError(f"{path}: cannot be read: {error}") from error
+        raise RecordingError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _lines(path: Path, text: TextIO, sep: str) -> Iterator[tuple[int, list[str]]]:

@@ -107,7 +107,7 @@ MAKE_ROOM = {
     "it is read-only or failing, look into the system's log (dmesg), check the file system, replace the card. The agent goes "
     "on by itself within 10 s; nothing has to be restarted.",
     "nl": "Maak ruimte op de schijf waarop data_dir staat (journal.db.damaged-*, oude logboeken, exports) of geef een grotere; "
-    "is zij alleen-lezen of defect, kijk dan in het systeemlogboek (dmesg), controleer het bestandssysteem, vervang de kaart. "
+    "is hij alleen-lezen of defect, kijk dan in het systeemlogboek (dmesg), controleer het bestandssysteem, vervang de kaart. "
     "De agent gaat binnen 10 s vanzelf verder; niets hoeft opnieuw gestart te worden.",
     "de": "Platz auf dem Datenträger von data_dir schaffen (journal.db.damaged-*, alte Protokolle, Exporte) oder einen größeren "
     "einsetzen; ist er schreibgeschützt oder defekt: Systemprotokoll (dmesg) ansehen, Dateisystem prüfen, Karte tauschen. Der "
@@ -115,7 +115,12 @@ MAKE_ROOM = {
 }
 _DISK_REFUSES = {
     "en": ("it fails", "it is full", "it is read-only", "no more files can be made (inodes are used up)"),
-    "nl": ("zij faalt", "zij is vol", "zij is alleen-lezen", "er kunnen geen bestanden meer bij (inodes zijn op)"),
+    "nl": (
+        "hij is gestoord",
+        "hij is vol",
+        "hij is alleen-lezen",
+        "er kunnen geen bestanden meer bij (inodes zijn op)",
+    ),
     "de": (
         "er versagt",
         "er ist voll",
@@ -126,15 +131,15 @@ _DISK_REFUSES = {
 """In the order of diskspace.Why."""
 _NOT_KEPT = {
     "en": "{why}; nothing has been kept since {since} ({fault}). Measuring and warnings go on: readings wait in memory "
-    "({waiting} of {room} MB), and those for which there is no room are lost and counted.",
+    "({waiting} of {room} MB); those for which there is no room are lost, and counted.",
     "nl": "{why}; sinds {since} wordt niets bewaard ({fault}). Meten en waarschuwen gaan door: metingen wachten in het "
-    "geheugen ({waiting} van {room} MB), en waarvoor geen plaats is gaat verloren en wordt geteld.",
+    "geheugen ({waiting} van {room} MB); waarvoor geen plaats is, gaat verloren en wordt geteld.",
     "de": "{why}; seit {since} wird nichts aufbewahrt ({fault}). Messen und Warnen gehen weiter: Messwerte warten im Speicher "
-    "({waiting} von {room} MB), und wofür kein Platz ist, geht verloren und wird gezählt.",
+    "({waiting} von {room} MB); wofür kein Platz ist, geht verloren und wird gezählt.",
 }
 _DISK_LOW = {
     "en": "nearly full: {free} of {total} free. When it is full, nothing more can be kept.",
-    "nl": "bijna vol: {free} van {total} vrij. Is zij vol, dan kan niets meer worden bewaard.",
+    "nl": "bijna vol: {free} van {total} vrij. Is hij vol, dan kan niets meer worden bewaard.",
     "de": "fast voll: {free} von {total} frei. Ist er voll, kann nichts mehr aufbewahrt werden.",
 }
 _DISK_WELL = {"en": "in order again, {} free", "nl": "weer in orde, {} vrij", "de": "wieder in Ordnung, {} frei"}
@@ -147,15 +152,15 @@ CLOCK = {"en": "Clock of this computer", "nl": "Klok van deze computer", "de": "
 SET_THE_CLOCK = {
     "en": "Set the clock while the agent runs: let it follow a time server (timedatectl set-ntp true), or by hand "
     "(timedatectl set-time). A clock that forgets the time when the power is off needs a new battery.",
-    "nl": "Zet de klok gelijk terwijl de agent draait: laat hem een tijdserver volgen (timedatectl set-ntp true), of met de "
-    "hand (timedatectl set-time). Een klok die zonder spanning de tijd vergeet, heeft een nieuwe batterij nodig.",
-    "de": "Die Uhr stellen, während der Agent läuft: einem Zeitserver folgen lassen (timedatectl set-ntp true), oder von Hand "
-    "(timedatectl set-time). Eine Uhr, die ohne Spannung die Zeit vergisst, braucht eine neue Batterie.",
+    "nl": "Zet de klok gelijk terwijl de agent draait: laat hem een tijdserver volgen (timedatectl set-ntp true), of zet hem "
+    "met de hand (timedatectl set-time). Een klok die zonder spanning de tijd vergeet, heeft een nieuwe batterij nodig.",
+    "de": "Die Uhr stellen, während der Agent läuft: einem Zeitserver folgen lassen (timedatectl set-ntp true) oder von Hand "
+    "stellen (timedatectl set-time). Eine Uhr, die ohne Spannung die Zeit vergisst, braucht eine neue Batterie.",
 }
 _CLOCK_NOT_SET = {
-    "en": ("it was never set: it says {}", "it was not set since it started: it says {}, and the journal has readings of {}"),
-    "nl": ("nooit gelijkgezet: hij zegt {}", "niet gelijkgezet sinds de start: hij zegt {}, en het journaal heeft metingen van {}"),
-    "de": ("nie gestellt: sie zeigt {}", "seit dem Start nicht gestellt: sie zeigt {}, und das Journal hat Messwerte von {}"),
+    "en": ("it was never set: it says {}", "it was not set since it started: it says {}, but there are readings of {} already"),
+    "nl": ("nooit gelijkgezet: hij staat op {}", "niet gelijkgezet sinds de start: hij staat op {}, maar er zijn al metingen van {}"),
+    "de": ("nie gestellt: sie zeigt {}", "seit dem Start nicht gestellt: sie zeigt {}, doch es gibt schon Messwerte von {}"),
 }  # fmt: skip
 _CLOCK_MARKED = {
     "en": "{}. Readings are marked `clock` until it is set",
@@ -164,13 +169,13 @@ _CLOCK_MARKED = {
 }
 _CLOCK_STEPPED = {
     "en": ("it jumped forward by {} at {}", "it jumped back by {} at {}"),
-    "nl": ("hij sprong {} vooruit om {}", "hij sprong {} terug om {}"),
-    "de": ("sie sprang um {} vor, um {}", "sie sprang um {} zurück, um {}"),
+    "nl": ("om {1} sprong hij {0} vooruit", "om {1} sprong hij {0} terug"),
+    "de": ("um {1} sprang sie {0} vor", "um {1} sprang sie {0} zurück"),
 }
 _CLOCK_ALONE = {
     "en": "nothing has kept it right since {}: the time server is not reached, or its service does not run",
-    "nl": "niets houdt hem gelijk sinds {}: de tijdserver is niet bereikbaar, of zijn dienst draait niet",
-    "de": "nichts hält sie richtig seit {}: der Zeitserver ist nicht erreichbar, oder sein Dienst läuft nicht",
+    "nl": "sinds {} houdt niets hem gelijk: de tijdserver is niet bereikbaar, of zijn dienst draait niet",
+    "de": "seit {} stellt nichts sie nach: der Zeitserver ist nicht erreichbar, oder sein Dienst läuft nicht",
 }
 _CLOCK_RIGHT = {
     "en": "it can be believed again",

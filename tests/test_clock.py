@@ -179,7 +179,7 @@ def test_every_state_has_its_words_in_every_language(language: str) -> None:
 def test_words_for_a_clock_that_was_never_set() -> None:
     loss = Host(65 * SECOND_US).keeper(NOW).loss("en", "UTC")
     assert loss.words == (
-        "it was not set since it started: it says 1970-01-01 00:01 UTC, and the journal has readings of 2026-11-18 11:06 UTC. "
+        "it was not set since it started: it says 1970-01-01 00:01 UTC, but there are readings of 2026-11-18 11:06 UTC already. "
         "Readings are marked `clock` until it is set"
     )
 

@@ -237,6 +237,13 @@ def test_sizes_are_decimal(tmp_path: Path, written: str, ok: bool) -> None:
         assert faults(tmp_path, text) == ["5:28 store.buffer.max_size"]
 
 
+def test_the_least_size_of_a_history_is_named_whatever_stands_there(tmp_path: Path) -> None:
+    for written in ("lots", "9MB"):
+        with pytest.raises(config.ConfigErrors) as told:
+            read(tmp_path, f"{HEAD}store: {{history: {{max_size: {written}}}}}\n{MACHINES}")
+        assert "allowed 10MB to 100TB, written like 500MB or 2GB" in str(told.value)
+
+
 # --- inheritance ---
 
 

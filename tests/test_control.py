@@ -182,7 +182,7 @@ def test_status_shows_what_the_agent_answers(tmp_path: Path, capsys: pytest.Capt
     assert command(tmp_path, STATUS, "status") == 0
     shown = capsys.readouterr().out
     expected = (
-        "online since 2026-11-23T15:00",
+        "online since 2026-11-23 15:00:00 UTC",
         "config 0123456789ab",
         "plc-1",
         "connected",
@@ -193,6 +193,48 @@ def test_status_shows_what_the_agent_answers(tmp_path: Path, capsys: pytest.Capt
         assert words in shown
     assert command(tmp_path, STATUS, "status", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"ok": True} | STATUS
+
+
+FAILING = {
+    "timezone": "Europe/Amsterdam",
+    "mqtt": {
+        "state": "connected", "since": "2026-11-23T15:00:00.000Z", "url": "mqtt://broker", "version": "3.1.1",
+        "delivery": "unverified", "in_flight": 0, "published": 7,
+        "last_loss": {"ts": "2026-11-23T14:00:00.000Z", "reason": "no answer for 30 s"},
+        "set_aside": [{"topic": "edge/press/gaps", "seq": 9, "reason": "too large", "since": "2026-11-23T15:00:00.000Z"}],
+    },
+    "buffer": {
+        "messages": 1, "oldest": "2026-11-23T15:00:00.000Z", "state": "failing", "reason": "the disk is full",
+        "history": {"state": "failing", "mb": 12.345, "oldest": "2026-11-01T00:00:00.000Z", "missing": 3, "reason": "it is read-only",
+                    "export": {"state": "failing", "through": "2026-11-20", "reason": "no such bucket"}},
+    },
+    "clock": {"state": "stepped", "since": "2026-11-23T15:00:00.000Z", "steps": 2,
+              "last_step": {"ts": "2026-11-23T15:00:00.000Z", "by_s": 3600.0}},
+}  # fmt: skip
+
+
+def test_status_says_what_fails_and_why_in_the_times_of_the_plant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(tmp_path, FAILING, "status") == 0
+    assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == [
+        "edge-agent is running",
+        "broker",
+        "mqtt://broker connected since 2026-11-23 16:00:00, MQTT 3.1.1, delivery unverified",
+        "the connection before was lost at 2026-11-23 15:00:00: no answer for 30 s",
+        "published 7",
+        "set aside since 2026-11-23 16:00:00: edge/press/gaps (seq 9): too large",
+        "store",
+        "journal FAILING 1 message waits for the broker, the oldest of 2026-11-23 16:00:00",
+        "history FAILING 12.3 MB, readings since 2026-11-01 01:00:00, missing 3",
+        "export FAILING written up to 2026-11-20",
+        "reason: the disk is full",
+        "reason: it is read-only",
+        "reason: no such bucket",
+        "clock",
+        "stepped since 2026-11-23 16:00:00",
+        "jumped by 3600.0 s at 2026-11-23 16:00:00, 2 in all",
+    ]
 
 
 def test_what_a_device_says_commands_no_terminal_in_the_status(

@@ -4,6 +4,7 @@ import asyncio
 import csv
 import json
 import os
+import re
 import shutil
 import sys
 import types
@@ -367,8 +368,10 @@ def test_the_command_says_what_it_wrote(recorded: Recorder, tmp_path: Path, caps
         assert text in told
         assert "u:secret" not in told
     assert main(["export", store, "--agent", "a", "--from", "2031-01-01", "--out", out]) == 1
+    assert re.search(r"there are readings of [a-z, ]*pump[a-z, ]*, from 20\d\d-.* UTC to 20", capsys.readouterr().out)
     assert main(["export", str(tmp_path / "none")]) == 2
-    assert main(["export", str(tmp_path), "--agent", "a"]) == 2
+    capsys.readouterr()
+    assert main(["export", str(tmp_path)]) == 2
     assert "is not the data directory of an agent" in capsys.readouterr().err
 
 

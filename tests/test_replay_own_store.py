@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -211,11 +212,38 @@ def test_another_configuration_is_asked_what_it_would_have_given(
     asyncio.run(story())
     here = replayed(path, tmp_path / "data")
     assert plain(here) == plain(daemon.told)
+    assert "is not what the agent ran with" not in capsys.readouterr().err
     written(tmp_path, 41, SPARE)
     other = replayed(path, tmp_path / "data")
     assert len(other) > 0
     assert {e["limit"] for e in other if e["signal"] == "oil" and e["severity"] == "warning"} <= {41.0, None}
-    assert "never read: spare" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "never read: spare" in told
+    assert f"{path} is not what the agent ran with: the past is judged as {path} says" in told
+
+
+def test_the_file_of_an_agent_that_has_moved_is_still_its_own(
+    tmp_path: Path, clock: StandingClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its past has two configurations; in another folder, with another broker, each part is still judged by its own."""
+    path = written(tmp_path, 65)
+    daemon = Daemon(path, clock, 4)
+
+    async def story() -> None:
+        with daemon.life():
+            await daemon.seconds(200)
+            written(tmp_path, 62)
+            daemon.use()
+            await daemon.seconds(200)
+
+    asyncio.run(story())
+    there = tmp_path / "elsewhere"
+    there.mkdir()
+    (tmp_path / "data").rename(there / "data")
+    text = written(there, 62).read_text()
+    (there / "agent.yaml").write_text(re.sub('mqtt://[^"}, ]+', "mqtt://elsewhere", text))
+    assert plain(replayed(there / "agent.yaml", there / "data")) == plain(daemon.told)
+    assert "each part by the one of its time" in capsys.readouterr().err
 
 
 def test_a_store_that_is_none_or_empty_is_told_in_words(

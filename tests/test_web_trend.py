@@ -31,6 +31,14 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     return folder, end
 
 
+@pytest.fixture(scope="module", autouse=True)  # written before the browser has its loop in this thread
+def young(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory that begins half an hour ago; what it has of the next half hour is not asked for."""
+    folder = tmp_path_factory.mktemp("young")
+    write_past(folder, now_us() // SECOND_US * SECOND_US + HOUR_US // 2, hours=1)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def site(past: tuple[Path, int]) -> Iterator[Site]:
     with serving(past[0]) as running:
@@ -162,6 +170,18 @@ def test_unknown_names_and_a_missing_history_are_said(site: Site) -> None:
         assert (answer.status_code, answer.json()["error"]) == (503, "this agent keeps no history")
 
 
+def test_a_journal_that_could_not_be_begun_is_no_fault_inside_the_agent(tmp_path: Path, visit: Visit) -> None:
+    """A disk that was full at the start leaves a journal without anything in it. What cannot be read is no calm either."""
+    (tmp_path / "journal.db").touch()
+    with serving(tmp_path) as site:
+        answer = httpx.get(site.url + PATH)
+        assert answer.status_code == 503
+        assert answer.json()["error"].endswith("nothing has been kept there yet")
+        visit.page.goto(f"{site.url}/machines/press-3/oil_temperature")
+        expect(visit.page.locator(".past-card .failure:visible")).to_contain_text("nothing has been kept there yet")
+        expect(visit.page.get_by_text("No warnings in this period.")).to_be_hidden()
+
+
 # --- the page -----------------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +211,18 @@ def test_the_page_draws_the_day_and_reads_single_values_by_keyboard(site: Site, 
     expect(chart.locator(".mean")).to_have_attribute("d", re.compile("^M"))
     assert visit.errors == []
     assert all(each.startswith(site.url) for each in visit.requests)
+
+
+def test_an_agent_that_is_young_shows_what_it_has_and_not_an_empty_day(young: Path, visit: Visit) -> None:
+    with serving(young) as site:
+        visit.page.goto(f"{site.url}/machines/press-3/oil_temperature")
+        expect(visit.page.locator('[data-period="hour"]')).to_have_attribute("aria-pressed", "true")
+        expect(visit.page.locator(".chart .mean")).to_have_attribute("d", re.compile("^M"))
+        visit.page.locator('[data-period="day"]').click()
+        expect(visit.page.locator('[data-period="day"]')).to_have_attribute("aria-pressed", "true")
+        visit.page.reload()
+        expect(visit.page.locator(".readout")).to_contain_text("readings")
+        expect(visit.page.locator('[data-period="day"]')).to_have_attribute("aria-pressed", "true")
 
 
 def test_a_period_by_hand_and_one_without_readings(site: Site, visit: Visit) -> None:
@@ -225,7 +257,7 @@ def test_dragging_with_the_mouse_zooms_and_what_stands_is_drawn_to_the_end(site:
         expect(page.locator(".chosen")).to_be_visible()
         page.mouse.up()
         expect(page).to_have_url(re.compile(r"\?from=.*&to="))
-        expect(page.locator(".legend .about")).to_contain_text(re.compile(r"one point is (30 seconds|1 minute)"))
+        expect(page.locator(".legend .about")).to_contain_text(re.compile(r"One point is (30 seconds|1 minute)"))
     finally:
         site.do(lambda: show_active(site.board, []))
     assert visit.errors == []

@@ -173,7 +173,8 @@ def _print(lines: Iterator[str]) -> None:
 def made_lines(made: "Made") -> Iterator[str]:
     """What was written, what is not in it, and what to do with it."""
     manifest = made.manifest
-    yield f"{made.file}: {_size(made.bytes)}, agent {manifest.agent}, {len(manifest.files)} files"
+    files = "1 file" if len(manifest.files) == 1 else f"{len(manifest.files)} files"
+    yield f"{made.file}: {_size(made.bytes)}, agent {manifest.agent}, {files}"
     yield from _journal_lines(manifest)
     for note in made.notes:
         yield f"  note: {note}"
@@ -198,7 +199,11 @@ def listed_lines(manifest: "Manifest") -> Iterator[str]:
 
 def _journal_lines(manifest: "Manifest") -> Iterator[str]:
     if manifest.seq is not None:
-        yield f"  journal up to message {manifest.seq} of epoch {manifest.epoch}, {manifest.undelivered} not delivered yet"
+        yield f"  journal up to message {manifest.seq} of epoch {manifest.epoch}" + (
+            f"; {manifest.undelivered} of them are sent, perhaps again, once it is restored"
+            if manifest.undelivered
+            else ""
+        )
 
 
 def _left_out_lines(manifest: "Manifest") -> Iterator[str]:

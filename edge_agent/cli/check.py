@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -257,8 +258,23 @@ def _notes(loaded: "Loaded") -> Iterable[str]:
         path = getattr(tls, key, None)
         if isinstance(path, Path) and not os.access(path, os.R_OK):
             yield f"mqtt.tls.{key}: {path} cannot be read here"
+    if note := _lacks_for_export(loaded.config.store.history_export):
+        yield f"store.history.export: {note}"
     if note := DELIVERY_NOTES.get(loaded.config.mqtt.version if loaded.config.mqtt else ""):
         yield note
+
+
+def _lacks_for_export(out: str | None) -> str | None:
+    """What is not installed of what the daily export needs; it would be told after the first midnight only."""
+    from edge_agent import lake
+
+    if out is None:
+        return None
+    if not lake.is_here():
+        return "nothing is exported before the extra `lake` is installed: pip install 'edge-agent[lake]'"
+    if "://" in out and find_spec("fsspec") is None:
+        return f"nothing goes to a {out.partition('://')[0]}:// URL before fsspec and what it needs for it is installed"
+    return None
 
 
 def _print_summary(path: Path, summary: dict[str, Any]) -> None:

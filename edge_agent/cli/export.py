@@ -65,7 +65,7 @@ def export(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"ok": True, "agent": agent, "format": wanted.form, **asdict(done)}, ensure_ascii=False))
     else:
-        for line in lines(done, arguments.out):
+        for line in lines(done, arguments.out, folder):
             print(line)
     return DONE if done.files or done.kept else NOT_SO
 
@@ -73,12 +73,14 @@ def export(arguments: argparse.Namespace) -> int:
 def _source(arguments: argparse.Namespace) -> tuple[Path, str]:
     """(data directory, id of the agent). Raises ValueError in words."""
     from edge_agent import config
-    from edge_agent.store import copy, disk
+    from edge_agent.store import copy, disk, shelf
 
     source: Path = arguments.source
     if not source.exists():
         raise ValueError(f"{source}: no such file or folder; name a CONFIG or a data directory")
-    folder = source if source.is_dir() else config.data_dir_of(source, disk.FILE)
+    folder = source if source.is_dir() else config.data_dir_of(source, disk.FILE).absolute()
+    if not any((folder / name).is_file() for name in (disk.FILE, shelf.FILE)):
+        raise ValueError(f"{folder}: is not the data directory of an agent (no {disk.FILE}, no {shelf.FILE})")
     if arguments.agent:
         return folder, str(arguments.agent)
     kept = copy.kept_config(folder / disk.FILE) if (folder / disk.FILE).exists() else None
@@ -141,12 +143,15 @@ def _failed(arguments: argparse.Namespace, error: str, status: int) -> int:
     return status
 
 
-def lines(done: "Exported", out: str) -> "Iterator[str]":
-    """What was written, for people."""
+def lines(done: "Exported", out: str, folder: Path) -> "Iterator[str]":
+    """What was written, for people. folder: the data directory."""
+    from edge_agent import export as exporting
+
     if not done.files and not done.kept:
-        yield "nothing was found for this period and these names"
+        yield f"nothing was found for this period and these names: {exporting.what_there_is(folder)}"
         return
-    yield f"{done.rows} rows and {done.warnings} warning events in {len(done.files)} files in {out}"
+    files = "1 file" if len(done.files) == 1 else f"{len(done.files)} files"
+    yield f"{done.rows} rows and {done.warnings} warning events in {files} in {out}"
     for name in done.kept:
         yield f"  kept as it was: {name} has more than the history still has"
     if done.left_out:

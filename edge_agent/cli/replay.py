@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
     from collections.abc import Callable, Iterable, Sequence
 
-    from edge_agent.config import Loaded
+    from edge_agent.config import Config, Loaded
     from edge_agent.records import Event
     from edge_agent.replay import Alarm
 
@@ -99,7 +99,12 @@ def _of_own_store(arguments: argparse.Namespace, loaded: "Loaded") -> int:
         with past.open_past(arguments.data) as found:
             texts = [configured.text_of(item.what) for item in found.commands() if isinstance(item.what, Command)]
             texts = [text for text in texts if text]
-            as_then = bool(texts) and texts[-1] == config.pack(loaded.config) and not arguments.by_config
+            as_then = bool(texts) and not arguments.by_config and _judges_as(texts[-1], loaded.config)
+            if texts and not as_then and len(set(texts)) == 1 and not arguments.by_config:
+                words = (
+                    f"{arguments.config} is not what the agent ran with: the past is judged as {arguments.config} says"
+                )
+                print(f"note: {words}", file=sys.stderr)
             if len(set(texts)) > 1:
                 how = "each part by the one of its time (--by-config: all by CONFIG)" if as_then else "all by CONFIG"
                 print(f"note: the past has {len(set(texts))} configurations; it is judged {how}", file=sys.stderr)
@@ -124,6 +129,24 @@ def _of_own_store(arguments: argparse.Namespace, loaded: "Loaded") -> int:
             return status
     except past.UNREADABLE as error:
         return _refused(past.words_of(error, arguments.data))
+
+
+def _judges_as(text: str, now: "Config") -> bool:
+    """Whether a configuration of then judges as `now` does: its folders, its broker and how a line is reached may differ, as
+    they do when an agent has moved to another PC.
+    """
+    from edge_agent import config
+
+    try:
+        then = config.unpack(text)
+    except ValueError:
+        return False
+    moved = dataclasses.replace(
+        now,
+        agent=dataclasses.replace(then.agent, data_dir=now.agent.data_dir),
+        machines=then.machines,
+    )
+    return then.connections.keys() == now.connections.keys() and config.pack(moved) == config.pack(now)
 
 
 def _wrong_use(arguments: argparse.Namespace) -> str | None:

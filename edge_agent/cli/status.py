@@ -6,7 +6,7 @@ What is shown is what the agent answers; a key that it does not send is left out
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,8 @@ def add_status(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None
     parser = subparsers.add_parser(
         "status",
         help="what the running agent is doing",
-        description="Show what the running agent is doing. Exit status 3 when no agent runs.",
+        description="Show what the running agent is doing. Counts of 0 are left out; --json has all. Exit status 3 when no agent "
+        "runs.",
     )
     _add_finding(parser)
     parser.set_defaults(run=status)
@@ -84,7 +85,7 @@ def _asked(arguments: argparse.Namespace, command: str, timeout_s: float) -> dic
     if arguments.data_dir is None and not path.exists():
         error = f"{path}: no such file; name a CONFIG or --data-dir"
         return _failed(arguments, error, WRONG_USE if given else UNREACHABLE)
-    data_dir = arguments.data_dir or config.data_dir_of(path, control.SOCKET)
+    data_dir = (arguments.data_dir or config.data_dir_of(path, control.SOCKET)).absolute()
     try:
         return control.ask(data_dir, {"command": command}, timeout_s)
     except ConnectionError as error:
@@ -102,28 +103,23 @@ def _failed(arguments: argparse.Namespace, error: str, status: int) -> int:
 
 
 def status_lines(answer: Mapping[str, Any]) -> Iterator[str]:
-    """The answer to `status` as text: the agent, its connections, its buffer, its warnings, what it refused."""
+    """The answer to `status` as text: the agent, its broker, lines, store and clock, its warnings, what it refused."""
+    zone = answer.get("timezone")
     words = {key: answer[key] for key in ("version", "config", "signals", "pid") if answer.get(key) is not None}
-    since = f" since {answer['since']}" if answer.get("since") else ""
-    yield f"edge-agent is {answer.get('state', 'running')}{since}"
+    since = f" since {_when(answer['since'], zone)}" if answer.get("since") else ""
+    here = f"  (times are in {zone})" if since and zone else ""
+    yield f"edge-agent is {answer.get('state', 'running')}{since}{here}"
     if words:
         yield "  " + ", ".join(f"{key} {value}" for key, value in words.items())
-    for key, title in (("config_file", "configuration"), ("data_dir", "data"), ("web", "page")):
-        if answer.get(key):
-            yield f"  {title}: {answer[key]}"
-    broker = answer.get("mqtt")
-    if isinstance(broker, Mapping):
-        yield "broker"
-        yield f"  {_facts(broker)}"
+    titles = (("config_file", "configuration"), ("data_dir", "data"), ("web", "page"))
+    yield from _table([[title, str(answer[key])] for key, title in titles if answer.get(key)])
+    yield from _broker_lines(answer.get("mqtt"), zone)
     connections = answer.get("connections")
     if isinstance(connections, Mapping) and connections:
         yield "connections"
-        yield from _table([[name, *_connection(each)] for name, each in connections.items()])
-    buffer = answer.get("buffer")
-    if isinstance(buffer, Mapping):
-        oldest = f", the oldest of {buffer['oldest']}" if buffer.get("oldest") else ""
-        yield "buffer"
-        yield f"  {buffer.get('messages', 0)} messages wait for the broker{oldest}"
+        yield from _table([[name, *_connection(each, zone)] for name, each in connections.items()])
+    yield from _store_lines(answer.get("buffer"), zone)
+    yield from _clock_lines(answer.get("clock"), zone)
     yield from _warning_lines(answer.get("warnings"))
     errors = answer.get("errors")
     if errors:
@@ -131,18 +127,99 @@ def status_lines(answer: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"  {error_line(each)}" for each in errors)
 
 
-def _connection(each: object) -> list[str]:
+def _broker_lines(broker: object, zone: str | None) -> Iterator[str]:
+    """Whether it takes what we say, what that is worth, and what it does not take."""
+    if not isinstance(broker, Mapping):
+        return
+    yield "broker"
+    version = f", MQTT {broker['version']}" if broker.get("version") else ""
+    worth = f", delivery {broker['delivery']}" if broker.get("delivery") else ""
+    yield f"  {broker.get('url') or ''}  {_state(broker, zone)}{version}{worth}"
+    if broker.get("reason"):
+        yield f"  reason: {broker['reason']}"
+    if isinstance(loss := broker.get("last_loss"), Mapping):
+        yield f"  the connection before was lost at {_when(loss.get('ts'), zone)}: {loss.get('reason')}"
+    if facts := _facts(broker, {"state", "since", "url", "version", "delivery", "reason", "last_loss"}):
+        yield f"  {facts}"
+    for key, words in (("refused_topics", "not taken"), ("set_aside", "set aside")):
+        for each in broker.get(key) or ():
+            number = f" (seq {each['seq']})" if "seq" in each else ""
+            since = _when(each.get("since"), zone)
+            yield f"  {words} since {since}: {each.get('topic')}{number}: {each.get('reason')}"
+
+
+def _connection(each: object, zone: str | None) -> list[str]:
     if not isinstance(each, Mapping):
         return [str(each)]
-    rest = {key: value for key, value in each.items() if key not in {"state", "since", "ne107", "units"}}
+    state, _, since = _state(each, zone).partition(" ")
     units = each.get("units")
-    lost = list(map(str, units)) if isinstance(units, Mapping) else []
-    facts = _facts({**({"lost": ", ".join(lost)} if lost else {}), **rest})
-    return [str(each.get("state", "?")), f"since {each['since']}" if each.get("since") else "", facts]
+    lost = ["lost " + ", ".join(map(str, units))] if isinstance(units, Mapping) and units else []
+    share = each.get("utilisation")
+    busy = [f"busy {share:.0%}"] if isinstance(share, float) else []
+    facts = _facts(each, {"state", "since", "ne107", "units", "utilisation"})
+    return [state, since, ", ".join([*lost, *busy, *([facts] if facts else [])])]
 
 
-def _facts(facts: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in facts.items() if value not in (None, ""))
+def _store_lines(buffer: object, zone: str | None) -> Iterator[str]:
+    """What waits for the broker, and whether the disk takes what is to be kept."""
+    if not isinstance(buffer, Mapping):
+        return
+    yield "store"
+    count = buffer.get("messages", 0)
+    oldest = f", the oldest of {_when(buffer['oldest'], zone)}" if buffer.get("oldest") else ""
+    waits = f"{count} message{'' if count == 1 else 's'} wait{'s' if count == 1 else ''} for the broker{oldest}"
+    rows = [["journal", *_kept(buffer), waits]]
+    history = buffer.get("history")
+    export = history.get("export") if isinstance(history, Mapping) else None
+    if isinstance(history, Mapping):
+        size = f"{history['mb']:.1f} MB" if isinstance(history.get("mb"), int | float) else ""
+        began = f"readings since {_when(history['oldest'], zone)}" if history.get("oldest") else ""
+        lost = _facts(history, {"state", "reason", "mb", "oldest", "export"})
+        rows.append(["history", *_kept(history), ", ".join(filter(None, (size, began, lost)))])
+    if isinstance(export, Mapping):
+        through = f"written up to {export['through']}" if export.get("through") else "nothing written yet"
+        rows.append(["export", *_kept(export), through])
+    yield from _table(rows)
+    for part in (buffer, history, export):
+        if isinstance(part, Mapping) and part.get("reason"):
+            yield f"  reason: {part['reason']}"
+
+
+def _kept(part: Mapping[str, Any]) -> list[str]:
+    return [str(part["state"]).upper() if part["state"] != "ok" else "ok"] if "state" in part else []
+
+
+def _clock_lines(clock: object, zone: str | None) -> Iterator[str]:
+    if not isinstance(clock, Mapping):
+        return
+    yield "clock"
+    yield f"  {_state(clock, zone)}"
+    if isinstance(step := clock.get("last_step"), Mapping):
+        yield f"  jumped by {step.get('by_s')} s at {_when(step.get('ts'), zone)}, {clock.get('steps')} in all"
+
+
+def _state(part: Mapping[str, Any], zone: str | None) -> str:
+    since = f" since {_when(part['since'], zone)}" if part.get("since") else ""
+    return f"{part.get('state', '?')}{since}"
+
+
+def _when(text: object, zone: str | None) -> str:
+    """A time of the answer (UTC) for people: where they are, to the second; in UTC when the answer names no zone."""
+    from datetime import datetime
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+    try:
+        return f"{datetime.fromisoformat(str(text)).astimezone(ZoneInfo(zone or 'UTC')):%Y-%m-%d %H:%M:%S}" + (
+            "" if zone else " UTC"
+        )
+    except (ValueError, OverflowError, OSError, ZoneInfoNotFoundError):
+        return str(text)
+
+
+def _facts(facts: Mapping[str, Any], told: Container[str]) -> str:
+    """What else there is to say, and is not told elsewhere. A count of nothing is left out; `--json` has it."""
+    plain = {key: value for key, value in facts.items() if key not in told and not isinstance(value, list | dict)}
+    return ", ".join(f"{key} {value}" for key, value in plain.items() if value not in (None, "", 0))
 
 
 def _warning_lines(warnings: object) -> Iterator[str]:

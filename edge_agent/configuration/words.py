@@ -56,8 +56,8 @@ Commit = Annotated[int, Duration("10ms", "1min")]
 Age = Annotated[int, Duration("1min", "36500d")]
 
 
-def _size(value: Any) -> int:
-    form = "1MB to 100TB, written like 500MB or 2GB (GB = 10^9)"
+def _size(value: Any, least: str = "1MB") -> int:
+    form = f"{least} to 100TB, written like 500MB or 2GB (GB = 10^9)"
     if not isinstance(value, str) or not re.fullmatch(SIZE, value):
         raise refused("is no size", form)
     number = value.rstrip("kMGTB")
@@ -71,9 +71,9 @@ Size = Annotated[int, BeforeValidator(_size), WithJsonSchema({"type": "string", 
 
 
 def _history_size(value: Any) -> int:
-    size = _size(value)
+    size = _size(value, HISTORY_LEAST)
     if size < HISTORY_MIN:
-        raise refused("the size is out of range", "10MB to 100TB")
+        raise refused("the size is out of range", f"{HISTORY_LEAST} to 100TB, written like 500MB or 2GB (GB = 10^9)")
     return size
 
 
@@ -87,7 +87,7 @@ def _export_to(value: Any) -> str:
 
 
 ExportTo = Annotated[str, BeforeValidator(_export_to)]
-HISTORY_MIN = 10 * 10**6
+HISTORY_MIN, HISTORY_LEAST = 10 * 10**6, "10MB"
 """bytes: less holds no hour of a plant."""
 HistorySize = Annotated[int, BeforeValidator(_history_size), WithJsonSchema({"type": "string", "pattern": f"^{SIZE}$"})]
 

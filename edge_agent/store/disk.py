@@ -232,7 +232,14 @@ def open_or_glimpse(folder: Path, wall: int, progress: Progress = lambda: None) 
         return open_file(folder, wall, progress)
     except OSError as error:
         never(folder)
-        return _glimpsed(folder, wall, f"{type(error).__name__}: {error}")
+        return _glimpsed(folder, wall, said(error))
+
+
+def said(error: Exception) -> str:
+    """What a disk or its file said when it refused, for a person; the name of the fault where it said nothing."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
 
 
 def never(folder: Path) -> None:

@@ -653,7 +653,7 @@ class Store:
         return sorted(found, key=lambda each: each.seq)
 
     def _failed(self, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {error}"
+        reason = disk.said(error)
         self._failures += 1
         if self.fault is None:
             self.fault_since_us = self._clock.wall_us()

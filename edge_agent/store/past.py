@@ -605,17 +605,23 @@ def open_past(folder: Path) -> Iterator[Past]:
         journal = kept = None
         if journal_path.is_file():
             journal = stack.enter_context(contextlib.closing(shelf.read_only(journal_path)))
-            _check_journal(journal, journal_path)
+            if not _has_begun(journal, journal_path):
+                journal = None
         if (folder / shelf.FILE).is_file():
             with contextlib.suppress(shelf.NotYet):
                 kept = stack.enter_context(contextlib.closing(shelf.open_for_reading(folder)))
+        if journal is None and kept is None:
+            raise NoHistory(f"{folder}: nothing has been kept there yet")
         yield Past(folder, kept, journal)
 
 
-def _check_journal(db: sqlite3.Connection, path: Path) -> None:
+def _has_begun(db: sqlite3.Connection, path: Path) -> bool:
+    """Whether the journal has its tables: not where an agent that begins could not write them. Raises NoHistory."""
     try:
         (version,) = db.execute("PRAGMA user_version").fetchone()
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except disk.FAULTS as error:
         raise NoHistory(f"{path}: cannot be read: {error}") from error
     if version > disk.FORMAT:
         raise NoHistory(f"{path}: format {version} was written by a later version: update this one")
+    return bool(tables)

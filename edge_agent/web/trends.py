@@ -19,8 +19,7 @@ import orjson
 from edge_agent.board import Board, to_utc
 from edge_agent.contract import SECOND_US, Clock, Floats
 from edge_agent.store.moment import standing
-from edge_agent.store.past import Past, Told, Trend, open_past
-from edge_agent.store.shelf import NoHistory
+from edge_agent.store.past import UNREADABLE, Past, Told, Trend, open_past, words_of
 from edge_agent.web.guard import Refused
 
 DAY_US = 86_400 * SECOND_US
@@ -73,8 +72,8 @@ class Trends:
             async with self._readers:
                 look = _Look(self._folder, machine, signal, max(APART_US, 3 * every_us))
                 found = await asyncio.to_thread(look.read, period)
-        except (NoHistory, OSError) as error:
-            raise Refused(503, f"the history cannot be read now: {error}") from error
+        except (*UNREADABLE, OSError) as error:
+            raise Refused(503, f"the history cannot be read now: {words_of(error, self._folder)}") from error
         finally:
             self._asked -= 1
         stands = [each for each in self._board.warnings(active=True) if _is_of(each, machine, signal)]

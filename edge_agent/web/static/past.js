@@ -10,6 +10,8 @@ import { say } from "./words.js";
 const HOUR = 3_600e3;
 const DAY = 24 * HOUR;
 const PERIODS = { hour: HOUR, day: DAY, week: 7 * DAY, month: 30 * DAY, year: 365 * DAY };
+// What is shown first of an agent that has not watched for a day yet: the shortest that has all of it.
+const FIRST = [600e3, HOUR];
 const SHORTEST = 10e3;
 const LONGEST = 3_700 * DAY;
 const AGAIN_MIN = 5e3;
@@ -25,6 +27,7 @@ export function signalView(machine, name, now) {
   // A period that ends now follows the clock; another stays where it is.
   let length = DAY;
   let end = null;
+  let chose = false;
   let fit = false;
   let found = null;
   let chart = null;
@@ -57,7 +60,8 @@ export function signalView(machine, name, now) {
   const box = h("div", { class: "chart", tabindex: "0", role: "group" });
   const trouble = h("p", { class: "failure", role: "alert", hidden: true });
   const list = h("ol", { class: "past" });
-  const none = h("p", { class: "calm" }, say("trend.warnings.none"));
+  // Shown when the history says so: what could not be read is no calm.
+  const none = h("p", { class: "calm", hidden: true }, say("trend.warnings.none"));
   const more = h("p", { class: "calm", hidden: true }, say("trend.warnings.more"));
   const sheet = h("article", { class: "card past-card" }, head.element, tools, wrong, readout, box, legend, trouble);
   const told = h("section", { "aria-label": say("trend.warnings") }, h("h2", {}, say("trend.warnings")), more, list, none);
@@ -71,6 +75,7 @@ export function signalView(machine, name, now) {
   function last() { return end ?? now().getTime(); }
 
   function go(wantedLength, wantedEnd) {
+    chose = true;
     length = Math.min(LONGEST, Math.max(SHORTEST, wantedLength));
     end = wantedEnd !== null && wantedEnd < now().getTime() ? wantedEnd : null;
     at = null;
@@ -96,6 +101,7 @@ export function signalView(machine, name, now) {
   function recall() {
     const query = new URLSearchParams(location.search);
     const [a, b] = ["from", "to"].map((key) => Date.parse(query.get(key)));
+    chose = location.search !== "";
     length = PERIODS[query.get("period")] ?? DAY;
     if (a < (b || now().getTime())) {
       length = Math.min(LONGEST, Math.max(SHORTEST, (b || now().getTime()) - a));
@@ -134,13 +140,28 @@ export function signalView(machine, name, now) {
     due = Date.now() + Math.max(AGAIN_MIN, length / pointsOf(box.clientWidth));
     setData(box, "loading", "no");
     setHidden(trouble, answer !== null);
+    setHidden(box, answer === null && found === null);
     if (answer === null) {
       setText(trouble, say("trend.failed", { text }));
       return;
     }
+    if (!chose && begins(answer)) return;
     found = answer;
     redraw();
     tell();
+  }
+
+  // Whether a shorter period is asked for, since nobody has chosen one and the day would be empty but for its last minutes.
+  function begins(answer) {
+    chose = true;
+    const first = answer.count.findIndex((count, index) => count > 0 || answer.bad[index] > 0);
+    const age = now().getTime() - Date.parse(answer.begin) - (first + 1) * answer.step * 1000;
+    const fits = first < 0 ? undefined : FIRST.find((each) => age < each);
+    if (fits === undefined) return false;
+    length = fits;
+    mirror();
+    ask();
+    return true;
   }
 
   function redraw() {
