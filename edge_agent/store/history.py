@@ -191,13 +191,8 @@ class History:
         journal.moved(batch, seq)
         return found.more
 
-<<<<<<< HEAD
     def _failed(self, error: Exception, *, bug: bool = False) -> None:
-        reason = f"{type(error).__name__}: {error}"
-=======
-    def _failed(self, error: Exception) -> None:
-        reason = disk.said(error)
->>>>>>> w-attack2
+        reason = f"{type(error).__name__}: {error}" if bug else disk.said(error)
         if self.fault is None:
             log.error("history_failed", fault=reason, exc_info=bug)
         self.fault = reason
