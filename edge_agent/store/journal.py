@@ -977,8 +977,9 @@ class Store:
             return None
         reached = min(notices.reached, readings.reached)
         found = [each for each in (*notices.messages, *readings.messages) if each.seq <= reached]
-        if not found and after_seq <= 0 and reached >= self.last_committed and self.pending_count > 0:
-            self._break(f"{self.pending_count} messages are due and not there")
+        lacks = self.pending_count - len(found)
+        if after_seq <= 0 and reached >= self.last_committed and lacks > 0:
+            self._break(f"{lacks} messages are due and not there")
             return None
         found.sort(key=lambda each: each.seq)
         return Page(found[:limit], found[limit - 1].seq) if len(found) > limit else Page(found, reached)
