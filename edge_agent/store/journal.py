@@ -59,6 +59,7 @@ AGE_LOOK_EVERY = 60
 MOVE_BYTES = 8_000_000
 """bytes of readings after which the history should take what is new; earlier where the buffer is small."""
 NOTICES_A_MOVE = 2_000
+TOLD_SINCE = "SELECT * FROM notices WHERE seq > ? AND kind = 'warnings' ORDER BY seq"
 SEQ_MAX = 2**63 - 1
 NEAR_US = 400 * 86_400 * SECOND_US
 DROP_SHARE = 20
@@ -204,8 +205,8 @@ class Store:
 
     def __init__(self, folder: Path, clock: Clock, opened: disk.Opened, boot: str = "") -> None:
         self._folder, self._clock = folder, clock
-        self._homeless = bool(opened.fault)
-        """The disk has not let us open the file: `_db` is in memory, and nothing is committed."""
+        self._homeless, self._blind = bool(opened.fault), bool(opened.fault) and not opened.layouts
+        """The disk has not let us open the file: `_db` is in memory, and nothing is committed. And nothing could be read."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self.epoch: str = opened.state.epoch
         self._next = opened.state.last_seq + 1
@@ -240,6 +241,9 @@ class Store:
         """Called once when a disk that refused at start has come back: with the store as it was found, and the numbers
         that the events since the start have now, by the id of their warning."""
         self.max_size, self.max_age_us, self.commit_every_us = 2_000_000_000, 14 * 86_400 * SECOND_US, SECOND_US
+        self.ends_of: Callable[[bytes | None, list[dict[str, Any]]], list[dict[str, Any]]] = lambda *_: []
+        """Asked once when a file can be read of which nothing was known: its snapshot, the warnings that were told since;
+        the ends of those that still stood. They are told first."""
         self.on_committed: list[Callable[[Sequence[Committed]], None]] = []
         self._told_bytes = self._unmoved_bytes = self.commits = 0
         """The first: of warnings and gap records on disk."""
@@ -687,7 +691,9 @@ class Store:
         self._reader.close()
         self._homeless = False
         self._begin_writing(opened)
-        numbers = self._follow(opened)
+        assert opened.reader is not None
+        self._reader = opened.reader
+        numbers = self._follow(opened, self._ends() if self._blind else [])
         self._begin_reading(opened)
         if opened.gap is not None:
             self.put((), gaps=[opened.gap])
@@ -697,10 +703,37 @@ class Store:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return disk.open_file(self._folder, self._clock.wall_us())
 
-    def _follow(self, opened: disk.Opened) -> dict[str, tuple[str, int]]:
-        """Number anew what waits, so that it follows what the file has: nobody has heard of it yet. See `on_home`."""
+    def _ends(self) -> list[dict[str, Any]]:
+        try:
+            row = self._reader.execute("SELECT * FROM snapshot WHERE id = 1").fetchone()
+            told = self._reader.execute(TOLD_SINCE, (self._counted().seq,)).fetchall()
+        except disk.FAULTS as error:
+            self._unreadable(error)
+            return []
+        since = [messages.loads(each[4]) for each in told if rows.sound(each)]
+        return self.ends_of(row[2] if row is not None and rows.sound(row) else None, since)
+
+    def _first_notices(self, plain: Sequence[dict[str, Any]], state: disk.State) -> _Batch:
+        """A batch that follows the file and comes before all that waits."""
+        wall, now = self._clock.wall_us(), self._clock.monotonic_us()
+        batch = _Batch(seq_from=state.last_seq + 1, seq_to=state.last_seq + len(plain), closed_us=now)
+        batch.t_us, batch.wall_us = state.last_t, state.last_wall
+        for seq, each in enumerate(plain, batch.seq_from):
+            body = messages.renumbered(messages.dumps(each), state.epoch, seq)
+            batch.notices.append(
+                Committed(seq, each["machine"], "warnings", wall, _bytes=body, _stamps=self._settled, _since_us=now)
+            )
+            batch.size += len(body) + NOTICE_OVERHEAD
+        self._waiting_bytes += batch.size
+        return batch
+
+    def _follow(self, opened: disk.Opened, ends: Sequence[dict[str, Any]]) -> dict[str, tuple[str, int]]:
+        """Number anew what waits, so that it follows what the file has: nobody has heard of it yet. See `on_home`.
+
+        ends: see `ends_of`.
+        """
         state = opened.state
-        seqs, batches = state.last_seq - self.last_committed, state.last_batch - self._batch_at_start
+        seqs, batches = state.last_seq + len(ends) - self.last_committed, state.last_batch - self._batch_at_start
         self.epoch, self.last_committed = state.epoch, state.last_seq
         self._next, self._last_batch = self._next + seqs, self._last_batch + batches
         self._t, self._wall = max(self._t or 0, state.last_t or 0) or None, self._wall or state.last_wall
@@ -728,6 +761,8 @@ class Store:
                 notice._bytes = messages.renumbered(notice._bytes, self.epoch, notice.seq)  # noqa: SLF001 - our own noun
                 if notice.kind == "warnings":
                     numbers[messages.loads(notice._bytes)["id"]] = (self.epoch, notice.seq)  # noqa: SLF001
+        if ends:
+            self._sealed.insert(0, self._first_notices(ends, state))
         return numbers
 
     def _renumbered(self, kept: Kept, by: int) -> Kept:
@@ -1202,9 +1237,8 @@ class Store:
 
     def _numbers(self) -> dict[str, tuple[str, int]]:
         found: dict[str, tuple[str, int]] = {}
-        told = "SELECT * FROM notices WHERE seq > ? AND kind = 'warnings' ORDER BY seq"
         try:
-            for row in self._reader.execute(told, (self._counted().seq,)):
+            for row in self._reader.execute(TOLD_SINCE, (self._counted().seq,)):
                 if rows.sound(row):
                     event = messages.loads(row[4])
                     found[event["id"]] = (event["epoch"], event["seq"])
