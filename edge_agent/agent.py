@@ -33,7 +33,7 @@ from edge_agent.pipeline import MACHINE_TOPICS, TICK_EVERY_S, Pipeline
 from edge_agent.plant import CLOCK, DISK, OWN, Plant, compile_plant, host_name
 from edge_agent.poller import Line, Poller
 from edge_agent.publisher import STATUS, Connect, Publisher
-from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Loss, Span
+from edge_agent.records import Command, Event, EventKind, Gap, GapCause, JudgedFrame, Loss, Span, WarningState
 from edge_agent.store.configured import CONFIGURE
 from edge_agent.store.disk import LEFTOVERS, LIFE, TICKED
 from edge_agent.store.disk import State as StoreState
@@ -297,7 +297,7 @@ class _Agent:
         self.clock.trust(known_us)
         wall = self.clock.wall_us()
         self.last_wall_us = recovery.last_wall_us
-        self.store.on_home = self._at_home
+        self.store.on_home, self.store.ends_of = self._at_home, self._ends_of
         last_us, right = self._begin_time(known_us, recovery.last_wall_us)
         down = 0 if last_us is None else max(0, wall - last_us)
         start = wall if recovery.last_t_us is None else recovery.last_t_us + min(down, DOWN_MAX_US)
@@ -366,6 +366,24 @@ class _Agent:
             self.store.put((), gaps=[down] if down else ())
         self.publisher.look_again()
         self.pipeline.snapshot()
+
+    def _ends_of(self, kept: bytes | None, told: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """How the warnings end that stood when the last run ended, of which this one could not know.
+
+        What is outside its norm now has a warning of its own. kept: that run's snapshot; told: its events since.
+        """
+        try:
+            stood = {event.id: messages.event_plain(event) for event in (snapshot.standing(kept) if kept else ())}
+        except snapshot.SnapshotDamaged as error:
+            log.error("snapshot_damaged", fault=str(error))
+            stood = {}
+        stood |= {event["id"]: event for event in told}
+        ts, language = messages.to_utc(self.clock.wall_us()), self.config.agent.language
+        return [
+            {**event, "event": EventKind.CLEARED, "state": WarningState.NORMAL, "ts": ts, "value": None,
+             "message": texts.not_known(language, event["signal"])}
+            for event in stood.values() if event["state"] != WarningState.NORMAL
+        ]  # fmt: skip
 
     def _kept_config(self, text: str) -> Config | None:
         """The configuration with which the last run ended. text: of the present one, which most often it is."""

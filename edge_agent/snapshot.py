@@ -77,6 +77,18 @@ def load(plant: Plant, blob: bytes) -> JudgeState:
     return state
 
 
+def standing(blob: bytes) -> list[Event]:
+    """The last event of each warning that stood, whatever plant it was. Raises SnapshotDamaged."""
+    try:
+        magic, check, length = HEAD.unpack_from(blob)
+        if magic != MAGIC or zlib.crc32(blob[HEAD.size :]) != check:
+            raise SnapshotDamaged("checksum")
+        header = orjson.loads(zlib.decompress(blob[HEAD.size :])[:length])
+        return [event_of(event) for *_, event in header["standing"]]
+    except (struct.error, zlib.error, ValueError, KeyError, TypeError) as error:
+        raise SnapshotDamaged(str(error)) from error
+
+
 def load_any(plant: Plant, blob: bytes) -> JudgeState:
     """`load`, also what a release wrote whose plant had no machine of the agent's own, or one without the host or without
     certificates.

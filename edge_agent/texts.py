@@ -213,6 +213,11 @@ _REMOVED = {
     "nl": "{title} staat niet meer in de configuratie",
     "de": "{title} steht nicht mehr in der Konfiguration",
 }
+_NOT_KNOWN = {
+    "en": "{title}: ends here, as the disk could not be read at the start; what is outside its norm has a new warning",
+    "nl": "{title}: eindigt hier, de schijf was bij de start niet leesbaar; wat buiten de norm is, heeft een nieuwe waarschuwing",
+    "de": "{title}: endet hier, die Platte war beim Start nicht lesbar; was außerhalb der Norm ist, hat eine neue Warnung",
+}
 _REASONS = {
     "en": {
         "timeout": "no answer",
@@ -390,6 +395,11 @@ def _minute(us: int) -> str:
 def removed(language: str, title: str) -> str:
     """Why a warning ends whose signal has gone from the configuration."""
     return _REMOVED[language].format(title=title)
+
+
+def not_known(language: str, title: str) -> str:
+    """Why a warning ends of which the agent could not know when it started."""
+    return _NOT_KNOWN[language].format(title=title)
 
 
 def quantity(value: float | None, unit: str, language: str = "en", digits: int = DIGITS) -> str:

@@ -38,7 +38,21 @@ def test_what_waited_in_the_file_is_told_when_a_disk_that_refused_from_the_start
 ) -> None:
     with world(seed=3) as here:
         played(here, monkeypatch, known)
-        assert list(numbers(here)) == []
+        assert verdict.complaints(here) == []
+
+
+@pytest.mark.parametrize("known", ["marker", "nothing"])
+@pytest.mark.parametrize("down_s", [290, 700])
+def test_a_warning_that_stood_before_a_start_that_knew_nothing_of_it_ends_before_what_came_then(
+    monkeypatch: pytest.MonkeyPatch, known: str, down_s: int
+) -> None:
+    """At 290 s it is told since the last snapshot, at 700 s others stand in the snapshot itself."""
+    with world(seed=3) as here:
+        played(here, monkeypatch, known, down_s)
+        ended = [each for each in here.events() if "could not be read at the start" in each["message"]]
+        assert [each["event"] for each in ended] == ["cleared"] * len(ended)
+        assert len(ended) == {290: 1, 700: 2}[down_s]
+        assert verdict.complaints(here) == []
 
 
 def numbers(here: World) -> list[str]:

@@ -242,6 +242,35 @@ def test_the_oldest_readings_yield_to_the_limit_and_warnings_stay(tmp_path: Path
         assert store.pending_count == len(left)
 
 
+def test_when_no_reading_is_left_to_yield_the_oldest_warnings_do_and_are_counted(
+    tmp_path: Path, clock: StandingClock
+) -> None:
+    limit = 500_000
+    with open_store(tmp_path, clock) as store:
+        store.use_layouts([LAYOUT])
+        store.limit(limit, 10**15, 1_000_000)
+        for number in range(0, 3_000, 20):
+            store.put([frame(each) for each in range(number, number + 20)])
+            store.put([], [event(each) for each in range(number, number + 20)])
+            asyncio.run(store._commit())
+            assert store.status()["mb"] <= 1.1 * limit / 1e6
+        left = [json.loads(each.payload(late=False)) for each in due_of(store, 0, 10_000)]
+        warnings, gaps = [each for each in left if "event" in each], [each for each in left if "cause" in each]
+        readings = [each for each in left if "values" in each]
+        assert 1_000 < len(warnings) < 1_500
+        assert len(readings) < 300, "they go first"
+        assert [each["id"] for each in warnings] == [f"id-{3000 - len(warnings) + i}" for i in range(len(warnings))]
+        assert {each["cause"] for each in gaps} == {"buffer_limit"}
+        assert sum(each["count"] for each in gaps) + len(warnings) + len(readings) == 6_000
+        assert store.pending_count == len(left)
+        store.delivered([each["seq"] for each in left])
+        store.put_snapshot(b"", "")
+        commit(store)
+        assert store._size == store._bytes
+    with open_store(tmp_path, clock) as store:
+        assert store._size == store._bytes, "what was deleted and what was counted are one"
+
+
 # --- the twin -----------------------------------------------------------------------------------------------------
 
 STEPS = st.lists(

@@ -138,6 +138,11 @@ def gap(epoch: str, seq: int, record: Gap) -> bytes:
     )
 
 
+def dumps(plain: Mapping[str, Any]) -> bytes:
+    """A message as it is sent, of what `loads` gave."""
+    return orjson.dumps(dict(plain), option=NUMBERS)
+
+
 def renumbered(payload: bytes, epoch: str, seq: int) -> bytes:
     """A warning or a gap under another number, before anybody has heard of it."""
     return orjson.dumps({**orjson.loads(payload), "epoch": epoch, "seq": seq}, option=NUMBERS)

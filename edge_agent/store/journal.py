@@ -2,7 +2,7 @@
 
 Rule 1: committed means that the disk has it (WAL, synchronous=FULL). Only what is committed is published.
 Rule 2: one counter `seq` for everything that is published; a number is given once and never to other bytes.
-Rule 3: readings yield before warnings; whatever yields becomes a gap record. The store never keeps the agent from
+Rule 3: readings yield before warnings, gap records never; whatever yields becomes a gap record. The store never keeps the agent from
 starting: what is damaged is moved aside, what can be read of it is kept, and the rest is counted and told; a disk that
 takes nothing is asked again and again, and meanwhile all waits in memory, bounded and counted.
 
@@ -40,6 +40,8 @@ FRAME_OVERHEAD, NOTICE_OVERHEAD = 1_800, 800
 """bytes of memory that a frame and a notice take beside their numbers (objects, arrays' heads)."""
 ROW_OVERHEAD = 200
 """bytes on disk that a batch takes beside its frames."""
+NOTICE_ROW = 60
+"""bytes on disk that a notice takes beside its payload."""
 PAGES_A_COMMIT = 4
 """of the log that a commit takes beside its frames, about."""
 BATCHES_A_LOOK = 16
@@ -57,6 +59,7 @@ AGE_LOOK_EVERY = 60
 MOVE_BYTES = 8_000_000
 """bytes of readings after which the history should take what is new; earlier where the buffer is small."""
 NOTICES_A_MOVE = 2_000
+TOLD_SINCE = "SELECT * FROM notices WHERE seq > ? AND kind = 'warnings' ORDER BY seq"
 SEQ_MAX = 2**63 - 1
 NEAR_US = 400 * 86_400 * SECOND_US
 DROP_SHARE = 20
@@ -192,6 +195,8 @@ class _Batch:
     closed_us: int = 0
     """Monotonic."""
     drop_to: int = 0
+    drop_warnings_to: int = 0
+    """A number. drop_to: a batch."""
     written: bool = False
 
 
@@ -200,8 +205,8 @@ class Store:
 
     def __init__(self, folder: Path, clock: Clock, opened: disk.Opened, boot: str = "") -> None:
         self._folder, self._clock = folder, clock
-        self._homeless = bool(opened.fault)
-        """The disk has not let us open the file: `_db` is in memory, and nothing is committed."""
+        self._homeless, self._blind = bool(opened.fault), bool(opened.fault) and not opened.layouts
+        """The disk has not let us open the file: `_db` is in memory, and nothing is committed. And nothing could be read."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self.epoch: str = opened.state.epoch
         self._next = opened.state.last_seq + 1
@@ -236,8 +241,12 @@ class Store:
         """Called once when a disk that refused at start has come back: with the store as it was found, and the numbers
         that the events since the start have now, by the id of their warning."""
         self.max_size, self.max_age_us, self.commit_every_us = 2_000_000_000, 14 * 86_400 * SECOND_US, SECOND_US
+        self.ends_of: Callable[[bytes | None, list[dict[str, Any]]], list[dict[str, Any]]] = lambda *_: []
+        """Asked once when a file can be read of which nothing was known: its snapshot, the warnings that were told since;
+        the ends of those that still stood. They are told first."""
         self.on_committed: list[Callable[[Sequence[Committed]], None]] = []
-        self._unmoved_bytes = self.commits = 0
+        self._told_bytes = self._unmoved_bytes = self.commits = 0
+        """The first: of warnings and gap records on disk."""
         self._cache: tuple[int, list[Committed]] | None = None
         self._moved: tuple[int, int] | None = None
         """How far the history has come: (batch, seq). None: there is no history, and nothing waits for it."""
@@ -269,8 +278,10 @@ class Store:
     def _begin_reading(self, opened: disk.Opened) -> None:
         assert opened.reader is not None
         self._reader = opened.reader
-        self._bytes = 0
+        self._bytes = self._told_bytes = 0
         try:
+            told = self._reader.execute("SELECT total(length(payload) + ?) FROM notices", (NOTICE_ROW,))
+            self._told_bytes = int(told.fetchone()[0])
             counted = self._counted()
             self._snapshot_seq, self._pruned_to = counted.seq, counted.pruned
             newer = self._reader.execute("SELECT total(bytes) FROM batches WHERE id > ?", (counted.batch,))
@@ -336,7 +347,7 @@ class Store:
         return numbered
 
     def _put_notice(self, seq: int, machine: str | None, kind: str, wall: int, payload: bytes) -> None:
-        """Warnings and gaps are never dropped; what they take, readings have to yield."""
+        """Warnings and gaps are never dropped here; what they take, readings have to yield."""
         now = self._clock.monotonic_us()
         self._open.notices.append(
             Committed(seq, machine, kind, wall, _bytes=payload, _stamps=self._settled, _since_us=now)
@@ -393,7 +404,7 @@ class Store:
     def _seal(self) -> None:
         batch = self._open
         about = batch.snapshot is not None or batch.config is not None or batch.texts
-        if not (batch.items or batch.notices or batch.drop_to or about):
+        if not (batch.items or batch.notices or batch.drop_to or batch.drop_warnings_to or about):
             return
         self._open = _Batch()
         batch.seq_to = self._next - 1
@@ -517,7 +528,7 @@ class Store:
         loop = asyncio.get_running_loop()
         stamps = self._settled.copy()
         # What may still come right stays here, unless for days nobody sets the clock.
-        until = stamps.doubtful_from() if self._bytes < self.max_size // 2 else None
+        until = stamps.doubtful_from() if self._size < self.max_size // 2 else None
         # In the commit thread: nothing is read while a damaged file is put aside.
         return await loop.run_in_executor(
             self._thread, self._to_move, (batch, seq), until or SEQ_MAX, most, dict(self._known), stamps
@@ -621,9 +632,9 @@ class Store:
             self._done.give_back(done.changes)
             self._done_changed = self._done_soon = True
 
-    def _committed(self, batches: Sequence[_Batch], state: disk.State, grown: int) -> None:
+    def _committed(self, batches: Sequence[_Batch], state: disk.State, grown: "_Grown") -> None:
         del self._sealed[: len(batches)]
-        self._bytes += grown
+        self._bytes, self._told_bytes = self._bytes + grown.readings, self._told_bytes + grown.told
         self._unmoved_bytes += sum(batch.size for batch in batches)
         if self._unmoved_bytes >= min(MOVE_BYTES, self.max_size // 4):
             self.move_soon.set()
@@ -680,7 +691,9 @@ class Store:
         self._reader.close()
         self._homeless = False
         self._begin_writing(opened)
-        numbers = self._follow(opened)
+        assert opened.reader is not None
+        self._reader = opened.reader
+        numbers = self._follow(opened, self._ends() if self._blind else [])
         self._begin_reading(opened)
         if opened.gap is not None:
             self.put((), gaps=[opened.gap])
@@ -690,10 +703,37 @@ class Store:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return disk.open_file(self._folder, self._clock.wall_us())
 
-    def _follow(self, opened: disk.Opened) -> dict[str, tuple[str, int]]:
-        """Number anew what waits, so that it follows what the file has: nobody has heard of it yet. See `on_home`."""
+    def _ends(self) -> list[dict[str, Any]]:
+        try:
+            row = self._reader.execute("SELECT * FROM snapshot WHERE id = 1").fetchone()
+            told = self._reader.execute(TOLD_SINCE, (self._counted().seq,)).fetchall()
+        except disk.FAULTS as error:
+            self._unreadable(error)
+            return []
+        since = [messages.loads(each[4]) for each in told if rows.sound(each)]
+        return self.ends_of(row[2] if row is not None and rows.sound(row) else None, since)
+
+    def _first_notices(self, plain: Sequence[dict[str, Any]], state: disk.State) -> _Batch:
+        """A batch that follows the file and comes before all that waits."""
+        wall, now = self._clock.wall_us(), self._clock.monotonic_us()
+        batch = _Batch(seq_from=state.last_seq + 1, seq_to=state.last_seq + len(plain), closed_us=now)
+        batch.t_us, batch.wall_us = state.last_t, state.last_wall
+        for seq, each in enumerate(plain, batch.seq_from):
+            body = messages.renumbered(messages.dumps(each), state.epoch, seq)
+            batch.notices.append(
+                Committed(seq, each["machine"], "warnings", wall, _bytes=body, _stamps=self._settled, _since_us=now)
+            )
+            batch.size += len(body) + NOTICE_OVERHEAD
+        self._waiting_bytes += batch.size
+        return batch
+
+    def _follow(self, opened: disk.Opened, ends: Sequence[dict[str, Any]]) -> dict[str, tuple[str, int]]:
+        """Number anew what waits, so that it follows what the file has: nobody has heard of it yet. See `on_home`.
+
+        ends: see `ends_of`.
+        """
         state = opened.state
-        seqs, batches = state.last_seq - self.last_committed, state.last_batch - self._batch_at_start
+        seqs, batches = state.last_seq + len(ends) - self.last_committed, state.last_batch - self._batch_at_start
         self.epoch, self.last_committed = state.epoch, state.last_seq
         self._next, self._last_batch = self._next + seqs, self._last_batch + batches
         self._t, self._wall = max(self._t or 0, state.last_t or 0) or None, self._wall or state.last_wall
@@ -721,6 +761,8 @@ class Store:
                 notice._bytes = messages.renumbered(notice._bytes, self.epoch, notice.seq)  # noqa: SLF001 - our own noun
                 if notice.kind == "warnings":
                     numbers[messages.loads(notice._bytes)["id"]] = (self.epoch, notice.seq)  # noqa: SLF001
+        if ends:
+            self._sealed.insert(0, self._first_notices(ends, state))
         return numbers
 
     def _renumbered(self, kept: Kept, by: int) -> Kept:
@@ -756,11 +798,13 @@ class Store:
         return disk.with_reader(self._folder, opened)
 
     async def _drop_over_limit(self) -> None:
-        """The oldest readings that wait for the broker yield when they are too many or too old."""
-        over = self._bytes > self.max_size
+        """The oldest readings that wait for the broker yield when they are too many or too old; warnings last."""
+        over = self._size > self.max_size
         if not over and self.commits % AGE_LOOK_EVERY:
             return
-        excess = self._bytes - self.max_size + self.max_size // DROP_SHARE if over else 0
+        if self._told_bytes > self.max_size:
+            await self._drop_warnings(self._told_bytes - self.max_size + self.max_size // DROP_SHARE)
+        excess = self._size - self.max_size + self.max_size // DROP_SHARE if over else 0
         oldest = self._clock.wall_us() - self.max_age_us, (self._t or 0) - self.max_age_us
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._thread, self._over_limit, excess, oldest, self._done.copy())
@@ -773,6 +817,21 @@ class Store:
             count = sum(b - a + 1 for a, b in lost)
             self.put((), gaps=[Gap(GapCause.BUFFER_LIMIT, count, ts_from, ts_to, lost[0][0], lost[-1][1])])
             log.error("readings_dropped", cause="buffer_limit", rows=count)
+
+    async def _drop_warnings(self, excess: int) -> None:
+        """No reading is left that could make room, so the oldest warnings go, counted. excess: bytes."""
+        loop = asyncio.get_running_loop()
+        oldest = await loop.run_in_executor(self._thread, self._oldest_warnings, excess)
+        lost = [(seq, closed) for seq, closed in oldest if self._done.add(seq)]
+        if not oldest:
+            return
+        self._open.drop_warnings_to = oldest[-1][0]
+        if lost:
+            self.pending_count -= len(lost)
+            self._done_changed = self._done_soon = True
+            since, until = (f(closed for _, closed in lost) for f in (min, max))
+            self.put((), gaps=[Gap(GapCause.BUFFER_LIMIT, len(lost), since, until, lost[0][0], lost[-1][0])])
+            log.error("warnings_dropped", cause="buffer_limit", warnings=len(lost))
 
     def _forget(self, first: int, last: int) -> list[tuple[int, int]]:
         """Done with every reading of first..last that was still due; returns which. Warnings between them stay due."""
@@ -809,6 +868,17 @@ class Store:
                     ts_from, ts_to = ts_from or from_ts, to_ts
         return (last, seq_to, ts_from, ts_to) if last else None
 
+    def _oldest_warnings(self, excess: int) -> list[tuple[int, int]]:
+        """(seq, closed) of so many bytes of them."""
+        found: list[tuple[int, int]] = []
+        told = "SELECT seq, closed, length(payload) FROM notices WHERE kind = 'warnings' ORDER BY seq"
+        for seq, closed, size in self._db.execute(told):
+            if excess <= 0:
+                break
+            found.append((seq, closed))
+            excess -= size + NOTICE_ROW
+        return found
+
     def _to_move(
         self, after: tuple[int, int], until: int, most: int, layouts: dict[int, Layout], stamps: Stamps
     ) -> Moving:
@@ -836,15 +906,18 @@ class Store:
 
     def _write(
         self, batches: Sequence[_Batch], state: disk.State, done: "_Done | None", layouts: dict[int, Layout], size: int
-    ) -> int:
-        """One transaction. size: bytes of the readings on disk before it. Returns by how many they have grown."""
+    ) -> "_Grown":
+        """One transaction. size: bytes of the readings on disk before it. Returns by how many all has grown."""
         db = self._db
         db.execute("BEGIN IMMEDIATE")
         try:
             grown = sum(self._write_batch(batch) for batch in batches)
             fresh = [number for number in layouts if number not in self._written_layouts]
             db.executemany("INSERT INTO layouts VALUES (?, ?, ?, ?, ?)", [_layout_row(n, layouts[n]) for n in fresh])
-            freed = self._prune(max((batch.drop_to for batch in batches), default=0), done)
+            told = sum(len(each._bytes) + NOTICE_ROW for batch in batches for each in batch.notices)  # noqa: SLF001
+            freed, told_freed = self._prune(max((batch.drop_to for batch in batches), default=0), done)
+            warnings_to = max((batch.drop_warnings_to for batch in batches), default=0)
+            told_freed += _deleted_notices(db, "seq <= ? AND kind = 'warnings'", (warnings_to,)) if warnings_to else 0
             disk.put_state(db, state)
             if done is not None:
                 disk.put_done(db, done.changes)
@@ -865,7 +938,7 @@ class Store:
         self._log_bytes += grown + PAGES_A_COMMIT * disk.PAGE_BYTES
         if self._log_bytes >= disk.CHECKPOINT_BYTES:
             self._move_log()
-        return grown - freed
+        return _Grown(grown - freed, told - told_freed)
 
     def _move_log(self) -> None:
         """The log into the file. What was committed is so already; a file that cannot be synced is in doubt all the same."""
@@ -921,36 +994,38 @@ class Store:
         row = self._db.execute("SELECT batch FROM snapshot WHERE id = 1").fetchone()
         return int(row[0]) if row else 0
 
-    def _prune(self, drop_to: int, done: "_Done | None") -> int:
-        """Delete what was delivered, is covered by a snapshot and lies in the history, and what had to yield.
+    def _prune(self, drop_to: int, done: "_Done | None") -> tuple[int, int]:
+        """Delete what was delivered, is covered by a snapshot and lies in the history, and readings that had to yield.
 
-        Returns the bytes freed.
+        Returns the bytes freed, of readings and of notices.
         """
         db, snapshot = self._db, self._snapshot_batch()
         told = self._snapshot_seq
         if self._moved is not None:
             snapshot, told = min(snapshot, self._moved[0]), min(told, self._moved[1])
-        freed = 0
+        freed = told_freed = 0
         for first, last in done.changes.items() if done is not None else ():
             if last is not None:
                 # The numbers of events since the snapshot are needed when the journal is judged again.
-                db.execute("DELETE FROM notices WHERE seq BETWEEN ? AND ?", (first, min(last, told)))
+                told_freed += _deleted_notices(db, "seq BETWEEN ? AND ?", (first, min(last, told)))
                 freed += _deleted(
                     db,
                     "id BETWEEN ? AND ? AND messages > 0 AND seq_from >= ? AND seq_to <= ?",
                     (_first_beyond(db, first - 1), min(snapshot, _first_beyond(db, last)), first, last),
                 )
         if done is not None and done.whole is not None:
-            freed += self._prune_covered(snapshot, told, done.whole)
+            covered = self._prune_covered(snapshot, told, done.whole)
+            freed, told_freed = freed + covered[0], told_freed + covered[1]
         if drop_to:
             freed += _deleted(db, "id <= ?", (drop_to,))
-        return freed
+        return freed, told_freed
 
-    def _prune_covered(self, snapshot: int, told: int, done: Intervals) -> int:
-        """What was delivered before this snapshot covered it."""
+    def _prune_covered(self, snapshot: int, told: int, done: Intervals) -> tuple[int, int]:
+        """What was delivered before this snapshot covered it. Returns as `_prune`."""
         db, freed = self._db, 0
-        notices = db.execute("SELECT seq FROM notices WHERE seq <= ?", (told,)).fetchall()
-        db.executemany("DELETE FROM notices WHERE seq = ?", [(seq,) for (seq,) in notices if seq in done])
+        found = db.execute("SELECT seq, length(payload) + ? FROM notices WHERE seq <= ?", (NOTICE_ROW, told))
+        gone = [(seq, size) for seq, size in found if seq in done]
+        db.executemany("DELETE FROM notices WHERE seq = ?", [(seq,) for seq, _ in gone])
         found = db.execute(
             "SELECT id, seq_from, seq_to, messages FROM batches WHERE id > ? AND id <= ?", (self._pruned_to, snapshot)
         )
@@ -958,7 +1033,7 @@ class Store:
             if not count or done.count(first, last) > last - first:
                 freed += _deleted(db, "id = ?", (number,))
         self._pruned_to = snapshot
-        return freed
+        return freed, sum(size for _, size in gone)
 
     # --- reading --------------------------------------------------------------------------------------------------------
 
@@ -1109,6 +1184,11 @@ class Store:
         return next((self._closed_us(last, closed) for last, closed in due), None)
 
     @property
+    def _size(self) -> int:
+        """Bytes of all that `max_size` bounds."""
+        return self._bytes + self._told_bytes
+
+    @property
     def waiting_mb(self) -> float:
         """MB of memory that wait for the disk, of at most WAITING_MAX."""
         return round(self._waiting_bytes / 1e6, 1)
@@ -1126,7 +1206,7 @@ class Store:
             "oldest": None if oldest is None else messages.to_utc(oldest),
             "epoch": self.epoch,
             "seq": self.last_committed,
-            "mb": round(self._bytes / 1e6, 3),
+            "mb": round(self._size / 1e6, 3),
             "state": "ok" if self.fault is None else "failing",
             **({"reason": self.fault} if self.fault else {}),
         }
@@ -1158,9 +1238,8 @@ class Store:
 
     def _numbers(self) -> dict[str, tuple[str, int]]:
         found: dict[str, tuple[str, int]] = {}
-        told = "SELECT * FROM notices WHERE seq > ? AND kind = 'warnings' ORDER BY seq"
         try:
-            for row in self._reader.execute(told, (self._counted().seq,)):
+            for row in self._reader.execute(TOLD_SINCE, (self._counted().seq,)):
                 if rows.sound(row):
                     event = messages.loads(row[4])
                     found[event["id"]] = (event["epoch"], event["seq"])
@@ -1226,6 +1305,13 @@ class Store:
         self._db.close()
 
 
+class _Grown(NamedTuple):
+    """bytes on disk, of readings and of notices; below 0: less than before."""
+
+    readings: int
+    told: int
+
+
 class _Done(NamedTuple):
     """What is done with. changes: see Intervals.take_changes. whole: all of it, where a snapshot was taken."""
 
@@ -1264,6 +1350,15 @@ def _deleted(db: sqlite3.Connection, where: str, values: tuple[int, ...]) -> int
     found = db.execute(f"SELECT total(bytes) FROM batches WHERE {where}", values).fetchone()[0]  # noqa: S608 - ours
     if found:
         db.execute(f"DELETE FROM batches WHERE {where}", values)  # noqa: S608
+    return int(found)
+
+
+def _deleted_notices(db: sqlite3.Connection, where: str, values: tuple[int, ...]) -> int:
+    """Returns the bytes freed."""
+    size = f"SELECT total(length(payload) + {NOTICE_ROW}) FROM notices WHERE {where}"  # noqa: S608 - ours
+    found = db.execute(size, values).fetchone()[0]
+    if found:
+        db.execute(f"DELETE FROM notices WHERE {where}", values)  # noqa: S608
     return int(found)
 
 
