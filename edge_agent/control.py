@@ -218,7 +218,7 @@ def _is_held(data_dir: Path) -> bool:
     that starts in this moment would take us for another one.
     """
     with contextlib.suppress(OSError):
-        its = os.stat(data_dir)
+        its = data_dir.stat()
         place = f"{os.major(its.st_dev):02x}:{os.minor(its.st_dev):02x}:{its.st_ino}"
         return any(place in line.split() for line in Path(LOCKS).read_text().splitlines())
     return False
