@@ -206,10 +206,10 @@ def warnings_of(told: list[dict[str, Any]], standing: list[dict[str, Any]], peri
             event["id"],
             {"id": event["id"], "kind": event["kind"], "severity": event["severity"], "from": event["since"]},
         )
-        if RANK.get(event["severity"], 2) < RANK.get(its["severity"], 2):
-            its["severity"] = event["severity"]
+        if "message" not in its or RANK.get(event["severity"], 2) < RANK.get(its["severity"], 2):
+            # What was wrong when it was worst, and not that it is well again.
+            its |= {"severity": event["severity"], "limit": event.get("limit"), "message": event["message"]}
         its["to"] = event["ts"] if event["event"] in ENDS else None
-        its["limit"], its["message"] = event.get("limit"), event["message"]
     stands = {event["id"] for event in standing}
     for id_, its in found.items():
         # Raised again under the same id: it stands. Neither ended nor standing: its end lies further on.
