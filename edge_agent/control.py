@@ -23,6 +23,8 @@ import structlog
 
 SOCKET = "control.sock"
 LOCK = "lock"
+LOCKS = "/proc/locks"
+"""All locks of files, as proc_locks(5) has them."""
 PATH_BYTES_MAX = 107
 """sun_path of unix(7) has 108 bytes, one for the closing zero."""
 REQUEST_BYTES_MAX = 65_536
@@ -211,6 +213,17 @@ def _address(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
+def _is_held(data_dir: Path) -> bool:
+    """Whether an agent holds the data directory, also one that could make no socket. Nothing is locked to find out: an agent
+    that starts in this moment would take us for another one.
+    """
+    with contextlib.suppress(OSError):
+        its = data_dir.stat()
+        place = f"{os.major(its.st_dev):02x}:{os.minor(its.st_dev):02x}:{its.st_ino}"
+        return any(place in line.split() for line in Path(LOCKS).read_text().splitlines())
+    return False
+
+
 def ask(data_dir: Path, request: Mapping[str, Any], timeout: float = 10.0) -> Answer:
     """Ask the agent of this data directory and wait for its answer, blocking.
 
@@ -230,6 +243,11 @@ def ask(data_dir: Path, request: Mapping[str, Any], timeout: float = 10.0) -> An
     except TimeoutError as error:
         raise ConnectionError(f"{path}: no answer within {timeout:g} s") from error
     except OSError as error:
+        if _is_held(data_dir):
+            raise NoAgent(
+                f"an agent works on {data_dir}, but there is no socket at which it could be asked ({error.strerror or error}): "
+                "it is about to start or to stop, or its disk is full or read-only; its page and its log say more"
+            ) from error
         hint = "; if its data_dir was changed while it runs, name the old one with --data-dir"
         raise NoAgent(f"no agent works on {data_dir} ({error.strerror or error}){hint}") from error
     if not answer.endswith(b"\n"):

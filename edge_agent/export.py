@@ -213,7 +213,8 @@ def export(folder: Path, out: Place, wanted: Wanted, progress: Callable[[str], N
                 _export_csv(folder, out, wanted, done, work, layouts, period, progress)
             else:
                 _export_parquet(folder, out, wanted, done, work, period, progress)
-        _export_warnings(folder, out, wanted, done, work)
+        if not isinstance(out, OneFile):
+            _export_warnings(folder, out, wanted, done, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return done

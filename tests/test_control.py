@@ -251,6 +251,16 @@ def test_status_of_an_agent_that_says_little_is_shown_all_the_same(
     assert capsys.readouterr().out == "edge-agent is running\nactive warnings: none\n"
 
 
+def test_an_agent_whose_disk_had_no_room_for_its_socket_is_not_said_to_be_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with control.hold(tmp_path):
+        assert main(["status", "--data-dir", str(tmp_path)]) == 3
+    told = capsys.readouterr().err
+    assert f"an agent works on {tmp_path}" in told
+    assert "its disk is full or read-only" in told
+
+
 def test_status_and_reload_without_an_agent_end_with_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--data-dir", str(tmp_path)]) == 3
     assert main(["reload", "--json", "--data-dir", str(tmp_path)]) == 3

@@ -357,6 +357,7 @@ def test_the_command_says_what_it_wrote(recorded: Recorder, tmp_path: Path, caps
     one = tmp_path / "one.csv"
     assert main(["export", store, "--agent", "hall2", "--machine", "pump", "--out", str(one)]) == 0
     assert one.read_bytes() == (tmp_path / "out" / "pump.csv").read_bytes()
+    assert f"rows in {one}; the warnings go along where --out is a folder" in capsys.readouterr().out
     for words, text in (
         (["--out", str(one)], "name the one --machine"),
         (["--from", "soon"], "--from 'soon' is no time"),

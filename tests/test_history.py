@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.contract import Frame, Quality
+from edge_agent.contract import CODE_MASK, Frame, Quality
 from edge_agent.records import Command, Gap, GapCause, JudgedFrame, Layout
 from edge_agent.store import disk, history, past, shelf, stretch
 from edge_agent.store.configured import configure, text_of
@@ -28,6 +29,7 @@ from edge_agent.store.journal import Store, open_store
 from edge_agent.store.past import open_past
 from edge_agent.store.rows import Kept
 from edge_agent.store.shelf import NoHistory
+from edge_agent.store.stamps import marked
 from edge_agent.store.stretch import Placed
 from tests.conftest import ROOT, StandingClock
 from tests.test_store import commit, crashed, due_of, event
@@ -57,11 +59,11 @@ def judged(layout: Layout, clock: StandingClock, number: int, rng: np.random.Gen
 
 
 def bits(item: Kept | Command | JudgedFrame) -> tuple[Any, ...]:
-    """All that an item holds, comparable to the bit."""
+    """All that an item holds, comparable to the bit. What was put under a clock of which nothing is known goes with its mark."""
     if isinstance(item, Command):
         return ("command", item.id, item.ts, item.t, text_of(item))
     one = item.judged if isinstance(item, Kept) else item
-    frame = one.frame
+    frame = one.frame if not one.frame.unset else replace(marked(one.frame), unset=0)
     arrays: list[npt.NDArray[Any] | None] = [
         frame.t,
         frame.ts,
@@ -606,7 +608,7 @@ def plain_trend(put: list[tuple[int, float, int]], from_us: int, to_us: int, ste
     found: dict[int, list[float]] = {}
     first, end = from_us // step * step, -(-to_us // step) * step
     for ts, value, quality in put:
-        if first <= ts < end and quality in (Quality.GOOD, Quality.UNCERTAIN):
+        if first <= ts < end and quality & CODE_MASK in (Quality.GOOD, Quality.UNCERTAIN):
             found.setdefault(ts // step * step, []).append(value)
     return found
 

@@ -172,11 +172,12 @@ def test_unknown_names_and_a_missing_history_are_said(site: Site) -> None:
 
 def test_a_journal_that_could_not_be_begun_is_no_fault_inside_the_agent(tmp_path: Path, visit: Visit) -> None:
     """A disk that was full at the start leaves a journal without anything in it. What cannot be read is no calm either."""
-    (tmp_path / "journal.db").touch()
     with serving(tmp_path) as site:
-        answer = httpx.get(site.url + PATH)
-        assert answer.status_code == 503
-        assert answer.json()["error"].endswith("nothing has been kept there yet")
+        for _ in ("no journal", "an empty one"):
+            answer = httpx.get(site.url + PATH)
+            assert answer.status_code == 503
+            assert answer.json()["error"].endswith("nothing has been kept there yet")
+            (tmp_path / "journal.db").touch()
         visit.page.goto(f"{site.url}/machines/press-3/oil_temperature")
         expect(visit.page.locator(".past-card .failure:visible")).to_contain_text("nothing has been kept there yet")
         expect(visit.page.get_by_text("No warnings in this period.")).to_be_hidden()

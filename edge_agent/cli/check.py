@@ -153,7 +153,7 @@ def _knock(found: "Config") -> "list[Answer]":
 def _answer(broker: "Answer") -> str:
     match broker.version:
         case None:
-            return f"does not take this agent: {broker.reason}"
+            return f"cannot be used: {broker.reason}"
         case "5":
             return "takes this agent, with MQTT 5: every refusal of a message will be seen"
         case version:

@@ -151,7 +151,10 @@ def lines(done: "Exported", out: str, folder: Path) -> "Iterator[str]":
         yield f"nothing was found for this period and these names: {exporting.what_there_is(folder)}"
         return
     files = "1 file" if len(done.files) == 1 else f"{len(done.files)} files"
-    yield f"{done.rows} rows and {done.warnings} warning events in {files} in {out}"
+    if out.endswith(".csv"):
+        yield f"{done.rows} rows in {out}; the warnings go along where --out is a folder"
+    else:
+        yield f"{done.rows} rows and {done.warnings} warning events in {files} in {out}"
     for name in done.kept:
         yield f"  kept as it was: {name} has more than the history still has"
     if done.left_out:

@@ -18,6 +18,7 @@ import orjson
 
 from edge_agent.board import Board, to_utc
 from edge_agent.contract import SECOND_US, Clock, Floats
+from edge_agent.store import disk, shelf
 from edge_agent.store.moment import standing
 from edge_agent.store.past import UNREADABLE, Past, Told, Trend, open_past, words_of
 from edge_agent.web.guard import Refused
@@ -73,7 +74,9 @@ class Trends:
                 look = _Look(self._folder, machine, signal, max(APART_US, 3 * every_us))
                 found = await asyncio.to_thread(look.read, period)
         except (*UNREADABLE, OSError) as error:
-            raise Refused(503, f"the history cannot be read now: {words_of(error, self._folder)}") from error
+            kept = any((self._folder / name).is_file() for name in (disk.FILE, shelf.FILE))
+            words = words_of(error, self._folder) if kept else f"{self._folder}: nothing has been kept there yet"
+            raise Refused(503, f"the history cannot be read now: {words}") from error
         finally:
             self._asked -= 1
         stands = [each for each in self._board.warnings(active=True) if _is_of(each, machine, signal)]
@@ -203,10 +206,10 @@ def warnings_of(told: list[dict[str, Any]], standing: list[dict[str, Any]], peri
             event["id"],
             {"id": event["id"], "kind": event["kind"], "severity": event["severity"], "from": event["since"]},
         )
-        if RANK.get(event["severity"], 2) < RANK.get(its["severity"], 2):
-            its["severity"] = event["severity"]
+        if "message" not in its or RANK.get(event["severity"], 2) < RANK.get(its["severity"], 2):
+            # What was wrong when it was worst, and not that it is well again.
+            its |= {"severity": event["severity"], "limit": event.get("limit"), "message": event["message"]}
         its["to"] = event["ts"] if event["event"] in ENDS else None
-        its["limit"], its["message"] = event.get("limit"), event["message"]
     stands = {event["id"] for event in standing}
     for id_, its in found.items():
         # Raised again under the same id: it stands. Neither ended nor standing: its end lies further on.

@@ -60,11 +60,11 @@ export function signalView(machine, name, now) {
   const box = h("div", { class: "chart", tabindex: "0", role: "group" });
   const trouble = h("p", { class: "failure", role: "alert", hidden: true });
   const list = h("ol", { class: "past" });
-  // Shown when the history says so: what could not be read is no calm.
-  const none = h("p", { class: "calm", hidden: true }, say("trend.warnings.none"));
+  const none = h("p", { class: "calm" }, say("trend.warnings.none"));
   const more = h("p", { class: "calm", hidden: true }, say("trend.warnings.more"));
   const sheet = h("article", { class: "card past-card" }, head.element, tools, wrong, readout, box, legend, trouble);
-  const told = h("section", { "aria-label": say("trend.warnings") }, h("h2", {}, say("trend.warnings")), more, list, none);
+  // Shown when the history has said what there was: what could not be read is no calm.
+  const told = h("section", { "aria-label": say("trend.warnings"), hidden: true }, h("h2", {}, say("trend.warnings")), more, list, none);
 
   function action(word, sign, act) {
     return h("button", { type: "button", class: "button", title: say(word), onclick: act }, h("span", { "aria-hidden": "true" }, sign), spoken(say(word)));
@@ -213,6 +213,7 @@ export function signalView(machine, name, now) {
 
   function tell() {
     const rows = found.warnings.toReversed();
+    setHidden(told, false);
     setHidden(more, found.warnings_whole);
     setHidden(none, rows.length > 0);
     list.replaceChildren(...rows.map((warning) => {
