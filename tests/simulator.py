@@ -56,8 +56,8 @@ UNCOPIED = shutil.ignore_patterns("*-shm", "control.sock", "lock")
 BROKER_LOOKS_S = 10.0
 KEPT_READS = 20_000
 """Reads of a device that are remembered for comparing."""
-RSS = re.compile(rb'"rss_mb":[0-9.]+')
-"""The one figure of a payload that is not the simulation's."""
+RSS = re.compile(rb'"(rss_)?mb":[0-9.]+')
+"""The figures of a payload that are not the simulation's: memory, and files in which the path of a folder is packed."""
 
 
 # --- what the world is made of ---------------------------------------------------------------------------------------
