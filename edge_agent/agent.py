@@ -9,7 +9,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
@@ -176,11 +176,10 @@ class _Broker:
 class _Untold:
     """How long the agent did not run is told when the clock is set. last_us: UTC of the last known time before.
 
-    from_us: what the clock showed at the start, in the span `number`.
+    number: of the span in which this run began.
     """
 
     last_us: int
-    from_us: int
     number: int
 
 
@@ -304,7 +303,7 @@ class _Agent:
         self.time = AgentTime(self.clock, start)
         unset = 0 if self.clock.is_set else self.store.begin_unset(self.clock.base_us, known_us)
         if unset and known_us is not None:
-            self.untold = _Untold(known_us, wall, unset)
+            self.untold = _Untold(known_us, unset)
         plant = compile_plant(self.config, self.detectors)
         text = configuration.pack(self.config)
         old = self._old_plant(recovery.config_json, text, plant)
@@ -333,12 +332,14 @@ class _Agent:
         before = downtime.life_of(self.store.load_text(LIFE))
         life = downtime.Life(self.clock.boot, self.time.base_us)
         self.store.save_text(LIFE, life.text(), soon=False)
-        self.began_us = self.clock.monotonic_us()
+        self.began_us, self.began_unset = self.clock.monotonic_us(), unset
         if recovery.last_t_us is not None:
             lines = poller.lines(self.config, plant, self.registry)
             ended = downtime.Before(before, rows, wall if last_us is None else last_us)
             gap = None if unset else downtime.gap(lines, ended, life, self.began_us, wall)
             self.pipeline.resume(gap, life.base_us + self.began_us)
+            for earlier in _stops_before(lines, known_us, right):
+                self.pipeline.gap(earlier)
 
     def _begin_time(self, known_us: int | None, last_wall_us: int | None) -> tuple[int | None, list[Span]]:
         """When the last run ended by the clock of now (UTC µs), and the spans of it whose stamps can be put right now.
@@ -362,8 +363,13 @@ class _Agent:
         judge.numbered(self.pipeline.state, numbers)
         if self.last_wall_us is None:
             lines = [each.poller.line for each in self.pollers.values()]
-            down = _down_time(lines, found.last_wall, self.since)
-            self.store.put((), gaps=[down] if down else ())
+            if self.clock.is_set:
+                down = _down_time(lines, found.last_wall, self.since)
+                self.store.put((), gaps=[down] if down else ())
+            elif found.last_wall is not None:
+                self.untold = _Untold(found.last_wall, self.began_unset)
+        if not self.clock.is_set:
+            self.clock.trust(self.store.floor_us)
         self.publisher.look_again()
         self.pipeline.snapshot()
 
@@ -609,7 +615,8 @@ class _Agent:
         self.publisher.stepped(change.by_us)
         if not change.was_set:
             self.store.end_unset(change.was_us)
-        self.pipeline.unset = 0 if change.is_set else self.store.begin_unset(self.clock.base_us, self.clock.floor_us)
+        floor_us = change.was_us if change.was_set else self.clock.floor_us
+        self.pipeline.unset = 0 if change.is_set else self.store.begin_unset(self.clock.base_us, floor_us)
         if change.is_set and not change.was_set:
             right = self.store.put_right(self.clock.base_us, self.clock.wall_us())
             self.pipeline.clock_set(right)
@@ -619,20 +626,12 @@ class _Agent:
         self._tell_health()
 
     def _tell_down_time(self, right: Sequence[Span]) -> None:
-        """The gap of the time before the start, now that it is known when that was."""
+        """The gaps of the times before this start, and before those that no run could tell, now that it is known when."""
         untold, self.untold = self.untold, None
         if untold is None:
             return
-        last_us, start_us = untold.last_us, untold.from_us
-        for span in right:  # in the order in which they were
-            assert span.to_us is not None
-            assert span.by_us is not None
-            if span.number == untold.number:
-                start_us += span.by_us
-                break
-            last_us = max(last_us, span.to_us + span.by_us)
         lines = [running.poller.line for running in self.pollers.values()]
-        if gap := _down_time(lines, last_us, start_us):
+        for gap in _stops_before(lines, untold.last_us, right, untold.number):
             self.pipeline.gap(gap)
 
     def _line_states(self) -> dict[str, str]:
@@ -910,6 +909,24 @@ def _down_time(lines: Sequence[Line], last_wall_us: int | None, wall_us: int) ->
         return None
     rows = poller.rows_due(lines, last_wall_us, wall_us)
     return Gap(GapCause.RESTART, rows, last_wall_us, wall_us) if rows else None
+
+
+def _stops_before(
+    lines: Sequence[Line], last_us: int | None, right: Sequence[Span], until: int | None = None
+) -> Iterator[Gap]:
+    """What was never taken before each of these spans, whose stamps are known by now: a run that began while nobody had
+    set the clock cannot tell, and may have ended before somebody did.
+
+    last_us: UTC of the last time that a set clock has shown before. until: the number of the last span that a start began.
+    """
+    for span in right:  # in the order in which they were
+        assert span.to_us is not None
+        assert span.by_us is not None
+        if gap := _down_time(lines, last_us, span.from_us + span.by_us):
+            yield gap
+        if span.number == until:
+            return
+        last_us = max(last_us or 0, span.to_us + span.by_us)
 
 
 def _board_machines(plant: Plant) -> list[BoardMachine]:

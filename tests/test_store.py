@@ -604,6 +604,29 @@ def test_while_the_disk_refuses_only_the_last_snapshot_waits_and_memory_is_bound
         assert sum("values" in each for each in told) + gap["count"] == 3000
 
 
+def test_what_was_judged_by_another_configuration_is_so_again_where_a_full_disk_comes_back_in_steps(
+    tmp_path: Path, clock: StandingClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "TRANSACTION_MAX", 1)
+    with open_store(tmp_path / "now", clock) as store:
+        store.use_layouts([LAYOUT])
+        for number, text in enumerate(["old", "old", "new", "new", "new"]):
+            store.put([frame(2 * number)])
+            store.put_snapshot(b"%d" % number, text)
+            store.put([frame(2 * number + 1)])
+        found = []
+        for copy in range(20):
+            asyncio.run(store._commit())
+            with open_store(crashed(tmp_path / "now", tmp_path / str(copy)), clock) as left:
+                recovery = left.recovery()
+                items = [item for item in recovery.items if isinstance(item, JudgedFrame)]
+                found.append((recovery.snapshot, recovery.config_json, [round(i.frame.t[0] / 1e6) for i in items]))
+        judged_by_old = [numbers for _, text, numbers in found if text == "old"]
+        assert judged_by_old
+        assert max(max(numbers, default=0) for numbers in judged_by_old) <= 4, "4 is judged and then the new one comes"
+        assert found[-1] == (b"4", "new", [9])
+
+
 def test_the_limit_holds_also_where_no_snapshot_was_made(tmp_path: Path, clock: StandingClock) -> None:
     with open_store(tmp_path, clock) as store:
         store.use_layouts([LAYOUT])

@@ -396,8 +396,14 @@ class Store:
 
     def put_snapshot(self, state: bytes, config_json: str) -> None:
         """The judge's state after everything that was put before; goes with the next commit, in its place."""
-        for batch in self._sealed[self._writing :]:
-            batch.snapshot = None  # a disk that is full for hours needs only the last one
+        # A disk that is full for hours needs only the last one, and the first of each other configuration: what follows
+        # that was judged by it, and is again, should the end come before all of it is written.
+        before = self._judged_with or self._judged_with_found
+        for number, batch in enumerate(self._sealed):
+            if batch.snapshot is not None and batch.snapshot[1] != before:
+                before = batch.snapshot[1]
+            elif number >= self._writing:
+                batch.snapshot = None
         self._open.snapshot = (state, config_json)
         self._seal()
 
@@ -1292,6 +1298,10 @@ class Store:
         self._reader.close()
         if self._homeless:
             log.error("readings_not_kept", cause="the disk refused until the end", waiting_mb=self.waiting_mb)
+            return
+        if self._unsynced:
+            log.error("readings_not_kept", cause="the disk could not sync the journal", waiting_mb=self.waiting_mb)
+            self._db.close()
             return
         self._seal()
         # A cancelled commit may have been written all the same.

@@ -116,6 +116,9 @@ class Stamps:
         found: of the file; wall_us, last_seq: where it ends. by: what is added to each number of this run.
         """
         found.end(wall_us, last_seq)
+        last = next(reversed(found.spans.values()), None)
+        if last is None or last.by_us is not None or last.to_seq != last_seq:
+            found.floor_us = max(found.floor_us or 0, wall_us) or None  # its clock was set when it ended
         moved = [
             replace(span, from_seq=span.from_seq + by, to_seq=None if span.to_seq is None else span.to_seq + by)
             for span in self.spans.values()
