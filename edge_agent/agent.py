@@ -771,6 +771,9 @@ class _Agent:
         try:
             return await self._load_and_use()
         finally:
+            # What was frozen is never looked through: the old configuration would stay for ever.
+            gc.unfreeze()
+            gc.collect()
             gc.freeze()
             gc.enable()
 
