@@ -1,6 +1,7 @@
 """The whole agent on the virtual clock: an hour in seconds, the same seed the same run, faults of all kinds at random."""
 
 import asyncio
+import gc
 import os
 import random
 import subprocess
@@ -129,6 +130,30 @@ def test_the_same_seed_is_the_same_run_byte_for_byte_in_every_process() -> None:
     assert told(7) == here
     assert digest(7, hash_seed=1) == digest(7, hash_seed=2) == here
     assert told(8) != here
+
+
+def test_a_reload_leaves_nothing_of_the_old_configuration_in_memory() -> None:
+    """What is frozen is never looked through: without a collection before, each reload leaves thousands of objects."""
+    counts: list[int] = []
+    with world(seed=3) as here:
+        band = {"warning": {"low": 1, "high": 900}, "deadband": 0.5, "on_delay": "10s"}
+        for number in range(200):
+            of = here.config["machines"]["press"]["signals"]
+            of[f"oil_{number}"] = {"formula": f"oil + {number}", "norm": band}
+        here.write_config()
+
+        def reload(number: int) -> Callable[[], None]:
+            def change() -> None:
+                counts.append(gc.get_freeze_count())
+                here.config["machines"]["press"]["title"] = f"Press {number}"
+                here.write_config()
+
+            return change
+
+        here.acts = acts(*((20.0 * number, "reload", reload(number)) for number in range(1, 9)))
+        here.play(here.began_us + 180 * SECOND + SECOND // 2)
+        assert here.logged["config_taken_over"] == 8
+    assert counts[-1] - counts[2] < 2_000, counts
 
 
 # --- random faults ---
