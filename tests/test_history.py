@@ -160,7 +160,6 @@ def frames(draw: st.DrawFn) -> tuple[Layout, list[Placed]]:
             draw(st.booleans()),
             words if draw(st.booleans()) else None,
             draw(st.booleans()),
-            draw(st.sampled_from([0, 0, 1, 7])),
         )
         seqs = ints(rows)
         kept = Kept(0, layout, JudgedFrame(frame, ints(rows).astype(np.int16), seqs != 0), seqs)

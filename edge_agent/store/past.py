@@ -253,7 +253,7 @@ class Past:
                 continue
             column = self._column(row, axis)
             if column is not None:
-                yield axis.ts, column.values, stretch.marked(column.quality, axis.doubtful)
+                yield axis.ts, column.values, column.quality
 
     def _column(self, row: tuple[Any, ...], axis: Axis) -> stretch.Column | None:
         if rows.sound(row):
@@ -291,13 +291,11 @@ class Past:
                     if part is None:
                         self.left_out += 1
                     else:
-                        quality = stretch.marked(part.quality[:, column], part.axis.doubtful)
-                        yield part.axis.ts, part.values[:, column], quality
+                        yield part.axis.ts, part.values[:, column], part.quality[:, column]
         for kept in self._frames_of_journal(machine, position):
             if signal in kept.layout.signals:
                 column, frame = kept.layout.signals.index(signal), kept.judged.frame
-                doubtful = np.full(len(frame.t), frame.unset != 0)
-                yield frame.ts, frame.values[:, column], stretch.marked(frame.quality[:, column], doubtful)
+                yield frame.ts, frame.values[:, column], frame.quality[:, column]
 
     # --- what was told ------------------------------------------------------------------------------------------------
 

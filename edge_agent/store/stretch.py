@@ -1,7 +1,8 @@
 """Rows of one machine that follow each other, as columns: what the history keeps, and its way to bytes and back. Pure.
 
 Rule 1: the frames that went in come out again, cut where they were cut and equal to the bit. Rule 2: the axis (times,
-numbers, states) is read once for all columns, and a column without any other.
+numbers, states) is read once for all columns, and a column without any other. Rule 3: what was stamped by a clock that
+nobody had set comes here put right, or marked.
 """
 
 import struct
@@ -43,14 +44,13 @@ class Axis:
     """What the columns of a stretch share.
 
     places, counts: (frames,) int64, the place of each frame and how many rows it has. flags: (frames,) uint8, see rows.
-    unset: (frames,) int64, see Frame. words: of each frame with the flag WORDS, JSON. t, ts: (rows,) int64 µs.
+    words: of each frame with the flag WORDS, JSON. t, ts: (rows,) int64 µs.
     seqs: (rows,) int64, 0: published nothing. state: (rows,) int16.
     """
 
     places: Ints
     counts: Ints
     flags: Codes
-    unset: Ints
     words: tuple[bytes, ...]
     t: Ints
     ts: Ints
@@ -61,11 +61,6 @@ class Axis:
     def stamped(self) -> Bools:
         """(rows,): the rows of frames that say when each value was taken."""
         return np.repeat((self.flags & STAMPS) != 0, self.counts)
-
-    @property
-    def doubtful(self) -> Bools:
-        """(rows,): those whose times come from a clock that nobody had set."""
-        return np.repeat(self.unset != 0, self.counts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,7 +110,6 @@ def gathered(layout: Layout, epoch: str, frames: Sequence[Placed]) -> Stretch:
         np.array([placed.place for placed in frames], dtype=np.int64),
         np.array([len(frame.t) for frame in its], dtype=np.int64),
         np.array([_flags(frame) for frame in its], dtype=np.uint8),
-        np.array([frame.unset for frame in its], dtype=np.int64),
         tuple(orjson.dumps(frame.words) for frame in its if frame.words is not None),
         _chained([frame.t for frame in its], np.int64),
         _chained([frame.ts for frame in its], np.int64),
@@ -140,7 +134,6 @@ def joined(parts: Sequence[Stretch]) -> Stretch:
         _chained([each.places for each in axes], np.int64),
         _chained([each.counts for each in axes], np.int64),
         _chained([each.flags for each in axes], np.uint8),
-        _chained([each.unset for each in axes], np.int64),
         tuple(words for each in axes for words in each.words),
         _chained([each.t for each in axes], np.int64),
         _chained([each.ts for each in axes], np.int64),
@@ -170,7 +163,6 @@ def cut(whole: Stretch, first: int, last: int) -> Stretch:
         axis.places[its],
         axis.counts[its],
         axis.flags[its],
-        axis.unset[its],
         axis.words[int(words[first]) : int(words[last])],
         axis.t[rows],
         axis.ts[rows],
@@ -186,8 +178,7 @@ def frames(whole: Stretch) -> Iterator[Placed]:
     axis = whole.axis
     row = stamp = word = 0
     publish = axis.seqs != 0
-    heads = (axis.places.tolist(), axis.counts.tolist(), axis.flags.tolist(), axis.unset.tolist())
-    for place, count, flags, unset in zip(*heads, strict=True):
+    for place, count, flags in zip(axis.places.tolist(), axis.counts.tolist(), axis.flags.tolist(), strict=True):
         rows = slice(row, row + count)
         at = words = None
         if flags & STAMPS:
@@ -204,7 +195,6 @@ def frames(whole: Stretch) -> Iterator[Placed]:
             bool(flags & TICK),
             words,
             bool(flags & LATE),
-            unset,
         )
         row += count
         yield Placed(place, Kept(0, whole.layout, JudgedFrame(frame, axis.state[rows], publish[rows]), axis.seqs[rows]))
@@ -233,7 +223,6 @@ def pack_axis(axis: Axis) -> bytes:
         chunks.pack_ints(axis.places),
         chunks.pack_ints(axis.counts),
         chunks.pack_codes(axis.flags),
-        chunks.pack_ints(axis.unset),
         zlib.compress(chunks.joined(list(axis.words)), chunks.LEVEL) if axis.words else b"",
         chunks.pack_ints(axis.t),
         chunks.pack_ints(axis.ts - axis.t),
@@ -246,7 +235,7 @@ def pack_axis(axis: Axis) -> bytes:
 
 def unpack_axis(blob: bytes) -> Axis:
     """Raises one of chunks.DAMAGED."""
-    head, places, counts, flags, unset, words, t, shift, told, seqs, state = chunks.parted(blob)
+    head, places, counts, flags, words, t, shift, told, seqs, state = chunks.parted(blob)
     number, rows = _HEAD.unpack(head)
     its_t = chunks.unpack_ints(t, rows)
     which = chunks.unpack_codes(told, rows) != 0
@@ -256,7 +245,6 @@ def unpack_axis(blob: bytes) -> Axis:
         chunks.unpack_ints(places, number),
         chunks.unpack_ints(counts, number),
         chunks.unpack_codes(flags, number),
-        chunks.unpack_ints(unset, number),
         tuple(chunks.parted(zlib.decompress(words))) if words else (),
         its_t,
         chunks.unpack_ints(shift, rows) + its_t,
@@ -340,13 +328,6 @@ def fresh(quality: Codes) -> Bools:
     """Where a reading came that may be counted: good, or uncertain."""
     code = quality & CODE_MASK
     return np.asarray((code == Quality.GOOD) | (code == Quality.UNCERTAIN))
-
-
-def marked(quality: Codes, doubtful: Bools) -> Codes:
-    """What was good, and whose time is in doubt, is UNCERTAIN `clock`."""
-    if not doubtful.any():
-        return quality
-    return np.where(doubtful & (quality == Quality.GOOD), np.uint8(Quality.CLOCK), quality)
 
 
 def spoken(quality: Codes) -> Bools:
