@@ -38,7 +38,7 @@ SECOND = 1_000_000
 BEAT_US = 10 * SECOND
 PRESS = Layout("press", ("oil", "flow", "pressure"), ("running", "stopped"))
 PUMP = Layout("pump", ("level",), ())
-SEED = int(os.environ.get("SEED", "5"))
+SEED = int(os.environ.get("SEED") or 5)
 
 
 def judged(layout: Layout, clock: StandingClock, number: int, rng: np.random.Generator, rows: int = 1) -> JudgedFrame:

@@ -158,8 +158,8 @@ def test_a_reload_leaves_nothing_of_the_old_configuration_in_memory() -> None:
 
 # --- random faults ---
 
-SEEDS = int(os.environ.get("SEEDS", "24"))
-FIRST = int(os.environ.get("SEED", "1"))
+SEEDS = int(os.environ.get("SEEDS") or 24)
+FIRST = int(os.environ.get("SEED") or 1)
 AT_ONCE = 4
 
 
@@ -236,7 +236,7 @@ def test_a_broken_agent_or_world_is_found(broken: Break, monkeypatch: pytest.Mon
 
 # --- a stepped wall clock ---
 
-STEPS = int(os.environ.get("STEPS", "40"))
+STEPS = int(os.environ.get("STEPS") or 40)
 STEP_EVERY_S = 6.0
 
 

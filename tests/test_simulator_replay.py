@@ -18,8 +18,8 @@ from edge_agent.__main__ import main
 from tests import storm, verdict
 from tests.simulator import HOUR, SECOND, World, acts
 
-HOURS = float(os.environ.get("HOURS", "0.75"))
-SEED = int(os.environ.get("SEED", "1"))
+HOURS = float(os.environ.get("HOURS") or 0.75)
+SEED = int(os.environ.get("SEED") or 1)
 SITE = "edge_agent_sim-0.dist-info"
 
 pytestmark = pytest.mark.timeout(300 + round(200 * HOURS))

@@ -22,9 +22,9 @@ from edge_agent.store.journal import Committed, Store, open_store
 from tests.conftest import ROOT, StandingClock
 from tests.test_store import LAYOUT, WALL, commit, crashed, due_of, event, frame, payloads
 
-DAMAGES = int(os.environ.get("DAMAGES", "5000"))
+DAMAGES = int(os.environ.get("DAMAGES") or 5000)
 """In all (make soak: 100,000). SEED: where their seeds begin."""
-SEED = int(os.environ.get("SEED", "1"))
+SEED = int(os.environ.get("SEED") or 1)
 PARTS = 4
 """Of each kind: they run side by side."""
 MEMORY = Path("/dev/shm")

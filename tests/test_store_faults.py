@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-FAULTS = int(os.environ.get("FAULTS", "12"))
+FAULTS = int(os.environ.get("FAULTS") or 12)
 """Of each kind of call the first so many fail, one after the other (make soak: all of them)."""
 MEMORY = Path("/dev/shm")
 

@@ -31,9 +31,9 @@ from tests.test_store_damage import damage
 OTHER = Layout("pump-1", ("flow",), ())
 LAYOUTS = (LAYOUT, OTHER)
 MEMORY = "/dev/shm"
-STEPS = int(os.environ.get("STEPS", "100000"))
+STEPS = int(os.environ.get("STEPS") or 100000)
 """Of all random walks together (make soak: a million)."""
-SEED = int(os.environ.get("SEED", "1"))
+SEED = int(os.environ.get("SEED") or 1)
 WALK = 400
 """Steps with one store, which is then thrown away."""
 
