@@ -141,7 +141,9 @@ async def test_health_says_what_the_contract_names(here: Hall) -> None:
 async def test_a_device_that_goes_away_is_told_each_beat_and_disturbs_no_other(here: Hall) -> None:
     async with picky({10: 500}) as device, picky({10: 500}) as other:
         machines = {"press": press(), "lathe": press("plc-2")}
-        here.write(here.plain({"plc": device.port, "plc-2": other.port}, machines))
+        plain = here.plain({"plc": device.port, "plc-2": other.port}, machines)
+        plain["connections"]["plc-2"]["timeout"] = "5s"  # a busy machine is no silent device
+        here.write(plain)
         await here.start()
         for name in machines:
             await here.hears(f"{name}/measurements", lambda body: body["values"])
@@ -172,7 +174,8 @@ async def test_a_device_that_goes_away_is_told_each_beat_and_disturbs_no_other(h
         assert here.ear.all("agent/measurements") == []
         assert here.ear.all("lathe/warnings") == []
         beats = here.ear.all("lathe/measurements")
-        assert all(body["values"] == {"oil": 50.0} for body in beats)
+        odd = [body for body in beats if body["values"] != {"oil": 50.0}]
+        assert odd == []
         stamps = [seconds(body["ts"]) for body in beats]
         assert max(b - a for a, b in itertools.pairwise(stamps)) < 1.0, "the other machine keeps its beat"
 
