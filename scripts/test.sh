@@ -3,7 +3,8 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${VENV:-.venv}/bin/python
-run() { "$@" -m pytest -n "${JOBS:-2}" --dist loadfile "${select[@]}"; }
+# Files stay in the order of conftest.HEAVY: what takes long begins first.
+run() { "$@" -m pytest -n "${JOBS:-2}" --dist loadfile --no-loadscope-reorder "${select[@]}"; }
 
 select=()
 if [[ $(id -u) == 0 ]]; then
