@@ -3,8 +3,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${VENV:-.venv}/bin/python
-# Files stay in the order of conftest.HEAVY: what takes long begins first.
-run() { "$@" -m pytest -n "${JOBS:-2}" --dist loadfile --no-loadscope-reorder "${select[@]}"; }
+run() { "$@" -m pytest -n "${JOBS:-2}" --dist loadfile "${select[@]}"; }
 
 select=()
 if [[ $(id -u) == 0 ]]; then

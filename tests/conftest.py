@@ -21,20 +21,6 @@ settings.register_profile("edge", deadline=None)
 settings.load_profile("edge")  # a busy machine fails no test
 
 
-HEAVY = (
-    "test_store_damage", "test_store_model", "test_simulator", "test_lost_lines", "test_restart", "test_oracle",
-    "test_judge_law3", "test_modbus_rigs", "test_store", "test_cli", "test_certificates", "test_contract", "test_history",
-    "test_replay_own_store", "test_reload", "test_exporter", "test_publisher", "test_broker_faults", "test_opcua_faults",
-    "test_opcua_security", "test_disk_faults", "test_store_faults", "test_powercut", "test_config", "test_opcua_decode",
-)  # fmt: skip
-"""Files that take a minute or so: begun first, or the last of them would keep one worker busy and the others waiting."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    place = {name: number for number, name in enumerate(HEAVY)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(HEAVY)))
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("root") and os.geteuid() != 0:
         pytest.fail("this test needs root (namespaces, mounts, systemd): run `sudo make test`", pytrace=False)

@@ -158,7 +158,7 @@ def test_a_reload_leaves_nothing_of_the_old_configuration_in_memory() -> None:
 
 # --- random faults ---
 
-SEEDS = int(os.environ.get("SEEDS") or 24)
+SEEDS = int(os.environ.get("SEEDS") or 12)
 FIRST = int(os.environ.get("SEED") or 1)
 AT_ONCE = 4
 
