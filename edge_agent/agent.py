@@ -887,9 +887,8 @@ def _replayed(plant: Plant, recovery: Recovery, rows: dict[str, int], ticked: st
         if isinstance(item, JudgedFrame) and len(frames) < REJUDGED_AT_ONCE:
             frames += [item.frame] if _fits(plant, item.frame) else []
             continue
-        state, _ = judge.step(
-            plant, state, frames, recovery.epoch
-        )  # stacked: however they are cut, the result is equal
+        # Stacked: however they are cut, the result is equal.
+        state, _ = judge.step(plant, state, frames, recovery.epoch)
         frames = [item.frame] if isinstance(item, JudgedFrame) and _fits(plant, item.frame) else []
         if isinstance(item, Command) and item.command != CONFIGURE:
             try:

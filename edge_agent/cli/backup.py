@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_agent.cli.run import DEFAULT_CONFIG
+
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from edge_agent.backup import Made
     from edge_agent.restore import Restored
 
-DEFAULT_CONFIG = Path("/etc/edge-agent/agent.yaml")
 ERRORS_SHOWN = 20
 DONE, NOT_SO, WRONG_USE = 0, 1, 2
 

@@ -7,13 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_agent.cli.run import DEFAULT_CONFIG
+
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
     from collections.abc import Callable, Iterator
 
     from edge_agent.export import Exported, Place, Wanted
 
-DEFAULT_CONFIG = Path("/etc/edge-agent/agent.yaml")
 DONE, NOT_SO, WRONG_USE = 0, 1, 2
 
 

@@ -10,10 +10,11 @@ from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_agent.cli.run import DEFAULT_CONFIG
+
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-DEFAULT_CONFIG = Path("/etc/edge-agent/agent.yaml")
 RELOAD_WITHIN_S = 60.0
 """A large configuration is read, compiled and taken over in far less."""
 WARNINGS_SHOWN = 20

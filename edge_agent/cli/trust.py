@@ -13,12 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_agent.cli.run import DEFAULT_CONFIG
+
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
     from edge_agent.contract import Certificate, CertificateStore
 
-DEFAULT_CONFIG = Path("/etc/edge-agent/agent.yaml")
 CONFIGS = (".yaml", ".yml", ".json")
 FOLDER = "pki"
 DONE, NOT_SO, WRONG_USE = 0, 1, 2
