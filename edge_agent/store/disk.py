@@ -14,6 +14,7 @@ import sqlite3
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,20 @@ def is_unsynced(error: Exception) -> bool:
 
 def connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """All that is written inside, or nothing of it."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+        raise
 
 
 Progress = Callable[[], None]
@@ -594,8 +609,8 @@ class _Saved:
 
 def _saved(db: sqlite3.Connection, old: sqlite3.Connection, progress: Progress) -> _Saved:
     found = _Saved()
-    for table in KEYS:
-        for row in _readable(old, table):
+    for table, key in KEYS.items():
+        for row in readable(old, table, key):
             progress()
             try:
                 _note(found, table, row)
@@ -634,9 +649,11 @@ def _note(found: _Saved, table: str, row: tuple[Any, ...]) -> None:
             found.batch, found.seq = max(found.batch, row[0]), max(found.seq, row[3])
 
 
-def _readable(db: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
-    """Every sound row that can be reached from either end, each read by itself: a bad page costs only what is on it."""
-    key = KEYS[table]
+def readable(db: sqlite3.Connection, table: str, key: str = "id") -> Iterator[tuple[Any, ...]]:
+    """Every sound row that can be reached from either end, each read by itself: a bad page costs only what is on it.
+
+    key: the first column.
+    """
     last: Any = None
     with contextlib.suppress(*FAULTS):  # as far as it can be read in one go, which is much faster
         for row in db.execute(f"SELECT * FROM {table} ORDER BY {key}"):  # noqa: S608

@@ -915,8 +915,7 @@ class Store:
     ) -> "_Grown":
         """One transaction. size: bytes of the readings on disk before it. Returns by how many all has grown."""
         db = self._db
-        db.execute("BEGIN IMMEDIATE")
-        try:
+        with disk.transaction(db):
             grown = sum(self._write_batch(batch) for batch in batches)
             fresh = [number for number in layouts if number not in self._written_layouts]
             db.executemany("INSERT INTO layouts VALUES (?, ?, ?, ?, ?)", [_layout_row(n, layouts[n]) for n in fresh])
@@ -930,12 +929,6 @@ class Store:
             if freed or (done is not None and done.whole is not None):
                 counted = disk.Counted(state.last_batch, size + grown - freed, self._snapshot_seq, self._pruned_to)
                 self._write_config(disk.COUNTED, orjson.dumps(counted).decode(), "")
-            db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:
-                with contextlib.suppress(sqlite3.Error):
-                    db.execute("ROLLBACK")
-            raise
         self._written_layouts.update(fresh)
         for batch in batches:
             batch.written = True

@@ -270,28 +270,17 @@ def _missing(axis: Axis) -> stretch.Column:
 @contextmanager
 def standing(folder: Path) -> Iterator[Moment]:
     """The folder of an agent, running or not, as it is now. Raises NoHistory in words for a person."""
-    journal_path = folder / disk.FILE
-    if not journal_path.is_file() and not (folder / shelf.FILE).is_file():
+    if not (folder / disk.FILE).is_file() and not (folder / shelf.FILE).is_file():
         raise NoHistory(f"{folder}: is not the data directory of an agent (no {disk.FILE}, no {shelf.FILE})")
-    with contextlib.ExitStack() as stack:
-        journal = kept = None
-        if journal_path.is_file():
-            journal = stack.enter_context(contextlib.closing(shelf.read_only(journal_path)))
-            _begin(journal, "batches")
-        if (folder / shelf.FILE).is_file() and not _is_being_made(folder / shelf.FILE):
-            kept = stack.enter_context(contextlib.closing(shelf.open_for_reading(folder)))
-            _begin(kept, "layouts")
+    with shelf.opened_for_reading(folder) as (journal, kept):
+        # The journal first: what it no longer has then, the history has.
+        for db in (journal, kept):
+            if db is not None:
+                _begin(db)
         yield Moment(kept, journal)
 
 
-def _is_being_made(path: Path) -> bool:
-    """An agent that has just started for the first time is at it: there is nothing in the file yet."""
-    with contextlib.suppress(*disk.FAULTS), contextlib.closing(shelf.read_only(path)) as db:
-        return bool(db.execute("PRAGMA user_version").fetchone()[0] == 0)
-    return False
-
-
-def _begin(db: sqlite3.Connection, table: str) -> None:
+def _begin(db: sqlite3.Connection) -> None:
     """From now on this connection sees what is here now."""
     db.execute("BEGIN")
-    db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone()  # noqa: S608 - names of our own
+    db.execute("SELECT 1 FROM layouts LIMIT 1").fetchone()

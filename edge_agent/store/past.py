@@ -596,30 +596,9 @@ def open_past(folder: Path) -> Iterator[Past]:
     """The past that lies in an agent's data folder. Raises NoHistory when there is none, in words for a person."""
     if not folder.is_dir():
         raise NoHistory(f"{folder}: is not the data folder of an agent")
-    journal_path = folder / disk.FILE
-    if not journal_path.is_file() and not (folder / shelf.FILE).is_file():
+    if not (folder / disk.FILE).is_file() and not (folder / shelf.FILE).is_file():
         raise NoHistory(f"{folder}: is not the data folder of an agent (no {disk.FILE}, no {shelf.FILE})")
-    with contextlib.ExitStack() as stack:
-        journal = kept = None
-        if journal_path.is_file():
-            journal = stack.enter_context(contextlib.closing(shelf.read_only(journal_path)))
-            if not _has_begun(journal, journal_path):
-                journal = None
-        if (folder / shelf.FILE).is_file():
-            with contextlib.suppress(shelf.NotYet):
-                kept = stack.enter_context(contextlib.closing(shelf.open_for_reading(folder)))
+    with shelf.opened_for_reading(folder) as (journal, kept):
         if journal is None and kept is None:
             raise NoHistory(f"{folder}: nothing has been kept there yet")
         yield Past(folder, kept, journal)
-
-
-def _has_begun(db: sqlite3.Connection, path: Path) -> bool:
-    """Whether the journal has its tables: not where an agent that begins could not write them. Raises NoHistory."""
-    try:
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except disk.FAULTS as error:
-        raise NoHistory(f"{path}: cannot be read: {error}") from error
-    if version > disk.FORMAT:
-        raise NoHistory(f"{path}: format {version} was written by a later version: update this one")
-    return bool(tables)

@@ -10,6 +10,7 @@ import sqlite3
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -269,6 +270,35 @@ def open_for_reading(folder: Path) -> sqlite3.Connection:
     return db
 
 
+@contextmanager
+def opened_for_reading(folder: Path) -> Iterator[tuple[sqlite3.Connection | None, sqlite3.Connection | None]]:
+    """(journal, history) of an agent's folder, read-only; None for a file that is not there, or has nothing in it as yet.
+
+    Raises NoHistory.
+    """
+    with contextlib.ExitStack() as stack:
+        journal = history = None
+        if (path := folder / disk.FILE).is_file():
+            found = stack.enter_context(contextlib.closing(read_only(path)))
+            journal = found if _has_begun(found, path) else None
+        if (folder / FILE).is_file():
+            with contextlib.suppress(NotYet):
+                history = stack.enter_context(contextlib.closing(open_for_reading(folder)))
+        yield journal, history
+
+
+def _has_begun(db: sqlite3.Connection, path: Path) -> bool:
+    """Whether the journal has its tables: not where an agent that begins could not write them. Raises NoHistory."""
+    try:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except disk.FAULTS as error:
+        raise NoHistory(f"{path}: cannot be read: {error}") from error
+    if version > disk.FORMAT:
+        raise NoHistory(f"{path}: format {version} was written by a later version: update this one")
+    return bool(tables)
+
+
 def read_only(path: Path) -> sqlite3.Connection:
     """A connection that changes nothing, not even in a folder where nothing may be written."""
     found = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=disk.BUSY_S, isolation_level=None)
@@ -315,7 +345,7 @@ SAVED_AT_ONCE = 500
 def _copied(db: sqlite3.Connection, old: sqlite3.Connection, table: str, progress: disk.Progress) -> int:
     count = 0
     db.execute("BEGIN IMMEDIATE")
-    for row in _readable(old, table):
+    for row in disk.readable(old, table):
         progress()
         with contextlib.suppress(sqlite3.IntegrityError):
             put(db, table, row[:-1], replace=True)
@@ -325,29 +355,6 @@ def _copied(db: sqlite3.Connection, old: sqlite3.Connection, table: str, progres
             db.execute("BEGIN IMMEDIATE")
     db.execute("COMMIT")
     return count
-
-
-def _readable(db: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
-    """Every sound row that can be reached from either end, each read by itself: a bad page costs what is on it."""
-    last = None
-    with contextlib.suppress(*disk.FAULTS):  # as far as it can be read in one go, which is much faster
-        for row in db.execute(f"SELECT * FROM {table} ORDER BY id"):  # noqa: S608 - names of our own
-            if rows.sound(row):
-                yield row
-            last = row[0]
-        return
-    numbers: set[int] = set()
-    for order in ("ASC", "DESC"):
-        with contextlib.suppress(*disk.FAULTS):
-            for (number,) in db.execute(f"SELECT id FROM {table} ORDER BY id {order}"):  # noqa: S608
-                if order == "DESC" and number in numbers:
-                    break
-                numbers.add(number)
-    for number in sorted(each for each in numbers if last is None or each > last):
-        with contextlib.suppress(*disk.FAULTS):
-            row = db.execute(f"SELECT * FROM {table} WHERE id = ?", (number,)).fetchone()  # noqa: S608
-            if row is not None and rows.sound(row):
-                yield row
 
 
 def _guessed_position(db: sqlite3.Connection) -> None:
