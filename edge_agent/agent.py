@@ -33,7 +33,7 @@ from edge_agent.pipeline import MACHINE_TOPICS, TICK_EVERY_S, Pipeline
 from edge_agent.plant import CLOCK, DISK, OWN, Plant, compile_plant, host_name
 from edge_agent.poller import Line, Poller
 from edge_agent.publisher import STATUS, Connect, Publisher
-from edge_agent.records import Command, Event, EventKind, Gap, GapCause, JudgedFrame, Loss, Span, WarningState
+from edge_agent.records import Command, Event, EventKind, Gap, JudgedFrame, Loss, Span, WarningState
 from edge_agent.store.configured import CONFIGURE
 from edge_agent.store.disk import LEFTOVERS, LIFE, TICKED
 from edge_agent.store.disk import State as StoreState
@@ -364,7 +364,7 @@ class _Agent:
         if self.last_wall_us is None:
             lines = [each.poller.line for each in self.pollers.values()]
             if self.clock.is_set:
-                down = _down_time(lines, found.last_wall, self.since)
+                down = downtime.by_wall(lines, found.last_wall, self.since)
                 self.store.put((), gaps=[down] if down else ())
             elif found.last_wall is not None:
                 self.untold = _Untold(found.last_wall, self.began_unset)
@@ -881,7 +881,7 @@ def _replayed(plant: Plant, recovery: Recovery, rows: dict[str, int], ticked: st
             state = snapshot.load_any(plant, recovery.snapshot)
         except snapshot.SnapshotDamaged as error:
             log.error("snapshot_damaged", fault=str(error))
-    rows |= downtime.of_snapshot(plant, state, judge.NEVER) | (json.loads(ticked) if ticked else {})
+    rows |= downtime.of_snapshot(plant, state) | (json.loads(ticked) if ticked else {})
     frames: list[Frame] = []
     for item in (*downtime.noted(recovery.items, rows), None):
         if isinstance(item, JudgedFrame) and len(frames) < REJUDGED_AT_ONCE:
@@ -905,14 +905,6 @@ def _fits(plant: Plant, frame: Frame) -> bool:
     return machine is not None and frame.values.shape[1] == machine.stop - machine.start
 
 
-def _down_time(lines: Sequence[Line], last_wall_us: int | None, wall_us: int) -> Gap | None:
-    """What was never taken while the agent did not run, where only the wall clock tells: the rows that were due."""
-    if last_wall_us is None or wall_us <= last_wall_us:
-        return None
-    rows = poller.rows_due(lines, last_wall_us, wall_us)
-    return Gap(GapCause.RESTART, rows, last_wall_us, wall_us) if rows else None
-
-
 def _stops_before(
     lines: Sequence[Line], last_us: int | None, right: Sequence[Span], until: int | None = None
 ) -> Iterator[Gap]:
@@ -924,7 +916,7 @@ def _stops_before(
     for span in right:  # in the order in which they were
         assert span.to_us is not None
         assert span.by_us is not None
-        if gap := _down_time(lines, last_us, span.from_us + span.by_us):
+        if gap := downtime.by_wall(lines, last_us, span.from_us + span.by_us):
             yield gap
         if span.number == until:
             return

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edge_agent.judge import JudgeState
+from edge_agent.judge import NEVER, JudgeState
 from edge_agent.pipeline import stands_for_a_beat
 from edge_agent.plant import Plant
 from edge_agent.poller import Line, beats_between, periods_of, rows_due
@@ -47,10 +47,10 @@ class Before:
     wall_us: int
 
 
-def of_snapshot(plant: Plant, state: JudgeState, never: int) -> dict[str, int]:
-    """By machine, the agent's time of its last row; machines without one (`never`) are left out."""
+def of_snapshot(plant: Plant, state: JudgeState) -> dict[str, int]:
+    """By machine, the agent's time of its last row; machines without one are left out."""
     found = {machine.name: int(state.last_t[machine.index]) for machine in plant.machines}
-    return {name: t for name, t in found.items() if t != never}
+    return {name: t for name, t in found.items() if t != NEVER}
 
 
 def noted(items: Iterable[Any], rows: dict[str, int]) -> Iterator[Any]:
@@ -76,5 +76,12 @@ def gap(lines: Sequence[Line], before: Before, life: Life, now_us: int, wall_us:
                 if machine in last
             )
             return Gap(GapCause.RESTART, count, min(before.wall_us, wall_us), wall_us) if count else None
-    count = rows_due(lines, before.wall_us, wall_us) if wall_us > before.wall_us else 0
-    return Gap(GapCause.RESTART, count, before.wall_us, wall_us) if count else None
+    return by_wall(lines, before.wall_us, wall_us)
+
+
+def by_wall(lines: Sequence[Line], from_us: int | None, until_us: int) -> Gap | None:
+    """What was due and never taken in a time (UTC µs) of which only the wall clock tells. None: nothing, or nobody knows."""
+    if from_us is None or until_us <= from_us:
+        return None
+    count = rows_due(lines, from_us, until_us)
+    return Gap(GapCause.RESTART, count, from_us, until_us) if count else None

@@ -50,6 +50,7 @@ from edge_agent.contract import (
 )
 from edge_agent.plant import Plant, parts_of
 from edge_agent.records import Loss
+from edge_agent.timekeeping import STEP_US
 
 log = structlog.get_logger(__name__)
 
@@ -66,8 +67,6 @@ APART_US = SECOND_US
 """Readings further than this from their row's `ts` get a stamp of their own."""
 LAG_US = 3 * SECOND_US
 """A source tells what it measured a little later: its stamp is the row's `ts` (contract §6), not that of the look at it."""
-STEP_US = SECOND_US
-"""Wall minus monotonic clock changes by less than this between two reads, unless the wall clock has stepped."""
 NEVER_US = -(2**60)
 LOOP_BROKEN_MA = 3.6
 LOOP_SHORTED_MA = 21.0
@@ -294,9 +293,9 @@ class Poller:
         """Of parts that were lost while the line stood, in words why."""
         self._lost_at: int | None = None
         self._handed_on_us = -EVER_US
+        """Of the latest frames, the agent's time."""
         self._looked = (clock.monotonic_us(), clock.wall_us() - clock.monotonic_us())
         """When the last readings came (monotonic µs), and wall minus monotonic clock then."""
-        """Of the latest frames, the agent's time."""
         self._reached = 0
         """The last beat (monotonic µs) that has its row or is being read."""
         self._overdue_timer: asyncio.TimerHandle | None = None

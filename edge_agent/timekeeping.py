@@ -91,11 +91,11 @@ class Timekeeper:
         self._kept_us = self.monotonic_us() if self.synchronised else None
         """Monotonic µs when something was last known to keep the clock right."""
         self.is_set = self._can_be_right(self.wall_us())
-        self.state = self._state()
-        self.since_us = self.wall_us()
         self.steps = 0
         self.last: Step | None = None
         self._stepped_us = 0
+        self.state = self._state()
+        self.since_us = self.wall_us()
 
     def monotonic_us(self) -> int:
         return self._host.monotonic_us()
@@ -177,7 +177,7 @@ class Timekeeper:
 
     def _stands(self) -> bool:
         """Whether the last step is one to tell of, and a short time ago."""
-        last = getattr(self, "last", None)
+        last = self.last
         return last is not None and abs(last.by_us) >= TOLD_US and self.monotonic_us() - self._stepped_us < STANDS_US
 
     # --- for people -----------------------------------------------------------------------------------------------------
