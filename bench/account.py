@@ -9,6 +9,8 @@ What is exact and what is not:
   and nothing is left to be told. Counted is from the last answered beat before the one stop to that before the other.
 - A beat around a `kill -9` is due like any other: it was asked or not, its row was committed or not. The `restart` gap has
   to count just those whose rows were not. There is no tolerance.
+- A row right after bad ones may be the answer to a question of an earlier beat: the bad rows stand for the beats that the
+  agent waited for it. It is received, but no mark of where a hole begins or ends.
 - A `restart` gap stands between the last row before the kill and the first after it, so it is held against the holes around
   it one by one. Gaps that come later than their hole (`overload`, `disk_full`) are held against the sum.
 """
@@ -17,6 +19,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -214,16 +217,16 @@ def _machine(ledger: Ledger, found: Account, machine: str) -> list[Hole]:
     found.received += len(rows) - 1
     found.bad_rows += sum(row.beat is None for row in rows)
     found.last_beat[machine] = last
-    holes, bad, known = [], 0, rows[0]
-    for row in rows[1:]:
-        if row.beat is None:
-            bad += 1
+    holes, between, known = [], 0, rows[0]
+    for before_it, row in pairwise(rows):
+        if row.beat is None or (before_it.beat is None and row is not rows[-1]):
+            between += 1
             continue
         assert known.beat is not None
-        beats = row.beat - known.beat - 1 - bad
+        beats = row.beat - known.beat - 1 - between
         if beats:
             holes.append(Hole(machine, known.seq, row.seq, beats))
-        known, bad = row, 0
+        known, between = row, 0
     return holes
 
 
@@ -250,7 +253,8 @@ def _one_by_one(ledger: Ledger, holes: Sequence[Hole], found: Account) -> None:
         left = [hole for hole in left if hole not in its]
         lost, told = sum(hole.beats for hole in its), sum(ledger.gaps[seq].count for seq in group)
         if lost < told or (lost > told and not others):
-            found.wrong.append(f"the restart at seq {group[0]} tells of {told} rows; {lost} were not received")
+            each = ", ".join(f"{hole.machine} {hole.beats} (seq {hole.after} to {hole.before})" for hole in its)
+            found.wrong.append(f"the restart at seq {group[0]} tells of {told} rows; {lost} were not received: {each}")
     if left and not others:
         lost = sum(hole.beats for hole in left)
         found.wrong.append(f"{lost} beats without a row and without a gap, e.g. {left[0]}")

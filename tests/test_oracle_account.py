@@ -82,6 +82,19 @@ def test_two_wrong_restarts_that_add_up_are_found_all_the_same() -> None:
     assert len(found.wrong) == 2
 
 
+def test_an_answer_that_was_long_in_coming_marks_no_place() -> None:
+    def story(s: Story, first: int, second: int) -> None:
+        s.gap("restart", first)
+        s.bad()
+        s.row(4)  # the question of beat 4, answered in beat 5: the bad row stands for beat 4, this one for beat 5
+        s.gap("restart", second)
+        s.row(8)
+        s.row(9)
+
+    assert told(lambda s: story(s, 2, 2)).wrong == []
+    assert told(lambda s: story(s, 2, 3)).wrong != []
+
+
 def test_restarts_between_which_nothing_was_read_are_taken_together() -> None:
     def story(s: Story) -> None:
         s.row(2)
