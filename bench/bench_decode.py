@@ -43,6 +43,7 @@ def serve(port: int) -> None:
     while True:
         for key, _ in chooser.select():
             sock = key.fileobj
+            assert isinstance(sock, socket.socket)
             if sock is listener:
                 accepted, _ = listener.accept()
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edge_agent import __main__ as command
-from edge_agent import agent, pipeline, publisher
+from edge_agent import downtime, pipeline, publisher
 from edge_agent.messages import topics
 from edge_agent.store import disk
 
@@ -31,11 +31,11 @@ def forgets_before_puback() -> None:
 
 def hides_restarts() -> None:
     """Tells nobody that it did not run."""
-    agent.downtime.gap = lambda *_: None  # type: ignore[assignment]
+    downtime.gap = lambda *_: None
 
 
 def hides_missed_beats() -> None:
-    pipeline.Pipeline.missed = lambda *_: None  # type: ignore[assignment,method-assign]
+    pipeline.Pipeline.missed = lambda *_: None  # type: ignore[method-assign]
 
 
 def numbers_anew() -> None:
@@ -49,7 +49,7 @@ def numbers_anew() -> None:
         last = max(0, found.state.last_seq - 100)
         return replace(found, state=replace(found.state, last_seq=last, delivered=[(1, last)] if last else []))
 
-    disk.open_file = older
+    disk.open_file = older  # type: ignore[assignment]
 
 
 def lies() -> None:
@@ -59,7 +59,7 @@ def lies() -> None:
     def lied(epoch: str, seq: int, layout: Any, ts: int, state: int, values: Any, *rest: Any) -> bytes:
         return measure(epoch, seq, layout, ts, state, values + (seq % 50 == 0), *rest)
 
-    topics.measurement = lied
+    topics.measurement = lied  # type: ignore[assignment]
 
 
 def syncs_nothing() -> None:

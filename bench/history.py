@@ -7,6 +7,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from edge_agent.contract import Frame
 from edge_agent.records import JudgedFrame, Layout
 from edge_agent.store import shelf, stretch
-from edge_agent.store.history import open_history
+from edge_agent.store.history import _Key, open_history
 from edge_agent.store.journal import open_store
 from edge_agent.store.past import open_past
 from tests.conftest import StandingClock
@@ -116,7 +117,7 @@ def filled(folder: Path, days: int) -> tuple[int, int]:
                     blobs = blobs or (stretch.pack_axis(part.axis), stretch.pack_column(part, 0))
                     _put_shared(db, hour + 1, number, part, *blobs)
                 else:
-                    kept._put_axis(db, _Key(number), part, 1)
+                    kept._put_axis(db, _Key(number, "bench"), part, 1)
                 shelf.put_position(db, shelf.Position(place=(hour + 1) * 3_600 + 1))
     return start, start + days * DAY_US
 
@@ -129,19 +130,20 @@ def _put_shared(db, axis: int, layout: int, part: stretch.Stretch, axis_blob: by
     shelf.put_chunk(db, shelf.chunk_id(axis, 0), 1, ts_from, ts_to, sums, column_blob)
 
 
-class _Key:
-    def __init__(self, layout: int) -> None:
-        self.layout, self.epoch = layout, "bench"
-
-
 def _hour(layout: Layout, first: int, place: int, rng: np.random.Generator) -> stretch.Stretch:
     rows = 3_600
     ts = first + np.arange(rows, dtype=np.int64) * SECOND + rng.integers(0, 2_000, rows)
     axis = stretch.Axis(
-        place + np.arange(rows, dtype=np.int64), np.ones(rows, np.int64), np.zeros(rows, np.uint8), np.zeros(rows, np.int64), (), ts, ts,
-        place + np.arange(rows, dtype=np.int64), np.full(rows, -1, np.int16),
-    )  # fmt: skip
-    values = np.round(500 + np.cumsum(rng.integers(-3, 4, rows))) * 0.1
+        places=place + np.arange(rows, dtype=np.int64),
+        counts=np.ones(rows, np.int64),
+        flags=np.zeros(rows, np.uint8),
+        words=(),
+        t=ts,
+        ts=ts,
+        seqs=place + np.arange(rows, dtype=np.int64),
+        state=np.full(rows, -1, np.int16),
+    )
+    values = np.round(500.0 + np.cumsum(rng.integers(-3, 4, rows)).astype(np.float64)) * 0.1
     return stretch.Stretch(
         layout, "bench", axis, values[:, None], np.zeros((rows, 1), np.uint8), np.empty((0, 1), np.int64)
     )
@@ -154,7 +156,8 @@ def trends(days: int) -> None:
         _, end = filled(folder, days)
         size = (folder / shelf.FILE).stat().st_size
         print(
-            f"one signal at 1 Hz, {days} days: {size / 1e6:.0f} MB, ms of CPU, filled in {time.perf_counter() - began:.0f} s"
+            f"one signal at 1 Hz, {days} days: {size / 1e6:.0f} MB, ms of wall clock (of CPU), "
+            f"filled in {time.perf_counter() - began:.0f} s"
         )
         spans = [
             ("a quarter of an hour", DAY_US // 96),
@@ -163,28 +166,31 @@ def trends(days: int) -> None:
             ("a year", 365 * DAY_US),
         ]
         with open_past(folder) as past:
-            plain = _median(lambda: past.readings("m", "s", end - DAY_US, end), 5)
+            plain, plain_cpu = _median(lambda: past.readings("m", "s", end - DAY_US, end), 5)
             for words, span in spans:
                 if span > days * DAY_US:
                     continue
-                took = _median(lambda span=span: past.trend("m", "s", end - span, end, 500), 9)
-                found = past.trend("m", "s", end - span, end, 500)
+                trend = partial(past.trend, "m", "s", end - span, end, 500)
+                took, cpu = _median(trend, 9)
+                found = trend()
                 counted = int(found.count.sum())
                 print(
-                    f"  trend of {words:22} {took * 1e3:7.1f} ms   {len(found.ts)} buckets of {found.step_us / 1e6:.0f} s, "
+                    f"  trend of {words:22} {took * 1e3:7.1f} ms ({cpu * 1e3:5.1f})   "
+                    f"{len(found.ts)} buckets of {found.step_us / 1e6:.0f} s, "
                     f"{counted} readings ({counted / took / 1e6:.1f} million/s)"
                 )
-            print(f"  readings of a day, one by one  {plain * 1e3:7.1f} ms")
+            print(f"  readings of a day, one by one  {plain * 1e3:7.1f} ms ({plain_cpu * 1e3:5.1f})")
 
 
-def _median(work: Callable[[], object], rounds: int) -> float:
-    """Seconds of CPU: the files are in memory after the first round, and other programs may run beside this one."""
+def _median(work: Callable[[], object], rounds: int) -> tuple[float, float]:
+    """Seconds of wall clock and of CPU: the files are in memory after the first round; other programs may run beside it."""
     times = []
     for _ in range(rounds):
-        began = time.process_time()
+        began = time.perf_counter(), time.process_time()
         work()
-        times.append(time.process_time() - began)
-    return float(np.median(times))
+        times.append((time.perf_counter() - began[0], time.process_time() - began[1]))
+    wall, cpu = np.median(np.array(times), axis=0).tolist()
+    return wall, cpu
 
 
 def reading(days: int) -> None:

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -295,7 +295,7 @@ async def asyncua_read(asked: Asked) -> Figures:
         return await measured(asked, lambda: values, reads)
 
 
-CASES: dict[str, Callable[[Asked], Awaitable[Figures]]] = {
+CASES: dict[str, Callable[[Asked], Coroutine[Any, Any, Figures]]] = {
     "told: ours": lambda asked: ours(asked, "subscribe"),
     "told: asyncua, handler": asyncua_handler,
     "told: asyncua, bulk": asyncua_bulk,

@@ -206,6 +206,9 @@ class Consumer:
 # --- the rig ------------------------------------------------------------------------------------------------------------
 
 
+Fault = Callable[[], Awaitable[None]]
+
+
 @dataclass(slots=True)
 class Rig:
     """All parts of one run, and what was done to them."""
@@ -345,20 +348,31 @@ class Rig:
 
     # --- the run ------------------------------------------------------------------------------------------------------
 
-    def lanes(self) -> list[list[Callable[[], Awaitable[None]]]]:
+    def lanes(self) -> list[list[Fault]]:
         """Faults of one lane come one after the other; the lanes run side by side."""
-        agent = [self.agent_killed, self.agent_killed, self.agent_restarted, self.agent_stands_still]
+        agent: list[Fault] = [
+            self.agent_killed,
+            self.agent_killed,
+            self.agent_restarted,
+            self.agent_stands_still,
+        ]
         if self.asked.clock:
             agent.append(self.clock_stepped)
-        plant = [self.devices_silent, self.devices_cut, self.devices_slow]
+        plant: list[Fault] = [self.devices_silent, self.devices_cut, self.devices_slow]
         if self.asked.disk:
             plant.append(self.disk_full)
-        broker = [self.broker_stopped, self.broker_killed, self.line_cut, self.line_half_open, self.pubacks_lost]
+        broker: list[Fault] = [
+            self.broker_stopped,
+            self.broker_killed,
+            self.line_cut,
+            self.line_half_open,
+            self.pubacks_lost,
+        ]
         chosen = set(self.asked.only.split(",")) if self.asked.only else None
         lanes = [[each for each in lane if not chosen or each.__name__ in chosen] for lane in (broker, agent, plant)]
         return [lane for lane in lanes if lane]
 
-    async def lane(self, faults: list[Callable[[], Awaitable[None]]], until: float) -> None:
+    async def lane(self, faults: list[Fault], until: float) -> None:
         """Each kind once in a random order, then again, until the time is up; at least each kind once."""
         first = True
         while first or time.monotonic() < until:
