@@ -37,8 +37,8 @@ def codes(folder: Path) -> set[int]:
 
 def count_moved(folder: Path) -> int:
     with open_past(folder) as past:
-        assert past._kept is not None
-        return int(past._kept.execute("SELECT total(rows) FROM blocks").fetchone()[0])
+        assert past._reader.kept is not None
+        return int(past._reader.kept.execute("SELECT total(rows) FROM blocks").fetchone()[0])
 
 
 def test_what_was_stamped_by_an_unset_clock_waits_in_the_journal_and_goes_with_the_right_time(tmp_path: Path) -> None:

@@ -592,15 +592,15 @@ def unpacked(row: tuple[Any, ...], layout: Layout | None) -> Stretch | None:
 
 def items_of(
     row: tuple[Any, ...], layouts: dict[int, Layout], stamps: Stamps, machine: str | None = None
-) -> list[Kept | Command]:
-    """What a batch of the journal holds, of one machine or all; [] when it is damaged (one without items is not written).
+) -> list[Kept | Command] | None:
+    """What a batch of the journal holds, of one machine or all; None when it is damaged.
 
     Times of a clock that was not set are put right, also where the message has left with the wrong one, or marked.
     """
     if rows.sound(row):
         with contextlib.suppress(*rows.UNREADABLE):
             return [_righted(item, stamps) for item in rows.unpacked(row[9], layouts, machine)]
-    return []
+    return None
 
 
 def _righted(item: Kept | Command, stamps: Stamps) -> Kept | Command:

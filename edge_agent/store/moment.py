@@ -1,11 +1,8 @@
 """Everything of a machine's past in a stretch of time, as columns and as it stood at one moment: what an export reads.
 
-Rule 1: the journal is looked at first, the history after it, each in one transaction: what moves from the one to the
-other meanwhile is neither missed nor met twice. Rule 2: what is damaged is bad here (`missing`), never a value that holds.
+Rule: what is damaged is bad here (`missing`), never a value that holds.
 """
 
-import contextlib
-import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +13,11 @@ import numpy as np
 
 from edge_agent.contract import CODE_MASK, Bools, Codes, Floats, Ints, Quality
 from edge_agent.records import Layout
-from edge_agent.store import chunks, disk, history, rows, shelf, stretch
-from edge_agent.store.rows import LATE, Kept
-from edge_agent.store.shelf import NoHistory, Piece, Position
-from edge_agent.store.stamps import Stamps
-from edge_agent.store.stretch import Axis, Placed, Stretch
+from edge_agent.store import shelf, stretch
+from edge_agent.store.reader import Reader, reading
+from edge_agent.store.rows import LATE
+from edge_agent.store.shelf import Piece, Position
+from edge_agent.store.stretch import Placed, Stretch
 
 ROWS_AT_ONCE = 5_000
 """Rows of the journal that are put together."""
@@ -48,24 +45,18 @@ class Rows:
 class Moment:
     """The folder as it was when it was opened. Raises sqlite3.Error where a file cannot be read."""
 
-    def __init__(self, kept: sqlite3.Connection | None, journal: sqlite3.Connection | None) -> None:
-        self._kept, self._journal = kept, journal
-        self.left_out = 0
+    def __init__(self, reader: Reader, position: Position) -> None:
+        self._reader, self._position = reader, position
+        self._layouts = reader.layouts()
+
+    @property
+    def left_out(self) -> int:
         """Rows that were damaged and left out."""
-        self._layouts: dict[int, Layout] = {}
-        self._position = Position()
-        if kept is not None:
-            self._layouts = shelf.read_layouts(kept)
-            self._position = shelf.read_position(kept) or Position()
-        self._stamps = Stamps("") if journal is None else history.stamps_of(journal)
-        self._new_layouts: dict[int, Layout] = {}
-        for row in journal.execute("SELECT * FROM layouts") if journal is not None else ():
-            with contextlib.suppress(*rows.UNREADABLE):
-                self._new_layouts[row[0]] = disk.to_layout(row)
+        return self._reader.left_out
 
     def layouts(self) -> list[Layout]:
         """Of all machines, the oldest first, each once."""
-        return list(dict.fromkeys([*self._layouts.values(), *self._new_layouts.values()]))
+        return list(dict.fromkeys([*self._layouts.values(), *self._reader.layouts_of_journal().values()]))
 
     def reach(self) -> tuple[int, int] | None:
         """UTC µs of the first and the last row; None where there is none."""
@@ -80,11 +71,11 @@ class Moment:
 
     def _spans(self, columns: str) -> list[tuple[Any, ...]]:
         found = []
-        if self._kept is not None:
+        if self._reader.kept is not None:
             for table in ("axes", "blocks"):
-                found += self._kept.execute(f"SELECT {columns} FROM {table} WHERE rows > 0").fetchall()  # noqa: S608 - ours
-        if self._journal is not None:
-            found += self._journal.execute(f"SELECT {columns} FROM batches WHERE ts_to > 0").fetchall()  # noqa: S608
+                found += self._reader.kept.execute(f"SELECT {columns} FROM {table} WHERE rows > 0").fetchall()  # noqa: S608 - ours
+        if self._reader.journal is not None:
+            found += self._reader.journal.execute(f"SELECT {columns} FROM batches WHERE ts_to > 0").fetchall()  # noqa: S608
         return found
 
     def rows(self, machine: str, from_us: int, to_us: int) -> Iterator[Rows]:
@@ -139,15 +130,12 @@ class Moment:
 
     def _times(self, piece: Piece) -> Ints:
         """The stamps of a piece's rows; none where they cannot be read."""
-        assert self._kept is not None
-        if not piece.chunks:
+        if piece.chunks:
+            axis = self._reader.axis(piece.id)
+        else:
             part = self._read(piece)
-            return np.empty(0, dtype=np.int64) if part is None else part.axis.ts
-        row = self._kept.execute("SELECT * FROM axes WHERE id = ?", (piece.id,)).fetchone()
-        if rows.sound(row):
-            with contextlib.suppress(*chunks.DAMAGED):
-                return stretch.unpack_axis(row[-2]).ts
-        return np.empty(0, dtype=np.int64)
+            axis = None if part is None else part.axis
+        return np.empty(0, dtype=np.int64) if axis is None else axis.ts
 
     # --- where it lies ------------------------------------------------------------------------------------------------
 
@@ -171,68 +159,42 @@ class Moment:
 
     def _speaking(self, machine: str, signal: str, before_us: int) -> Iterator[Piece]:
         """The packed pieces with a reading of a signal, the latest first."""
-        if self._kept is None:
+        if (kept := self._reader.kept) is None:
             return
-        number = shelf.read_signals(self._kept).get((machine, signal), 0)
-        found = self._kept.execute(
+        number = shelf.read_signals(kept).get((machine, signal), 0)
+        found = kept.execute(
             "SELECT id FROM chunks INDEXED BY chunks_of_signal WHERE signal = ? AND ts_from < ? AND count + bad > 0 "
             "ORDER BY ts_from DESC",
             (number, before_us),
         )
         for (chunk,) in found:
             axis = chunk >> shelf.COLUMN_BITS
-            for row in self._kept.execute(f"SELECT {shelf.PIECE} FROM axes WHERE id = ?", (axis,)):  # noqa: S608 - ours
+            for row in kept.execute(f"SELECT {shelf.PIECE} FROM axes WHERE id = ?", (axis,)):  # noqa: S608 - ours
                 yield Piece(True, *row)
 
     def _pieces(
         self, machine: str, when: str, values: Sequence[int], tables: Sequence[str] = ("axes", "blocks")
     ) -> list[Piece]:
         """In the order in which they were judged."""
-        if self._kept is None:
+        if (kept := self._reader.kept) is None:
             return []
         its = ",".join(str(number) for number, layout in self._layouts.items() if layout.machine == machine)
         found = []
         for table in tables:
             asked = f"SELECT {shelf.PIECE} FROM {table} WHERE layout IN ({its}) AND {when}"  # noqa: S608 - ours
-            found += [Piece(table == "axes", *row) for row in self._kept.execute(asked, values)]
+            found += [Piece(table == "axes", *row) for row in kept.execute(asked, values)]
         return sorted(found, key=lambda piece: piece.place_from)
 
-    def _read(self, piece: Piece, only: int | None = None) -> Stretch | None:
-        """A piece of the history; of its columns perhaps only one, the others are bad then."""
-        assert self._kept is not None
-        layout = self._layouts[piece.layout]
-        table = "axes" if piece.chunks else "blocks"
-        row = self._kept.execute(f"SELECT * FROM {table} WHERE id = ?", (piece.id,)).fetchone()  # noqa: S608 - ours
-        if not piece.chunks:
-            part = history.unpacked(row, layout)
-            self.left_out += part is None
-            return part
-        if rows.sound(row):
-            with contextlib.suppress(*chunks.DAMAGED):
-                axis = stretch.unpack_axis(row[-2])
-                wanted = range(len(layout.signals)) if only is None else (only,)
-                columns = [_missing(axis)] * len(layout.signals)
-                for column in wanted:
-                    columns[column] = self._column(piece, column, axis)
-                return stretch.unpack_chunks(layout, piece.epoch, axis, columns)
-        self.left_out += 1
-        return None
-
-    def _column(self, piece: Piece, column: int, axis: Axis) -> stretch.Column:
-        assert self._kept is not None
-        row = self._kept.execute("SELECT * FROM chunks WHERE id = ?", (shelf.chunk_id(piece.id, column),)).fetchone()
-        if row is not None and rows.sound(row):
-            with contextlib.suppress(*chunks.DAMAGED):
-                return stretch.unpack_column(row[-2], axis)
-        self.left_out += 1
-        return _missing(axis)
+    def _read(self, piece: Piece, *only: int) -> Stretch | None:
+        """A piece of the history; perhaps only one of its columns, the others are bad then."""
+        return self._reader.stretch(piece, self._layouts[piece.layout], only or None)
 
     def _of_journal(self, machine: str, from_us: int, to_us: int, signal: str | None = None) -> Iterator[Stretch]:
         """What the history has not yet, put together."""
         waiting: list[Placed] = []
         key: tuple[str, Layout] | None = None
         count = 0
-        for epoch, kept in self._frames(machine, from_us, to_us):
+        for epoch, kept in self._reader.frames(self._position, machine, (from_us, to_us)):
             if signal is not None and signal not in kept.layout.signals:
                 continue
             if waiting and key is not None and (key != (epoch, kept.layout) or count >= ROWS_AT_ONCE):
@@ -244,43 +206,9 @@ class Moment:
         if waiting and key is not None:
             yield stretch.gathered(key[1], key[0], waiting)
 
-    def _frames(self, machine: str, from_us: int, to_us: int) -> Iterator[tuple[str, Kept]]:
-        if self._journal is None:
-            return
-        found = self._journal.execute(
-            "SELECT id, epoch FROM batches WHERE ts_from < ? AND ts_to >= ? AND ts_to > 0 ORDER BY id", (to_us, from_us)
-        ).fetchall()
-        for number, epoch in found:
-            if self._position.has_batch(epoch, number):
-                continue
-            row = self._journal.execute("SELECT * FROM batches WHERE id = ?", (number,)).fetchone()
-            items = history.items_of(row, self._new_layouts, self._stamps)
-            self.left_out += not items
-            for item in items:
-                if isinstance(item, Kept) and item.layout.machine == machine:
-                    yield epoch, item
-
-
-def _missing(axis: Axis) -> stretch.Column:
-    """A signal whose chunk is damaged: it was not taken, as far as anybody can tell."""
-    count, stamps = len(axis.t), axis.ts[axis.stamped]
-    return stretch.Column(np.full(count, np.nan), np.full(count, Quality.MISSING, dtype=np.uint8), stamps)
-
 
 @contextmanager
 def standing(folder: Path) -> Iterator[Moment]:
     """The folder of an agent, running or not, as it is now. Raises NoHistory in words for a person."""
-    if not (folder / disk.FILE).is_file() and not (folder / shelf.FILE).is_file():
-        raise NoHistory(f"{folder}: is not the data directory of an agent (no {disk.FILE}, no {shelf.FILE})")
-    with shelf.opened_for_reading(folder) as (journal, kept):
-        # The journal first: what it no longer has then, the history has.
-        for db in (journal, kept):
-            if db is not None:
-                _begin(db)
-        yield Moment(kept, journal)
-
-
-def _begin(db: sqlite3.Connection) -> None:
-    """From now on this connection sees what is here now."""
-    db.execute("BEGIN")
-    db.execute("SELECT 1 FROM layouts LIMIT 1").fetchone()
+    with reading(folder) as reader, reader.look() as position:
+        yield Moment(reader, position)

@@ -4,15 +4,13 @@ Rule 1: nothing is written and nothing locked: each look is short, and what move
 two looks is neither missed nor met twice. Rule 2: what is damaged is left out and counted, never guessed.
 """
 
-import contextlib
 import heapq
-import sqlite3
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +19,11 @@ import orjson
 
 from edge_agent.contract import SECOND_US, Codes, Floats, Ints
 from edge_agent.records import Command, Layout
-from edge_agent.store import chunks, disk, history, rows, shelf, stretch
+from edge_agent.store import disk, history, rows, shelf, stretch
+from edge_agent.store.reader import Reader, reading
 from edge_agent.store.rows import Kept
 from edge_agent.store.shelf import NoHistory, Piece, Position
-from edge_agent.store.stamps import Stamps
-from edge_agent.store.stretch import CELL_US, CELLS, Axis, Cells, Stretch
+from edge_agent.store.stretch import CELL_US, CELLS, Cells
 
 MINUTE_US = 60 * SECOND_US
 NICE_US = [
@@ -107,32 +105,20 @@ class Item(NamedTuple):
 class Past:
     """Everything that an agent's folder knows of its past. One thread at a time."""
 
-    def __init__(self, folder: Path, kept: sqlite3.Connection | None, journal: sqlite3.Connection | None) -> None:
-        self._folder, self._kept, self._journal = folder, kept, journal
-        self.left_out = 0
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    @property
+    def left_out(self) -> int:
         """Rows that were damaged and left out."""
-
-    @contextmanager
-    def _moment(self) -> Iterator[Position]:
-        """Both files as they were at one moment, and how far the history had come. Short: their logs grow meanwhile.
-
-        The journal first: what it no longer has then, the history has.
-        """
-        with contextlib.ExitStack() as stack:
-            for db in (self._journal, self._kept):
-                if db is not None and not db.in_transaction:
-                    db.execute("BEGIN")
-                    stack.callback(db.execute, "COMMIT")
-                    db.execute("SELECT 1 FROM sqlite_master").fetchone()
-            found = None if self._kept is None else shelf.read_position(self._kept)
-            yield found or Position()
+        return self._reader.left_out
 
     # --- what there is ------------------------------------------------------------------------------------------------
 
     def signals(self) -> list[Span]:
         """Every signal that has a past, by machine and name."""
         found: dict[tuple[str, str], list[int]] = {}
-        with self._moment() as position:
+        with self._reader.look() as position:
             for layout, first, last in (*self._packed_reach(), *self._recent_reach(position)):
                 for name in layout.signals:
                     reach = found.setdefault((layout.machine, name), [first, last])
@@ -141,13 +127,13 @@ class Past:
 
     def _packed_reach(self) -> Iterator[tuple[Layout, int, int]]:
         """From when to when the chunks reach; all signals of a layout are packed together."""
-        if self._kept is None:
+        if (kept := self._reader.kept) is None:
             return
-        for number, layout in shelf.read_layouts(self._kept).items():
+        for number, layout in self._reader.layouts().items():
             reach = [
                 row
                 for order in ("ASC", "DESC")
-                for row in self._kept.execute(
+                for row in kept.execute(
                     f"SELECT ts_from, ts_to FROM axes WHERE layout = ? AND rows > 0 ORDER BY place_to {order} LIMIT 1",  # noqa: S608
                     (number,),
                 )
@@ -156,23 +142,23 @@ class Past:
                 yield layout, reach[0][0], reach[1][1]
 
     def _recent_reach(self, position: Position) -> Iterator[tuple[Layout, int, int]]:
-        if self._kept is not None:
-            layouts = shelf.read_layouts(self._kept)
-            for number, first, last in self._kept.execute(
+        if (kept := self._reader.kept) is not None:
+            layouts = self._reader.layouts()
+            for number, first, last in kept.execute(
                 "SELECT layout, min(ts_from), max(ts_to) FROM blocks WHERE rows > 0 GROUP BY layout"
             ):
                 if number in layouts:
                     yield layouts[number], first, last
-        for kept in self._frames_of_journal(None, position):
-            ts = kept.judged.frame.ts
+        for _, judged in self._reader.frames(position):
+            ts = judged.judged.frame.ts
             if len(ts):
-                yield kept.layout, int(ts.min()), int(ts.max())
+                yield judged.layout, int(ts.min()), int(ts.max())
 
     # --- one signal ---------------------------------------------------------------------------------------------------
 
     def readings(self, machine: str, signal: str, from_us: int, to_us: int) -> Series:
         """What was read of a signal in rows of from_us <= ts < to_us. Empty when nobody knows of it."""
-        with self._moment() as position:
+        with self._reader.look() as position:
             parts = [
                 _within(*part, from_us, to_us)
                 for found in (
@@ -193,7 +179,7 @@ class Past:
         first, last = from_us // step, max(from_us, to_us - 1) // step
         total = _Total(first, last - first + 1, step)
         reach = (first * step, (last + 1) * step)
-        with self._moment() as position:
+        with self._reader.look() as position:
             for part in self._summed(self._signal(machine, signal), *reach, total):
                 total.add(stretch.cells_of(*part, step))
             for part in self._recent(machine, signal, *reach, position):
@@ -217,8 +203,8 @@ class Past:
 
     def _cells(self, number: int) -> bytes:
         """The sums within a chunk, see CELLS; empty when there are none that are sound."""
-        assert self._kept is not None
-        row = self._kept.execute("SELECT cells FROM chunks WHERE id = ?", (number,)).fetchone()
+        assert self._reader.kept is not None
+        row = self._reader.kept.execute("SELECT cells FROM chunks WHERE id = ?", (number,)).fetchone()
         blob = row[0] if row else b""
         if len(blob) <= _CRC.size or _CRC.unpack_from(blob)[0] != zlib.crc32(blob[_CRC.size :]):
             return b""
@@ -226,18 +212,18 @@ class Past:
 
     def _signal(self, machine: str, signal: str) -> int:
         """Its number; 0 when the history does not know it."""
-        if self._kept is None:
+        if (kept := self._reader.kept) is None:
             return 0
-        row = self._kept.execute("SELECT id FROM signals WHERE machine = ? AND name = ?", (machine, signal)).fetchone()
+        row = kept.execute("SELECT id FROM signals WHERE machine = ? AND name = ?", (machine, signal)).fetchone()
         return int(row[0]) if row else 0
 
     def _chunks(self, number: int, from_us: int, to_us: int) -> list[tuple[Any, ...]]:
         """What the index tells of the chunks of a signal with rows of from_us <= ts < to_us, in the order of their axes:
         (id, checksum, ts_from, ts_to, count, bad, low, high, total).
         """
-        if self._kept is None:
+        if (kept := self._reader.kept) is None:
             return []
-        found = self._kept.execute(
+        found = kept.execute(
             "SELECT id, sums, ts_from, ts_to, count, bad, low, high, total FROM chunks INDEXED BY chunks_of_signal "
             "WHERE signal = ? AND ts_from < ? AND ts_to >= ?",
             (number, to_us, from_us),
@@ -246,62 +232,38 @@ class Past:
 
     def _unpacked(self, numbers: list[int]) -> Iterator[tuple[Ints, Floats, Codes]]:
         for number in numbers:
-            assert self._kept is not None
-            row = self._kept.execute("SELECT * FROM chunks WHERE id = ?", (number,)).fetchone()
-            axis = None if row is None else self._axis(number >> shelf.COLUMN_BITS)
-            if axis is None:
-                continue
-            column = self._column(row, axis)
-            if column is not None:
+            axis = self._reader.axis(number >> shelf.COLUMN_BITS)
+            column = None if axis is None else self._reader.column(number, axis)
+            if axis is not None and column is not None:
                 yield axis.ts, column.values, column.quality
-
-    def _column(self, row: tuple[Any, ...], axis: Axis) -> stretch.Column | None:
-        if rows.sound(row):
-            with contextlib.suppress(*chunks.DAMAGED):
-                return stretch.unpack_column(row[-2], axis)
-        self.left_out += 1
-        return None
-
-    def _axis(self, number: int) -> Axis | None:
-        assert self._kept is not None
-        row = self._kept.execute("SELECT * FROM axes WHERE id = ?", (number,)).fetchone()
-        if row is None:
-            return None
-        if rows.sound(row):
-            with contextlib.suppress(*chunks.DAMAGED):
-                return stretch.unpack_axis(row[-2])
-        self.left_out += 1
-        return None
 
     def _recent(
         self, machine: str, signal: str, from_us: int, to_us: int, position: Position
     ) -> Iterator[tuple[Ints, Floats, Codes]]:
         """What is not packed yet: blocks of the history, and the journal."""
-        if self._kept is not None:
-            for number, layout in shelf.read_layouts(self._kept).items():
+        if (kept := self._reader.kept) is not None:
+            for number, layout in self._reader.layouts().items():
                 if layout.machine != machine or signal not in layout.signals:
                     continue
                 column = layout.signals.index(signal)
-                found = self._kept.execute(
+                found = kept.execute(
                     "SELECT * FROM blocks WHERE layout = ? AND ts_from < ? AND ts_to >= ? ORDER BY place_to",
                     (number, to_us, from_us),
                 )
                 for row in found:
-                    part = history.unpacked(row, layout)
-                    if part is None:
-                        self.left_out += 1
-                    else:
+                    part = self._reader.block(row, layout)
+                    if part is not None:
                         yield part.axis.ts, part.values[:, column], part.quality[:, column]
-        for kept in self._frames_of_journal(machine, position):
-            if signal in kept.layout.signals:
-                column, frame = kept.layout.signals.index(signal), kept.judged.frame
+        for _, judged in self._reader.frames(position, machine):
+            if signal in judged.layout.signals:
+                column, frame = judged.layout.signals.index(signal), judged.judged.frame
                 yield frame.ts, frame.values[:, column], frame.quality[:, column]
 
     # --- what was told ------------------------------------------------------------------------------------------------
 
     def events(self, from_us: int, to_us: int, kinds: tuple[str, ...] = ("warnings", "gaps")) -> Iterator[Told]:
         """Warning events and gaps that got their number at from_us <= closed < to_us, in order of it."""
-        with self._moment() as position:
+        with self._reader.look() as position:
             recent = list(self._recent_events(position))
         met = {(told.epoch, told.seq) for told in recent}
         for told in chain(self._kept_events(from_us, to_us, met), recent):
@@ -310,28 +272,28 @@ class Past:
 
     def _recent_events(self, position: Position) -> Iterator[Told]:
         """Those that the history has not yet."""
-        if self._journal is None:
+        if (journal := self._reader.journal) is None:
             return
-        stamps = history.stamps_of(self._journal)
-        for row in self._journal.execute("SELECT * FROM notices ORDER BY seq").fetchall():
+        stamps = self._reader.stamps()
+        for row in journal.execute("SELECT * FROM notices ORDER BY seq").fetchall():
             epoch = history.epoch_of(row)
             if epoch is None:
-                self.left_out += 1
+                self._reader.left_out += 1
             elif not position.has_seq(epoch, row[0]):
                 seq, machine, kind, closed, payload, _ = row
                 yield Told(epoch, seq, machine, kind, closed, stamps.right_notice(payload, seq))
 
     def _kept_events(self, from_us: int, to_us: int, met: set[tuple[str, int]]) -> Iterator[Told]:
         last = (from_us, 0)
-        while self._kept is not None:
-            found = self._kept.execute(
+        while (kept := self._reader.kept) is not None:
+            found = kept.execute(
                 "SELECT * FROM events WHERE (closed, id) > (?, ?) AND closed < ? ORDER BY closed, id LIMIT ?",
                 (*last, to_us, EVENTS_A_LOOK),
             ).fetchall()
             for row in found:
                 last = (row[5], row[0])
                 if not rows.sound(row):
-                    self.left_out += 1
+                    self._reader.left_out += 1
                 elif (row[1], row[2]) not in met:  # moved since
                     yield Told(*row[1:7])
             if len(found) < EVENTS_A_LOOK:
@@ -339,9 +301,9 @@ class Past:
 
     def commands(self) -> list[Item]:
         """What people did and which configurations came into force, in their places among the frames."""
-        with self._moment() as position:
-            found = [] if self._kept is None else list(self._commands(0, position.place - 1))
-            place, batch, newest = position.place - 1, 0, self._newest()
+        with self._reader.look() as position:
+            found = [] if self._reader.kept is None else list(self._commands(0, position.place - 1))
+            place, batch, newest = position.place - 1, 0, self._reader.newest_batch()
             while True:
                 items, batch = self._of_journal(place, batch, newest, position)
                 if not items:
@@ -357,10 +319,10 @@ class Past:
         Memory: one chunk of each machine.
         """
         items: list[Item] = []
-        with self._moment() as position:
-            newest, place, batch = self._newest(), min(after, position.place - 1), 0
+        with self._reader.look() as position:
+            newest, place, batch = self._reader.newest_batch(), min(after, position.place - 1), 0
         while True:
-            with self._moment() as position:
+            with self._reader.look() as position:
                 reached = position.place - 1
                 if reached <= place:
                     items, batch = self._of_journal(place, batch, newest, position)
@@ -373,16 +335,10 @@ class Past:
             place += len(items)
             yield from (item for item in items if item.place > after)
 
-    def _newest(self) -> int:
-        """The last batch of the journal as it is now: an agent that runs writes on, and a reader must end."""
-        if self._journal is None:
-            return 0
-        return int(self._journal.execute("SELECT ifnull(max(id), 0) FROM batches").fetchone()[0])
-
     def _of_history(self, after: int, until: int) -> Iterator[Item]:
-        if self._kept is None:
+        if self._reader.kept is None:
             return
-        layouts = shelf.read_layouts(self._kept)
+        layouts = self._reader.layouts()
         streams = [self._of_layout(number, layout, after, until) for number, layout in layouts.items()]
         yield from heapq.merge(self._commands(after, until), *streams, key=_place)
 
@@ -390,11 +346,11 @@ class Past:
         """The frames of one layout. Blocks may become chunks meanwhile: places do not change by it."""
         while True:
             try:
-                with self._moment():
+                with self._reader.look():
                     piece = self._next_piece(number, after)
-                    part = None if piece is None else self._read(piece, layout)
+                    part = None if piece is None else self._reader.stretch(piece, layout)
             except disk.FAULTS:
-                self.left_out += 1  # a page is damaged; the agent saves the rest when it opens the file
+                self._reader.left_out += 1  # a page is damaged; the agent saves the rest when it opens the file
                 return
             if piece is None or piece.place_from > until:
                 return
@@ -405,10 +361,10 @@ class Past:
             after = piece.place_to
 
     def _next_piece(self, layout: int, after: int) -> Piece | None:
-        assert self._kept is not None
+        assert self._reader.kept is not None
         found = []
         for table in ("axes", "blocks"):
-            row = self._kept.execute(
+            row = self._reader.kept.execute(
                 f"SELECT {shelf.PIECE} FROM {table} WHERE layout = ? AND place_to > ? ORDER BY place_to LIMIT 1",  # noqa: S608
                 (layout, after),
             ).fetchone()
@@ -416,32 +372,13 @@ class Past:
                 found.append(Piece(table == "axes", *row))
         return min(found, key=lambda piece: piece.place_to, default=None)
 
-    def _read(self, piece: Piece, layout: Layout) -> Stretch | None:
-        assert self._kept is not None
-        if not piece.chunks:
-            row = self._kept.execute("SELECT * FROM blocks WHERE id = ?", (piece.id,)).fetchone()
-            part = None if row is None else history.unpacked(row, layout)
-            self.left_out += part is None
-            return part
-        axis = self._axis(piece.id)
-        if axis is None:
-            return None
-        columns = []
-        for column in range(len(layout.signals)):
-            row = self._kept.execute(
-                "SELECT * FROM chunks WHERE id = ?", (shelf.chunk_id(piece.id, column),)
-            ).fetchone()
-            found = None if row is None else self._column(row, axis)
-            columns.append(stretch.lost_column(axis) if found is None else found)
-        return stretch.unpack_chunks(layout, piece.epoch, axis, columns)
-
     def _commands(self, after: int, until: int) -> Iterator[Item]:
-        assert self._kept is not None
-        numbers = self._kept.execute(
+        assert self._reader.kept is not None
+        numbers = self._reader.kept.execute(
             "SELECT id FROM commands WHERE id > ? AND id <= ? ORDER BY id", (after, until)
         ).fetchall()
         for (number,) in numbers:
-            row = self._kept.execute("SELECT * FROM commands WHERE id = ?", (number,)).fetchone()
+            row = self._reader.row("commands", number)
             if row is None:
                 continue
             try:
@@ -451,14 +388,13 @@ class Past:
                 if row[4]:
                     command = replace(command, arguments={**command.arguments, "config": self._text(row[4])})
             except rows.UNREADABLE:
-                self.left_out += 1
+                self._reader.left_out += 1
                 continue
             yield Item(number, row[1], command)
 
     def _text(self, number: int) -> str:
         """A configuration's text. Raises ValueError."""
-        assert self._kept is not None
-        row = self._kept.execute("SELECT * FROM texts WHERE id = ?", (number,)).fetchone()
+        row = self._reader.row("texts", number)
         if row is None or not rows.sound(row):
             raise ValueError("damaged")
         try:
@@ -471,48 +407,12 @@ class Past:
     def _of_journal(self, place: int, after: int, until: int, position: Position) -> tuple[list[Item], int]:
         """Some batches that the history has not, as items from this place on, and the last batch."""
         items: list[Item] = []
-        while True:
-            layouts, stamps, found = self._batches(after, until, position)
-            for row in found:
-                after = row[0]
-                for what in history.items_of(row, layouts, stamps):
-                    items.append(Item(place + len(items) + 1, row[1], what))
-            if items or not found:
-                return items, after
-
-    def _batches(
-        self, after: int, until: int, position: Position
-    ) -> tuple[dict[int, Layout], Stamps, list[tuple[Any, ...]]]:
-        """Rows of some batches after this one that the history has not, with the layouts and stamps of the journal."""
-        journal = self._journal
-        if journal is None:
-            return {}, Stamps(""), []
-        layouts = {}
-        for row in journal.execute("SELECT * FROM layouts"):
-            with contextlib.suppress(*rows.UNREADABLE):
-                layouts[row[0]] = disk.to_layout(row)
-        numbers = journal.execute("SELECT id, epoch FROM batches WHERE id > ? AND id <= ? ORDER BY id", (after, until))
-        wanted = (number for number, epoch in numbers if not position.has_batch(epoch, number))
-        which = list(islice(wanted, BATCHES_A_LOOK))
-        stamps = history.stamps_of(journal)
-        return (
-            layouts,
-            stamps,
-            [journal.execute("SELECT * FROM batches WHERE id = ?", (number,)).fetchone() for number in which],
-        )
-
-    def _frames_of_journal(self, machine: str | None, position: Position) -> Iterator[Kept]:
-        """The frames that the history has not yet, of one machine or of all."""
-        until, after = self._newest(), 0
-        while True:
-            layouts, stamps, found = self._batches(after, until, position)
-            for row in found:
-                after = row[0]
-                for what in history.items_of(row, layouts, stamps, machine):
-                    if isinstance(what, Kept):
-                        yield what
-            if not found:
-                return
+        for looked, (number, epoch) in enumerate(self._reader.batches(position, after, until), start=1):
+            items += (Item(place + len(items) + 1, epoch, what) for what in self._reader.items(number))
+            after = number
+            if items and looked >= BATCHES_A_LOOK:
+                break
+        return items, after
 
 
 class _Total:
@@ -594,11 +494,7 @@ def words_of(error: Exception, folder: Path) -> str:
 @contextmanager
 def open_past(folder: Path) -> Iterator[Past]:
     """The past that lies in an agent's data folder. Raises NoHistory when there is none, in words for a person."""
-    if not folder.is_dir():
-        raise NoHistory(f"{folder}: is not the data folder of an agent")
-    if not (folder / disk.FILE).is_file() and not (folder / shelf.FILE).is_file():
-        raise NoHistory(f"{folder}: is not the data folder of an agent (no {disk.FILE}, no {shelf.FILE})")
-    with shelf.opened_for_reading(folder) as (journal, kept):
-        if journal is None and kept is None:
+    with reading(folder) as reader:
+        if reader.journal is None and reader.kept is None:
             raise NoHistory(f"{folder}: nothing has been kept there yet")
-        yield Past(folder, kept, journal)
+        yield Past(reader)
