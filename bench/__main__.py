@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -63,6 +64,11 @@ def main() -> int:
 
 
 # --- processes ----------------------------------------------------------------------------------------------------------
+
+
+def tidy_when_told_to_end() -> None:
+    """SIGTERM ends a rig as Ctrl-C does: agents, brokers and mounts of its own are gone with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def built(name: str) -> Path:

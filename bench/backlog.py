@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.__main__ import free_ports, process, rss_mb, wait_for
+from bench.__main__ import free_ports, process, rss_mb, tidy_when_told_to_end, wait_for
 from edge_agent.agent import SWITCH_S
 from edge_agent.clock import SystemClock
 from edge_agent.contract import SECOND_US, Clock, Frame
@@ -364,6 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--break-it", action="store_true")
     asked = parser.parse_args(arguments)
+    tidy_when_told_to_end()
     print(
         f"seed {asked.seed}: {asked.minutes:g} min of {asked.machines * asked.signals:,} readings/s "
         f"({asked.machines} messages/s), load {os.getloadavg()[0]:.1f}",

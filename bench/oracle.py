@@ -39,7 +39,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from bench.__main__ import configuration, free_ports, wait_for
+from bench.__main__ import configuration, free_ports, tidy_when_told_to_end, wait_for
 from bench.account import KINDS, Account, Ledger, account, gaps_of
 from bench.loopdisk import LoopDisk, NotHere, own_mounts
 from bench.plant import Device, Mode
@@ -658,6 +658,7 @@ def run_with(words: list[str]) -> int:
 
 
 def main() -> int:
+    tidy_when_told_to_end()
     try:
         return run_with(sys.argv[1:])
     except NotHere as error:

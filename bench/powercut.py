@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from bench import broken
+from bench.__main__ import tidy_when_told_to_end
 from bench.loopdisk import LoopDisk, NotHere, own_mounts
 from edge_agent.clock import SystemClock
 from edge_agent.contract import Frame
@@ -249,6 +250,7 @@ def main() -> int:
     parser.add_argument("--control", type=int, default=10, help="cuts of the negative control")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     asked = parser.parse_args()
+    tidy_when_told_to_end()
     print(f"seed {asked.seed}", flush=True)
     try:
         own_mounts()

@@ -6,25 +6,37 @@ Rule 2: a changed configuration is checked whole, then taken over between two be
 
 import asyncio
 import gc
-import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from edge_agent import certificates, control, diskspace, downtime, judge, plugins, poller, service, snapshot, texts
+from edge_agent import (
+    certificates,
+    control,
+    diskspace,
+    downtime,
+    judge,
+    plugins,
+    poller,
+    resume,
+    service,
+    snapshot,
+    texts,
+)
 from edge_agent import config as configuration
 from edge_agent.board import Board, BoardMachine, BoardSignal
 from edge_agent.broker import NoBrokerError, open_broker
 from edge_agent.clock import AgentTime, HostClock, SystemClock, boot_id, kernel_synchronised
 from edge_agent.config import Config, ConfigErrors, SecretError
-from edge_agent.contract import SECOND_US, Frame, Quality
+from edge_agent.configuration.differences import differences
+from edge_agent.contract import SECOND_US, Quality
 from edge_agent.exporter import Exporter, Target
 from edge_agent.health import Meter
 from edge_agent.messages import topics as messages
@@ -33,13 +45,12 @@ from edge_agent.pipeline import MACHINE_TOPICS, TICK_EVERY_S, Pipeline
 from edge_agent.plant import CLOCK, DISK, OWN, Plant, compile_plant, host_name
 from edge_agent.poller import Line, Poller
 from edge_agent.publisher import STATUS, Connect, Publisher
-from edge_agent.records import Command, Event, EventKind, Gap, JudgedFrame, Loss, Span, WarningState
-from edge_agent.store.configured import CONFIGURE
+from edge_agent.records import Event, EventKind, Loss, Span, WarningState
 from edge_agent.store.disk import LEFTOVERS, LIFE, TICKED
 from edge_agent.store.disk import State as StoreState
 from edge_agent.store.history import History, open_history
 from edge_agent.store.journal import FILE as STORE_FILE
-from edge_agent.store.journal import WAITING_MAX, Committed, Recovery, Store, open_store
+from edge_agent.store.journal import WAITING_MAX, Committed, Store, open_store
 from edge_agent.store.notes import DeviceNotes
 from edge_agent.timekeeping import STEP_US, Change, Timekeeper
 from edge_agent.web.app import Web, open_web
@@ -58,8 +69,6 @@ STOP_S = 2.0
 SWITCH_S = 0.0005
 TURN_MAX_S = 60.0
 """A turn of the store or the publisher that takes longer is a hang: a disk may be slow, but not for a minute."""
-REJUDGED_AT_ONCE = 5_000
-"""Frames of the journal in one step."""
 ERRORS_TOLD = 20
 """Errors of a refused configuration in the log and in the status; `check` tells all."""
 DONE, WRONG_CONFIG = 0, 2
@@ -204,7 +213,7 @@ class _Agent:
         host: Host,
     ) -> None:
         self.path, self.found, self.stop, self.on_event, self.on_ready = path, found, stop, on_event, on_ready
-        self.outside, self.registry = host, host.registry
+        self.host, self.registry = host, host.registry
         self.clock = Timekeeper(host.clock, host.synchronised, host.boot)
         self.detectors = list(plugins.detectors().values())
         self.beats = service.Heartbeats(self.clock)
@@ -229,7 +238,7 @@ class _Agent:
         self.reloading = asyncio.Lock()
         self.untold: _Untold | None = None
         self.certificates: dict[str, Loss] = {}
-        self.host: dict[str, Loss] = {}
+        self.losses: dict[str, Loss] = {}
         """What is to be told of the host, by its name in the agent's own machine (plant.host_name)."""
         self.certificates_soon = asyncio.Event()
         """A line came or went, or a person has reloaded: the certificates may be others."""
@@ -308,7 +317,7 @@ class _Agent:
         text = configuration.pack(self.config)
         old = self._old_plant(recovery.config_json, text, plant)
         rows: dict[str, int] = {}
-        state = _replayed(old, recovery, rows, self.store.load_text(TICKED))
+        state = resume.replayed(old, recovery, rows, self.store.load_text(TICKED))
         orphans: list[Event] = []
         if old is not plant:
             state, orphans = snapshot.migrate(old, state, plant)
@@ -338,7 +347,7 @@ class _Agent:
             ended = downtime.Before(before, rows, wall if last_us is None else last_us)
             gap = None if unset else downtime.gap(lines, ended, life, self.began_us, wall)
             self.pipeline.resume(gap, life.base_us + self.began_us)
-            for earlier in _stops_before(lines, known_us, right):
+            for earlier in downtime.stops_before(lines, known_us, right):
                 self.pipeline.gap(earlier)
 
     def _begin_time(self, known_us: int | None, last_wall_us: int | None) -> tuple[int | None, list[Span]]:
@@ -543,7 +552,7 @@ class _Agent:
         return self.beats.worker(f"poller {line.name}", longest + round(2 * poller.READ_LIMIT_S * SECOND_US))
 
     def _start_publisher(self) -> None:
-        settings, root, connect = link_of(self.config, self.broker_url), _root(self.config), self.outside.connect
+        settings, root, connect = link_of(self.config, self.broker_url), _root(self.config), self.host.connect
         self.publisher = Publisher(self.store, settings, root, self.clock, self._renewed_link, connect)
         self.publisher.on_cleared = self._cleared
         stroke = self.beats.worker("publisher", round(TURN_MAX_S * SECOND_US))
@@ -588,17 +597,17 @@ class _Agent:
         """The pulse of the judge: ticks, snapshots, missed beats."""
         stroke = self.beats.worker("judge")
         while True:
-            due = self.clock.monotonic_us() + round(self.outside.turn_s * SECOND_US)
-            await asyncio.sleep(self.outside.turn_s)
+            due = self.clock.monotonic_us() + round(self.host.turn_s * SECOND_US)
+            await asyncio.sleep(self.host.turn_s)
             self.meter.lag(self.clock.monotonic_us() - due)
             if (change := self.clock.look()) is not None:
                 self._clock_changed(change)
             agent = self.config.agent
-            self.host[host_name(CLOCK, self.config.connections)] = self.clock.loss(agent.language, agent.timezone)
+            self.losses[host_name(CLOCK, self.config.connections)] = self.clock.loss(agent.language, agent.timezone)
             self.pipeline.lines(
                 {name: why for each in self.pollers.values() for name, why in each.poller.lost().items()}
                 | self.certificates
-                | self.host
+                | self.losses
             )
             self.pipeline.turn()
             if self._line_states() != self.told_states and self.clock.monotonic_us() >= self.health_due_us:
@@ -631,7 +640,7 @@ class _Agent:
         if untold is None:
             return
         lines = [running.poller.line for running in self.pollers.values()]
-        for gap in _stops_before(lines, untold.last_us, right, untold.number):
+        for gap in downtime.stops_before(lines, untold.last_us, right, untold.number):
             self.pipeline.gap(gap)
 
     def _line_states(self) -> dict[str, str]:
@@ -667,9 +676,9 @@ class _Agent:
                     refusal is not None,
                 )
             name = host_name(DISK, self.config.connections)
-            before = self.host.get(name, Loss(Quality.GOOD))
-            self.host[name] = diskspace.told(space, refusal, before, self.config.agent.language)
-            await asyncio.sleep(self.outside.turn_s)
+            before = self.losses.get(name, Loss(Quality.GOOD))
+            self.losses[name] = diskspace.told(space, refusal, before, self.config.agent.language)
+            await asyncio.sleep(self.host.turn_s)
 
     def _refusal(self) -> diskspace.Refusal | None:
         store, agent = self.store, self.config.agent
@@ -870,59 +879,6 @@ class _Agent:
         }
 
 
-def _replayed(plant: Plant, recovery: Recovery, rows: dict[str, int], ticked: str = "") -> judge.JudgeState:
-    """The last snapshot with the journal since judged again; its events are in the journal already.
-
-    rows: is filled with the agent's time of each machine's last row. ticked: those of machines whose last was a tick.
-    """
-    state = judge.start(plant)
-    if recovery.snapshot is not None:
-        try:
-            state = snapshot.load_any(plant, recovery.snapshot)
-        except snapshot.SnapshotDamaged as error:
-            log.error("snapshot_damaged", fault=str(error))
-    rows |= downtime.of_snapshot(plant, state) | (json.loads(ticked) if ticked else {})
-    frames: list[Frame] = []
-    for item in (*downtime.noted(recovery.items, rows), None):
-        if isinstance(item, JudgedFrame) and len(frames) < REJUDGED_AT_ONCE:
-            frames += [item.frame] if _fits(plant, item.frame) else []
-            continue
-        # Stacked: however they are cut, the result is equal.
-        state, _ = judge.step(plant, state, frames, recovery.epoch)
-        frames = [item.frame] if isinstance(item, JudgedFrame) and _fits(plant, item.frame) else []
-        if isinstance(item, Command) and item.command != CONFIGURE:
-            try:
-                state = judge.repeat(plant, state, item)
-            except (KeyError, ValueError) as error:
-                log.error("command_not_repeated", command=item.command, fault=str(error))
-    judge.numbered(state, recovery.numbers)
-    return state
-
-
-def _fits(plant: Plant, frame: Frame) -> bool:
-    """What the parts of a line are is said by its driver, and another release of it may say otherwise."""
-    machine = None if frame.late else plant.by_name.get(frame.machine)  # what was late is not judged now either
-    return machine is not None and frame.values.shape[1] == machine.stop - machine.start
-
-
-def _stops_before(
-    lines: Sequence[Line], last_us: int | None, right: Sequence[Span], until: int | None = None
-) -> Iterator[Gap]:
-    """What was never taken before each of these spans, whose stamps are known by now: a run that began while nobody had
-    set the clock cannot tell, and may have ended before somebody did.
-
-    last_us: UTC of the last time that a set clock has shown before. until: the number of the last span that a start began.
-    """
-    for span in right:  # in the order in which they were
-        assert span.to_us is not None
-        assert span.by_us is not None
-        if gap := downtime.by_wall(lines, last_us, span.from_us + span.by_us):
-            yield gap
-        if span.number == until:
-            return
-        last_us = max(last_us or 0, span.to_us + span.by_us)
-
-
 def _board_machines(plant: Plant) -> list[BoardMachine]:
     return [
         BoardMachine(
@@ -990,53 +946,3 @@ def _stamps(files: Iterable[Path]) -> dict[Path, tuple[int, int]]:
         except OSError:
             found[path] = (0, 0)
     return found
-
-
-def differences(old: Config, new: Config) -> list[str]:
-    """What a person changed, one line each, machine by machine."""
-    lines = []
-    for part in ("agent", "mqtt", "store", "web"):
-        lines += _changed_keys(part, getattr(old, part), getattr(new, part))
-    lines += _added_and_removed("connection", old.connections, new.connections)
-    lines += [
-        f"connection {n}: changed"
-        for n in old.connections
-        if n in new.connections and old.connections[n] != new.connections[n]
-    ]
-    lines += _added_and_removed("machine", old.machines, new.machines)
-    for name, machine in new.machines.items():
-        was = old.machines.get(name)
-        if was is None or was == machine:
-            continue
-        lines += _added_and_removed(f"{name}: signal", was.signals, machine.signals)
-        lines += [
-            f"{name}.{s}: changed" for s in machine.signals if s in was.signals and was.signals[s] != machine.signals[s]
-        ]
-        if (was.states, was.settle_us, was.title, was.area) != (
-            machine.states,
-            machine.settle_us,
-            machine.title,
-            machine.area,
-        ):
-            lines.append(f"{name}: states or titles changed")
-    return lines
-
-
-AT_THE_NEXT_START = frozenset({"web", "web.host", "web.port"})
-"""What cannot change while the agent runs."""
-
-
-def _changed_keys(part: str, old: Any, new: Any) -> list[str]:
-    """The keys of a section that a person changed; a section that comes or goes is one."""
-    if old is None or new is None:
-        keys = [part] if old != new else []
-    else:
-        keys = [f"{part}.{one.name}" for one in fields(old) if getattr(old, one.name) != getattr(new, one.name)]
-    later = " (takes effect at the next start)"
-    return [f"{key}: changed{later if key in AT_THE_NEXT_START else ''}" for key in keys]
-
-
-def _added_and_removed(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    return [f"{what} {name}: added" for name in new if name not in old] + [
-        f"{what} {name}: removed" for name in old if name not in new
-    ]

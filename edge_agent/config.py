@@ -12,10 +12,11 @@ import re
 import stat
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import orjson
 from pydantic import BaseModel
 
 from edge_agent import plugins, yamlfile
@@ -323,25 +324,22 @@ def unpack(text: str, registry: plugins.Plugins | None = None) -> Config:
 def to_resolved_json(config: Config) -> str:
     """The configuration as text; secrets stay references."""
     # Machine by machine: one call for thousands of signals would keep every other thread waiting.
-    machines = ",".join(f"{_dumped(name)}:{_dumped(_plain(machine))}" for name, machine in config.machines.items())
-    rest = {part.name: _plain(getattr(config, part.name)) for part in fields(config) if part.name != "machines"}
+    machines = ",".join(f"{_dumped(name)}:{_dumped(machine)}" for name, machine in config.machines.items())
+    rest = {part.name: getattr(config, part.name) for part in fields(config) if part.name != "machines"}
     return f'{_dumped(rest)[:-1]},"machines":{{{machines}}}}}'
 
 
 def _dumped(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return orjson.dumps(value, _plain, orjson.OPT_NON_STR_KEYS).decode()
 
 
 def _plain(value: Any) -> Any:
+    """What orjson does not know by itself, as plain values; dataclasses it knows."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", round_trip=True)
-    if is_dataclass(value):
-        return {part.name: _plain(getattr(value, part.name)) for part in fields(value)}
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is no part of a configuration")
 
 
 def from_resolved_json(text: str, registry: plugins.Plugins | None = None) -> Config:

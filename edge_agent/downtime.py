@@ -14,7 +14,7 @@ from edge_agent.judge import NEVER, JudgeState
 from edge_agent.pipeline import stands_for_a_beat
 from edge_agent.plant import Plant
 from edge_agent.poller import Line, beats_between, periods_of, rows_due
-from edge_agent.records import Gap, GapCause, JudgedFrame
+from edge_agent.records import Gap, GapCause, JudgedFrame, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +85,21 @@ def by_wall(lines: Sequence[Line], from_us: int | None, until_us: int) -> Gap | 
         return None
     count = rows_due(lines, from_us, until_us)
     return Gap(GapCause.RESTART, count, from_us, until_us) if count else None
+
+
+def stops_before(
+    lines: Sequence[Line], last_us: int | None, right: Sequence[Span], until: int | None = None
+) -> Iterator[Gap]:
+    """What was never taken before each of these spans, whose stamps are known by now: a run that began while nobody had
+    set the clock cannot tell, and may have ended before somebody did.
+
+    last_us: UTC of the last time that a set clock has shown before. until: the number of the last span that a start began.
+    """
+    for span in right:  # in the order in which they were
+        assert span.to_us is not None
+        assert span.by_us is not None
+        if gap := by_wall(lines, last_us, span.from_us + span.by_us):
+            yield gap
+        if span.number == until:
+            return
+        last_us = max(last_us or 0, span.to_us + span.by_us)

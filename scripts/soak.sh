@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 python=${VENV:-.venv}/bin/python
 seed=${SEED:-1}
 export SEED=$seed
+unset PYTHONDONTWRITEBYTECODE # thousands of agents start here: their code is compiled once, as where it is installed
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 results=()

@@ -3,6 +3,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${VENV:-.venv}/bin/python
+unset PYTHONDONTWRITEBYTECODE # hundreds of agents start in the tests: their code is compiled once, as where it is installed
 run() { "$@" -m pytest -n "${JOBS:-2}" --dist loadfile "${select[@]}"; }
 
 select=()

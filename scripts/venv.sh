@@ -25,3 +25,4 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 echo "Installing what $lock names (with hashes; a minute or two the first time)"
 "${pip[@]}" install -q --require-hashes --only-binary :all: -r requirements-build.lock -r "$lock"
 "${pip[@]}" install -q --no-deps --no-build-isolation --editable .
+"$venv/bin/python" -m compileall -q edge_agent drivers detectors # as an installed package is: a start is 0.3 s shorter

@@ -644,7 +644,7 @@ class World:
             return 0
         if self.disk.fault is not None:
             self.disk.refused += 1
-            raise self.disk.fault
+            raise copy.copy(self.disk.fault)  # raised again it would keep the frames of every time before
         took_us = self.dice.randint(*self.disk.took_us)
         if self.disk.doom:
             assert self._loop is not None

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from edge_agent import agent
+from edge_agent import downtime
 from edge_agent.poller import Line
 from edge_agent.records import Gap, Span
 from tests import verdict
@@ -57,14 +57,14 @@ def test_every_stop_is_told_once_the_clock_is_set_however_many_there_were_before
 
 
 def test_an_agent_that_tells_of_its_own_start_only_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = agent._stops_before
+    told = downtime.stops_before
 
     def only_the_last(
         lines: Sequence[Line], last_us: int | None, right: Sequence[Span], until: int | None = None
     ) -> Iterator[Gap]:
         yield from list(told(lines, last_us, right, until))[-1:]
 
-    monkeypatch.setattr(agent, "_stops_before", only_the_last)
+    monkeypatch.setattr(downtime, "stops_before", only_the_last)
     with world(seed=5) as here:
         played(here, set_while_down=False, at_cut=contextlib.nullcontext())
         assert "that were due" in " ".join(verdict.complaints(here))

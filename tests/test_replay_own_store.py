@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_agent import agent, config, judge, snapshot
+from edge_agent import agent, config, judge, resume, snapshot
 from edge_agent.__main__ import main
 from edge_agent.board import Board
 from edge_agent.clock import AgentTime
@@ -74,7 +74,7 @@ class Daemon:
             old = plant
             if recovery.config_json is not None and recovery.config_json != text:
                 old = compile_plant(config.unpack(recovery.config_json), list(detectors().values()))
-            state = agent._replayed(old, recovery, {})
+            state = resume.replayed(old, recovery, {})
             orphans: list[Event] = []
             if old is not plant:
                 state, orphans = snapshot.migrate(old, state, plant)

@@ -85,20 +85,27 @@ def _band(report: Report, layers: Layers, words: StateNormFile, severity: str) -
 def _deadband(report: Report, layers: Layers, severity: str, band: BandFile, words: StateNormFile) -> float:
     """In the signal's unit. A percentage is of high - low; half the band or more would never let a warning return."""
     own = band.deadband is not None
-    spot = _strongest(layers, (severity, "deadband") if own else ("deadband",), (severity, "low"), (severity, "high"))
+
+    def told(text: str, allowed: str) -> None:
+        its = (severity, "deadband") if own else ("deadband",)
+        spot = _strongest(layers, its, (severity, "low"), (severity, "high"))
+        report.add(spot, text, str(written), allowed)
+
     written: Deadband = _said(band.deadband, words.deadband, Deadband(0.0, percent=False))
     if band.low is None or band.high is None:
         if not written.percent:
             return written.amount
         if own or band.low is not None or band.high is not None:
-            allowed = "a number in the signal's unit, or both sides"
-            report.add(spot, f"a share of the {severity} band needs its low and its high", str(written), allowed)
+            told(
+                f"a share of the {severity} band needs its low and its high",
+                "a number in the signal's unit, or both sides",
+            )
         return 0.0
     width = band.high - band.low
     amount = written.amount / 100.0 * width if written.percent else written.amount
     if width > 0 and amount * 2 >= width:
         allowed = "less than 50%" if written.percent else f"less than {width / 2:g}"
-        report.add(spot, f"is half the {severity} band or more", str(written), allowed)
+        told(f"is half the {severity} band or more", allowed)
     return amount
 
 

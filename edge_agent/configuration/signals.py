@@ -15,6 +15,8 @@ from edge_agent.configuration.words import NO_NORM, SignalFile
 from edge_agent.contract import Driver, is_attribute
 from edge_agent.yamlfile import Table
 
+COMMON = frozenset(SignalFile.model_fields)
+"""The keys of any signal, whatever its driver."""
 SOURCES = ("address", "formula", "manual", "waveform", "column")
 """A signal has exactly one of these."""
 IDLE_BESIDE = {"formula": ("connection", "scale", "offset", "current_loop"), "column": ("connection",)}
@@ -79,11 +81,11 @@ def resolved(report: Report, name: str, layers: norms.Layers, scope: Scope, line
 
 def checked_words(report: Report, part: Part, driver_keys: Collection[str] | None) -> SignalFile | None:
     """A signal's common keys. driver_keys: the others that may stand here (None: not known, so any may)."""
-    strangers = [key for key in part.table if key not in SignalFile.model_fields]
+    strangers = [key for key in part.table if key not in COMMON]
     if driver_keys is not None:
         for key in strangers:
             if key not in driver_keys:
-                report.unknown_key(part.key(key), {*SignalFile.model_fields, *driver_keys})
+                report.unknown_key(part.key(key), {*COMMON, *driver_keys})
     return report.checked(SignalFile, part.without(strangers))
 
 
@@ -119,7 +121,7 @@ def _source(report: Report, part: Part, scope: Scope) -> str | None:
         return "column"
     if not there:
         for key in part.table:
-            if key not in SignalFile.model_fields and near_word(key, SOURCES):
+            if key not in COMMON and near_word(key, SOURCES):
                 report.unknown_key(part.key(key), SOURCES)
         report.add(part.missing("address"), MISSING, None, exactly)
         return None
@@ -157,7 +159,7 @@ def _point(report: Report, part: Part, scope: Scope, driver: Driver, line: Part 
                 table.take(holder.table, key)
                 origins[key] = (*holder.keys, key)
     for key in part.table:
-        if key == "address" or (key in known and key not in SignalFile.model_fields):
+        if key == "address" or (key in known and key not in COMMON):
             table.take(part.table, key)
             origins.pop(key, None)
     whole = part.table.value_at["address"]
