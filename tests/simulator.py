@@ -8,6 +8,7 @@ A life is one start of the agent; a life that is cut leaves its folder as it lay
 """
 
 import asyncio
+import copy
 import gc
 import hashlib
 import json
