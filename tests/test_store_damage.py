@@ -9,8 +9,9 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -86,6 +87,11 @@ def drained(store: Store) -> list[Committed]:
     raise AssertionError(f"{store.pending_count} messages are due for ever")
 
 
+def named(gaps: Sequence[dict[str, Any]]) -> set[int]:
+    """The numbers that these gap records name."""
+    return {seq for each in gaps if each["from_seq"] is not None for seq in range(each["from_seq"], each["to_seq"] + 1)}
+
+
 @pytest.fixture(name="memory")
 def _memory() -> Iterator[Path]:
     """A folder that costs no time of a disk."""
@@ -142,7 +148,8 @@ def _damaged(tmp_path: Path, with_log: bool, seeds: range) -> tuple[int, int, in
         right = len(old) - len(wrong)
         saved += right
         assert counted + right <= len(due) + 4, seed
-        untold += counted + right < len(due)
+        # A warning that is lost is named and not counted: what is counted is rows.
+        untold += counted + right < len(due) and not due.keys() - old.keys() <= named(gaps)
     print(
         f"{len(seeds)} damages, seeds {SEED}000000 + {seeds}: {saved} of {len(seeds) * len(due)} saved, {untold} untold"
     )

@@ -825,7 +825,10 @@ class Store:
             log.error("readings_dropped", cause="buffer_limit", rows=count)
 
     async def _drop_warnings(self, excess: int) -> None:
-        """No reading is left that could make room, so the oldest warnings go, counted. excess: bytes."""
+        """No reading is left that could make room, so the oldest warnings go; the gap names their numbers and counts no row.
+
+        excess: bytes.
+        """
         loop = asyncio.get_running_loop()
         oldest = await loop.run_in_executor(self._thread, self._oldest_warnings, excess)
         lost = [(seq, closed) for seq, closed in oldest if self._done.add(seq)]
@@ -836,7 +839,7 @@ class Store:
             self.pending_count -= len(lost)
             self._done_changed = self._done_soon = True
             since, until = (f(closed for _, closed in lost) for f in (min, max))
-            self.put((), gaps=[Gap(GapCause.BUFFER_LIMIT, len(lost), since, until, lost[0][0], lost[-1][0])])
+            self.put((), gaps=[Gap(GapCause.BUFFER_LIMIT, 0, since, until, lost[0][0], lost[-1][0])])
             log.error("warnings_dropped", cause="buffer_limit", warnings=len(lost))
 
     def _forget(self, first: int, last: int) -> list[tuple[int, int]]:
@@ -1079,7 +1082,7 @@ class Store:
             log.error("notice_damaged", seq=seq)
             self.delivered((seq,))
             when = _near(closed, self._clock.wall_us())
-            self.put((), gaps=[Gap(GapCause.DAMAGE, 1, when, when, seq, seq)])
+            self.put((), gaps=[Gap(GapCause.DAMAGE, 0, when, when, seq, seq)])  # no row: what is counted is rows
         return Page(found, found[-1].seq if len(found) >= limit else self.last_committed)
 
     def _due_readings(self, after: int, limit: int) -> Page:
