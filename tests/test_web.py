@@ -173,13 +173,19 @@ def test_ready_is_what_is_online(site: Site, http: httpx.Client) -> None:
 def test_metrics_are_prometheus_text_with_escaped_labels(site: Site, http: httpx.Client) -> None:
     before = site.board.agent()["health"]
     connections = {'plc"\\\n1': {"state": "silent", "requests": 5, "timeouts": 2, "utilisation": 0.62}, "new": {}}
-    site.do(lambda: site.board.health({**before, "connections": connections, "rss_mb": 80, "buffer": {"messages": 3}}))
+    kept = {"messages": 3, "mb": 1.5, "state": "failing", "history": {"state": "ok", "mb": 20.0}}
+    known = {"connections": connections, "rss_mb": 80, "store": kept, "clock": {"state": "stepped", "steps": 1}}
+    site.do(lambda: site.board.health({**before, **known}))
     text = http.get("/metrics").text
     site.do(lambda: site.board.health(before))
     assert 'edge_agent_connection_up{connection="plc\\"\\\\\\n1"} 0\n' in text
     assert 'edge_agent_connection_timeouts_total{connection="plc\\"\\\\\\n1"} 2\n' in text
     assert 'edge_agent_connection_utilisation_ratio{connection="plc\\"\\\\\\n1"} 0.62\n' in text
-    assert "edge_agent_buffer_messages 3\n" in text
+    for line in (
+        "buffer_messages 3", "store_bytes 1500000", "store_ok 0", "history_bytes 20000000", "history_ok 1",
+        "clock_synchronised 0", "clock_steps 1",
+    ):  # fmt: skip
+        assert f"edge_agent_{line}\n" in text
     assert "edge_agent_resident_memory_bytes 80000000\n" in text
     assert 'edge_agent_signals{verdict="warning"} 1\n' in text
     sample = re.compile(r'[a-z_]+(\{[a-z]+="([^"\\\n]|\\.)*"(,[a-z]+="([^"\\\n]|\\.)*")*\})? [0-9.e+-]+')

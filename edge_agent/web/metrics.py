@@ -35,8 +35,7 @@ def text(board: Board) -> str:
     )
     lines += _readings(board)
     lines += _connections(health.get("connections") or {}, health.get("broker"))
-    buffered = (health.get("buffer") or {}).get("messages")
-    lines += _metric("edge_agent_buffer_messages", "gauge", "Messages that wait for the broker.", _one(buffered))
+    lines += _kept(health.get("store") or {}, health.get("clock") or {})
     for key, name, help_text, factor in HEALTH:
         lines += _metric(name, "gauge", help_text, _one(health.get(key), factor))
     return "\n".join(lines) + "\n"
@@ -75,6 +74,25 @@ def _connections(connections: Mapping[str, Mapping[str, Any]], broker: Mapping[s
     if broker is not None and "state" in broker:
         connected = float(broker["state"] == "connected")
         yield from _metric("edge_agent_broker_up", "gauge", "1 while the broker is connected.", [({}, connected)])
+
+
+def _kept(store: Mapping[str, Any], clock: Mapping[str, Any]) -> Iterator[str]:
+    """What waits, whether the disk takes it, and how far its times can be trusted."""
+    history = store.get("history") or {}
+    for name, help_text, samples in (
+        ("buffer_messages", "Messages that wait for the broker.", _one(store.get("messages"))),
+        ("store_bytes", "Size of the journal on the disk.", _one(store.get("mb"), 1e6)),
+        ("store_ok", "1 while the disk takes the readings and warnings; else they wait in memory.", _is(store, "ok")),
+        ("history_bytes", "Size of the history on the disk.", _one(history.get("mb"), 1e6)),
+        ("history_ok", "1 while the history is written.", _is(history, "ok")),
+        ("clock_synchronised", "1 while the clock of the host is kept by a time service.", _is(clock, "synchronised")),
+        ("clock_steps", "Jumps of the clock of the host since the agent started.", _one(clock.get("steps"))),
+    ):
+        yield from _metric(f"edge_agent_{name}", "gauge", help_text, samples)
+
+
+def _is(about: Mapping[str, Any], state: str) -> list[Sample]:
+    return [({}, float(about["state"] == state))] if "state" in about else []
 
 
 def _metric(name: str, kind: str, help_text: str, samples: Iterable[Sample]) -> list[str]:
