@@ -111,16 +111,19 @@ def _refuse_texts(report: Report, part: Part, parts: Mapping[str, Part], attribu
 
 def with_periods(found: Mapping[str, SignalConfig], names: Collection[str]) -> dict[str, SignalConfig]:
     """A formula without a period of its own comes as seldom as the slowest of its inputs."""
-    uses = {key: _names_in(signal.formula, names) for key, signal in found.items()}
+    uses = {key: _names_in(signal.formula, names) for key, signal in found.items() if signal.formula is not None}
 
     def period(key: str, seen: frozenset[str]) -> int:
         signal = found[key]
-        inputs = [used for used in uses[key] if used in found and used not in seen]
-        if signal.formula is None or signal.every_written or not inputs:
+        inputs = [used for used in uses.get(key, ()) if used in found and used not in seen]
+        if signal.every_written or not inputs:
             return signal.every_us
         return max(period(used, seen | {key}) for used in inputs)
 
-    return {key: replace(signal, every_us=period(key, frozenset())) for key, signal in found.items()}
+    return {
+        key: signal if signal.formula is None else replace(signal, every_us=period(key, frozenset()))
+        for key, signal in found.items()
+    }
 
 
 def _type(report: Report, part: Part, types: Part | None) -> Table | None:
