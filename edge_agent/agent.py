@@ -315,7 +315,9 @@ class _Agent:
             self.untold = _Untold(known_us, unset)
         plant = compile_plant(self.config, self.detectors)
         text = configuration.pack(self.config)
-        old = self._old_plant(recovery.config_json, text, plant)
+        # In its first minute a store has no snapshot, and what it has was judged by the configuration that it keeps.
+        kept = self.store.load_config() if recovery.snapshot is None else None
+        old = self._old_plant(kept[0] if kept else recovery.config_json, text, plant)
         rows: dict[str, int] = {}
         state = resume.replayed(old, recovery, rows, self.store.load_text(TICKED))
         orphans: list[Event] = []

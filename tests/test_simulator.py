@@ -175,6 +175,21 @@ def test_whatever_happens_all_that_was_due_arrives_and_nothing_is_untrue(group: 
         assert here.broker.retained[f"{ROOT_TOPIC}/status"] == b'{"state":"stopped"}'
 
 
+def test_who_was_killed_in_its_first_minute_goes_on_from_what_it_had_judged_by_the_norms_of_then() -> None:
+    with tempfile.TemporaryDirectory(prefix="edge-agent-sim-", dir=scratch()) as folder:
+        here = World(541, Path(folder), storm.PLANT)
+
+        def limited() -> None:
+            here.config["machines"]["pump"]["signals"]["pressure"]["norm"]["warning"]["high"] = 45
+            here.write_config()
+
+        # Raised at 2 s, cleared at 16 s; by the norm of the next run it would stand still. No snapshot has been written yet.
+        here.acts = acts((18.8, "another norm", limited), (19, "cut", lambda: "cut"))
+        here.play(here.began_us + 60 * SECOND + SECOND // 2)
+        assert len(here.lives) == 2
+        assert [c for c in verdict.complaints(here, still=["press", "fan"]) if "never raised" in c] == []
+
+
 # --- the simulator finds what is broken ---
 
 
