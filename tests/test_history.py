@@ -462,6 +462,31 @@ def test_what_was_moved_and_let_go_before_is_not_missing_to_the_next_epoch(
         assert room.history.status()["missing"] == 1, "what is really gone is still counted"
 
 
+def in_journal(room: Room, asked: str, *values: object) -> None:
+    """What a disk may do to the journal's file."""
+    with contextlib.closing(sqlite3.connect(room.folder / disk.FILE)) as db, db:
+        db.execute(asked, values)
+
+
+def test_a_damaged_batch_of_the_journal_is_counted_once_and_the_others_are_moved(
+    tmp_path: Path, clock: StandingClock
+) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(1)
+        room.beats(60)
+        last = batches(room)[-1]
+        for number in (last - 3, last):
+            in_journal(room, "UPDATE batches SET frames = zeroblob(100) WHERE id = ?", number)
+        assert room.move()
+        assert room.history.status()["missing"] == 2
+    with Room(tmp_path, clock) as room:
+        room.beats(10)
+        assert room.move()
+        assert room.history.status()["missing"] == 2, "told once"
+        with open_past(tmp_path) as found:
+            assert len([item for item in found.frames() if isinstance(item.what, Kept)]) == 20 * (12 + 1 - 2)
+
+
 def batches(room: Room) -> list[int]:
     return [number for (number,) in room.store._reader.execute("SELECT id FROM batches ORDER BY id")]
 

@@ -298,7 +298,8 @@ class History:
         last = found.batches[-1][0] if found.batches else 0
         for row in found.batches:
             number, epoch = row[0], row[1]
-            items = None if self._position.has_batch(epoch, number) else items_of(row, found.layouts, found.stamps)
+            had = self._position.has_batch(epoch, number)
+            items = None if had else items_of(row, found.layouts, found.stamps)
             hole = number - _before(moved, epoch, number, after) - 1
             if after and items is not None and hole > 0:
                 missing += hole
@@ -310,11 +311,11 @@ class History:
                 else:
                     groups.setdefault((epoch, item.layout), []).append(Placed(place, item))
                 place += 1
-            if items is not None:
-                moved[epoch] = (number, moved.get(epoch, (0, 0))[1])
-            if items == []:
+            if items is None and not had:
                 missing += 1
                 log.error("history_misses_batches", batches=1, damaged=number)
+            if not had and (items is not None or epoch in moved):  # of a damaged one, where its epoch makes sense
+                moved[epoch] = (number, moved.get(epoch, (0, 0))[1])
         added = [
             self._put_block(db, stretch.gathered(layout, epoch, frames), last)
             for (epoch, layout), frames in groups.items()
