@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from edge_agent.contract import CODE_MASK, Frame, Quality
 from edge_agent.records import Command, Gap, GapCause, JudgedFrame, Layout
@@ -485,6 +486,42 @@ def test_a_damaged_batch_of_the_journal_is_counted_once_and_the_others_are_moved
         assert room.history.status()["missing"] == 2, "told once"
         with open_past(tmp_path) as found:
             assert len([item for item in found.frames() if isinstance(item.what, Kept)]) == 20 * (12 + 1 - 2)
+
+
+NO_TEXT = "CAST(x'ff6b33' AS TEXT)"
+
+
+@pytest.mark.parametrize("harm", [f"epoch = {NO_TEXT}", "seq_to = NULL", "frames = 7", "id = id"])
+def test_a_row_of_the_journal_that_cannot_be_read_holds_up_no_other(
+    tmp_path: Path, clock: StandingClock, harm: str
+) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(1)
+        room.beats(100)
+        in_journal(room, f"UPDATE batches SET {harm} WHERE id = ?", batches(room)[-3])
+        in_journal(room, f"UPDATE notices SET kind = {NO_TEXT} WHERE seq = (SELECT max(seq) FROM notices)")
+        assert room.move()
+        assert room.history.status()["state"] == "ok"
+        assert room.history._file.execute("SELECT count(*) FROM events").fetchone() == (5,), "of six"
+        assert room.history.status().get("missing", 0) == (harm != "id = id")
+        assert room.history._position.moved[room.store.epoch][0] == batches(room)[-1]
+
+
+def test_a_journal_that_cannot_be_read_is_told_once_and_mends_itself(tmp_path: Path, clock: StandingClock) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(1)
+        room.beats(60)
+        in_journal(room, "ALTER TABLE batches RENAME TO lost")
+        with capture_logs() as logs:
+            assert not room.move()
+            assert not room.move()
+        assert [each["event"] for each in logs].count("history_waits") == 1
+        assert room.history.status()["state"] == "failing"
+        assert "the journal cannot be read" in room.history.status()["reason"]
+        room.beats(10)
+        assert room.move()
+        assert room.history.status()["state"] == "ok"
+        assert read(tmp_path)[-1] == room.put[-1]
 
 
 def batches(room: Room) -> list[int]:

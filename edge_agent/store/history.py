@@ -155,7 +155,9 @@ class History:
                 while await self._in_thread(self._bounded):
                     pass
             except _JournalAway as error:
-                log.warning("history_waits", fault=str(error))
+                if self.fault is None:
+                    log.warning("history_waits", fault=str(error))
+                self.fault = f"the journal cannot be read: {error}"
                 return False
             except FAULTS as error:
                 self._failed(error)

@@ -59,6 +59,8 @@ AGE_LOOK_EVERY = 60
 MOVE_BYTES = 8_000_000
 """bytes of readings after which the history should take what is new; earlier where the buffer is small."""
 NOTICES_A_MOVE = 2_000
+WIDTHS = {"batches": 10, "notices": 5}
+"""Columns beside the number."""
 TOLD_SINCE = "SELECT * FROM notices WHERE seq > ? AND kind = 'warnings' ORDER BY seq"
 SEQ_MAX = 2**63 - 1
 NEAR_US = 400 * 86_400 * SECOND_US
@@ -535,10 +537,16 @@ class Store:
         stamps = self._settled.copy()
         # What may still come right stays here, unless for days nobody sets the clock.
         until = stamps.doubtful_from() if self._size < self.max_size // 2 else None
-        # In the commit thread: nothing is read while a damaged file is put aside.
-        return await loop.run_in_executor(
-            self._thread, self._to_move, (batch, seq), until or SEQ_MAX, most, dict(self._known), stamps
-        )
+        if self._broken is not None:
+            raise sqlite3.OperationalError(f"it is being mended: {self._broken}")
+        try:
+            # In the commit thread: nothing is read while a damaged file is put aside.
+            return await loop.run_in_executor(
+                self._thread, self._to_move, (batch, seq), until or SEQ_MAX, most, dict(self._known), stamps
+            )
+        except disk.FAULTS as error:
+            self._unreadable(error)
+            raise
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
@@ -893,17 +901,30 @@ class Store:
     ) -> Moving:
         """after: (batch, seq). until: the first number that stays."""
         batches, size = [], 0
-        for row in self._db.execute("SELECT * FROM batches WHERE id > ? ORDER BY id", (after[0],)):
-            if row[3] >= until:
-                break
+        for (number,) in self._db.execute("SELECT id FROM batches WHERE id > ? ORDER BY id", (after[0],)):
+            row = self._row("batches", number)
+            if rows.sound(row):
+                if row[3] >= until:
+                    break
+                size += len(row[9])
             batches.append(row)
-            size += len(row[9] or b"")
             if size >= most:
                 break
-        notices = self._db.execute(
-            "SELECT * FROM notices WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?", (after[1], until, NOTICES_A_MOVE)
+        numbers = self._db.execute(
+            "SELECT seq FROM notices WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?", (after[1], until, NOTICES_A_MOVE)
         ).fetchall()
+        notices = [self._row("notices", seq) for (seq,) in numbers]
         return Moving(batches, notices, layouts, stamps, size >= most or len(notices) == NOTICES_A_MOVE)
+
+    def _row(self, table: str, number: int) -> tuple[Any, ...]:
+        """A row, read by itself: one that cannot be read has nothing but its number, is not sound, and holds up no other."""
+        try:
+            found = self._db.execute(f"SELECT * FROM {table} WHERE {disk.KEYS[table]} = ?", (number,)).fetchone()  # noqa: S608
+        except disk.FAULTS as error:
+            if not disk.is_damage(error):
+                raise
+            found = None
+        return tuple(found) if found is not None else (number, *[None] * WIDTHS[table])
 
     def _agent_time(self, number: int) -> int:
         """The agent's clock at the last row of a batch; 0 where that cannot be read."""
