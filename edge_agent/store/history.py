@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -31,7 +31,7 @@ from edge_agent.store.journal import Moving
 from edge_agent.store.rows import Kept
 from edge_agent.store.shelf import Piece, Position
 from edge_agent.store.stamps import Stamps
-from edge_agent.store.stretch import Placed, Stretch
+from edge_agent.store.stretch import Axis, Placed, Stretch
 
 log = structlog.get_logger(__name__)
 
@@ -374,6 +374,7 @@ class History:
                 log.error("history_misses_notice", seq=seq)
             elif not self._position.has_seq(epoch, seq):
                 right = found.stamps.right_notice(payload, seq)
+                closed = closed_of(found.stamps, seq, closed)
                 shelf.put(db, "events", (epoch, seq, machine, kind, closed, right), numbered=True)
                 moved[epoch] = (moved.get(epoch, (0, 0))[0], seq)
         return replace(position, moved=moved)
@@ -503,10 +504,7 @@ class History:
     def _drop_old(self) -> bool:
         """Too old by both clocks: a wall clock may step by years and back."""
         db = self._file
-        (newest,) = db.execute(
-            "SELECT max(ifnull((SELECT t_to FROM axes ORDER BY id DESC LIMIT 1), 0), "
-            "ifnull((SELECT t_to FROM blocks ORDER BY id DESC LIMIT 1), 0))"
-        ).fetchone()
+        newest = self._newest(db)
         before = self._clock.wall_us() - self.keep_us
         found = db.execute("SELECT id, ts_to, t_to FROM axes ORDER BY id LIMIT ?", (AXES_AT_ONCE * 4,)).fetchall()
         old = [axis for axis, ts_to, t_to in found if ts_to < before and t_to < newest - self.keep_us]
@@ -516,6 +514,15 @@ class History:
         row = db.execute("SELECT ts_from FROM axes ORDER BY id LIMIT 1").fetchone()
         kept = [each.ts_from for each in self._open.values()] + ([row[0]] if row else [])
         return self._drop_told(min([before, *kept]))
+
+    @staticmethod
+    def _newest(db: sqlite3.Connection) -> int:
+        """The agent's clock at the last row that came here."""
+        (newest,) = db.execute(
+            "SELECT max(ifnull((SELECT t_to FROM axes ORDER BY id DESC LIMIT 1), 0), "
+            "ifnull((SELECT t_to FROM blocks ORDER BY id DESC LIMIT 1), 0))"
+        ).fetchone()
+        return int(newest)
 
     def _drop_excess(self) -> bool:
         db = self._file
@@ -558,16 +565,40 @@ class History:
         return min(found)
 
     def _drop_told(self, before: int | None) -> bool:
-        """Events older than this; the oldest whatever they are when None."""
+        """Events older than this by both clocks; the oldest whatever they are when None."""
         db = self._file
-        newest = self._clock.wall_us() + DAY_US * 36_500 if before is None else before
-        found = db.execute(
-            "SELECT id FROM events WHERE closed < ? ORDER BY closed LIMIT ?", (newest, EVENTS_AT_ONCE)
-        ).fetchall()
+        if before is None:
+            found = db.execute("SELECT id FROM events ORDER BY closed LIMIT ?", (EVENTS_AT_ONCE,)).fetchall()
+        elif db.execute("SELECT 1 FROM events WHERE closed < ? LIMIT 1", (before,)).fetchone():
+            epoch, seq = self._last_old(db)
+            earlier = [] if not epoch else list(takewhile(lambda each: each != epoch, self._position.moved))
+            marks = ",".join("?" * len(earlier))
+            found = db.execute(
+                f"SELECT id FROM events WHERE closed < ? AND (epoch = ? AND seq < ? OR epoch IN ({marks})) "  # noqa: S608
+                "ORDER BY closed LIMIT ?",
+                (before, epoch, seq, *earlier, EVENTS_AT_ONCE),
+            ).fetchall()
+        else:
+            found = []
         if found:
             with self._transaction():
                 db.executemany("DELETE FROM events WHERE id = ?", found)
         return bool(found)
+
+    def _last_old(self, db: sqlite3.Connection) -> tuple[str, int]:
+        """(epoch, seq) of the last reading that is too old by the agent's own clock; ("", 0) where nobody can tell.
+
+        An event has a wall clock's time alone; its number says before which readings it came.
+        """
+        since = self._newest(db) - self.keep_us
+        for table in ("axes", "blocks"):
+            asked = f"SELECT * FROM {table} WHERE t_to >= ? ORDER BY id LIMIT ?"  # noqa: S608 - ours
+            for row in db.execute(asked, (since, AXES_AT_ONCE)):
+                axis = axis_of(row, in_block=table == "blocks")
+                old = () if axis is None else axis.seqs[axis.t < since]
+                if np.any(old):
+                    return row[2], int(np.max(old))
+        return "", 0
 
     def _shrink(self) -> None:
         """Give pages back where the file is larger than it may be now; else they wait for what comes."""
@@ -590,6 +621,14 @@ def unpacked(row: tuple[Any, ...], layout: Layout | None) -> Stretch | None:
         return None
     with contextlib.suppress(*chunks.DAMAGED, *rows.UNREADABLE):
         return stretch.unpack_block(row[-2], layout, row[2])
+    return None
+
+
+def axis_of(row: tuple[Any, ...], *, in_block: bool) -> Axis | None:
+    """The axis of a row of `axes` or `blocks`; None when it is damaged."""
+    if rows.sound(row):
+        with contextlib.suppress(*chunks.DAMAGED):
+            return stretch.unpack_axis(chunks.parted(row[-2])[0] if in_block else row[-2])
     return None
 
 
@@ -629,6 +668,14 @@ def epoch_of(row: tuple[Any, ...]) -> str | None:
     with contextlib.suppress(ValueError, KeyError, TypeError):
         return str(messages.loads(row[4])["epoch"])
     return None
+
+
+def closed_of(stamps: Stamps, seq: int, closed: int) -> int:
+    """When a notice got its number, put right as its message is."""
+    span = stamps.span_of(seq) if stamps.spans else None
+    if span is None or not (span.from_us - SECOND_US <= closed and (span.to_us is None or closed <= span.to_us)):
+        return closed
+    return closed + (stamps.correction_us(span.number, seq) or 0)
 
 
 def _before(moved: dict[str, tuple[int, int]], epoch: str, number: int, after: int) -> int:

@@ -358,11 +358,12 @@ def _copied(db: sqlite3.Connection, old: sqlite3.Connection, table: str, progres
 
 
 def _guessed_position(db: sqlite3.Connection) -> None:
-    """The rows say what was moved last: each knows the batch, and each event its number."""
+    """The rows say what was moved last: each knows the batch, and each event its number. The oldest epoch comes first."""
     moved: dict[str, tuple[int, int]] = {}
     place = 0
-    for table in ("blocks", "axes"):
-        for epoch, batch, last in db.execute(f"SELECT epoch, max(batch), max(place_to) FROM {table} GROUP BY epoch"):  # noqa: S608
+    for table in ("axes", "blocks"):
+        asked = f"SELECT epoch, max(batch), max(place_to) FROM {table} GROUP BY epoch ORDER BY max(place_to)"  # noqa: S608
+        for epoch, batch, last in db.execute(asked):
             moved[epoch] = (max(moved.get(epoch, (0, 0))[0], batch), 0)
             place = max(place, last)
     for epoch, seq in db.execute("SELECT epoch, max(seq) FROM events GROUP BY epoch"):
