@@ -604,6 +604,44 @@ def _read_what_can_be(folder: Path) -> list[tuple[Any, ...]]:
     return found
 
 
+def in_history(folder: Path, *asked: str) -> None:
+    """What a disk may do to the history's file."""
+    with contextlib.closing(sqlite3.connect(folder / shelf.FILE)) as db, db:
+        for each in asked:
+            db.execute(each)
+
+
+def test_a_damaged_history_that_cannot_be_saved_takes_no_space_and_is_saved_later(
+    tmp_path: Path, clock: StandingClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(2)
+        put = room.put
+    in_history(tmp_path, "UPDATE meta SET crc = 1")
+
+    def full(*_: object, **__: object) -> None:
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    with Room(tmp_path, clock) as room:
+        with monkeypatch.context() as patch:
+            patch.setattr(shelf, "put", full)
+            assert not room.move()
+            assert "full" in room.history.status()["reason"]
+            assert not list(tmp_path.glob("*.new*"))
+        with monkeypatch.context() as patch:
+            usage = shutil.disk_usage(tmp_path)
+            patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+            assert not room.move()
+            assert "make room" in room.history.status()["reason"]
+            assert room.store.status()["state"] == "ok"
+        assert not list(tmp_path.glob("*.damaged-*"))
+        assert room.move()
+        assert room.history.status()["state"] == "ok"
+        assert read(tmp_path) == put
+
+
 # --- bounds -----------------------------------------------------------------------------------------------------------------
 
 

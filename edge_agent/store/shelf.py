@@ -6,6 +6,7 @@ and no row is believed whose checksum is wrong; what was wrong is left out and c
 
 import contextlib
 import math
+import shutil
 import sqlite3
 import struct
 import zlib
@@ -316,18 +317,25 @@ def read_only(path: Path) -> sqlite3.Connection:
 
 
 def saved(folder: Path, wall: int, fault: str, progress: disk.Progress = lambda: None) -> sqlite3.Connection:
-    """A new file with every row of the old one that can be read and is sound; the old one is kept beside it."""
+    """A new file with every row of the old one that can be read and is sound; the old one is kept beside it.
+
+    Raises OSError or sqlite3.Error, and then all is as it was.
+    """
     path, fresh = folder / FILE, folder / f"{FILE}.new"
-    for suffix in ("", "-wal", "-shm"):
-        fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
+    _removed(fresh)
     for earlier in folder.glob(f"{FILE}.damaged-*"):
         earlier.unlink(missing_ok=True)
-    with contextlib.closing(_connect(fresh)) as db, contextlib.closing(disk.connect(path)) as old:
-        old.execute("PRAGMA writable_schema=ON")
-        db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
-        count = sum(_copied(db, old, table, progress) for table in TABLES)
-        if read_position(db) is None:
-            _guessed_position(db)
+    _room(path, fault)
+    try:
+        with contextlib.closing(_connect(fresh)) as db, contextlib.closing(disk.connect(path)) as old:
+            old.execute("PRAGMA writable_schema=ON")
+            db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
+            count = sum(_copied(db, old, table, progress) for table in TABLES)
+            if read_position(db) is None:
+                _guessed_position(db)
+    except BaseException:
+        _removed(fresh)  # the journal needs its space
+        raise
     aside = folder / f"{FILE}.damaged-{wall // SECOND_US}"
     for suffix in ("-wal", "-shm", ""):
         part = path.with_name(path.name + suffix)
@@ -336,6 +344,23 @@ def saved(folder: Path, wall: int, fault: str, progress: disk.Progress = lambda:
     fresh.replace(path)
     log.error("history_damaged", fault=fault, kept_as=str(aside), saved=count)
     return _connect(path)
+
+
+def _removed(fresh: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
+
+
+def _room(path: Path, fault: str) -> None:
+    """Raises OSError where the disk has no room for a second file: the copy would take from the journal what it needs."""
+    parts = (path, path.with_name(f"{path.name}-wal"))
+    needed = sum(part.stat().st_size for part in parts if part.exists()) + WAL_KEPT
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise OSError(
+            f"{path} is damaged ({fault}), and saving its rows into a new file needs {needed / 1e6:.0f} MB, "
+            f"of which {free / 1e6:.0f} are free: make room, or move the file away to begin a new history"
+        )
 
 
 SAVED_AT_ONCE = 500
