@@ -642,6 +642,27 @@ def test_a_damaged_history_that_cannot_be_saved_takes_no_space_and_is_saved_late
         assert read(tmp_path) == put
 
 
+@pytest.mark.parametrize("rebuilt", [True, False])
+def test_what_was_damaged_gives_its_number_to_nothing_else(tmp_path: Path, clock: StandingClock, rebuilt: bool) -> None:
+    """The last axis and the last configuration are lost, with and without a new file."""
+    with Room(tmp_path, clock) as room:
+        room.turns(14)
+        known = set(room.put)
+    last = "id = (SELECT max(id) FROM {})"
+    if rebuilt:
+        harm = [f"UPDATE {t} SET crc = 1 WHERE {last.format(t)}" for t in ("axes", "texts")]
+        in_history(tmp_path, *harm, "UPDATE meta SET crc = 1")
+    else:
+        in_history(tmp_path, *(f"DELETE FROM {t} WHERE {last.format(t)}" for t in ("axes", "texts")))
+    with Room(tmp_path, clock) as room:
+        room.number = 2_000
+        room.turns(8)
+        for item in read(tmp_path):
+            assert item in known or item in room.put, "never what was put by nobody"
+        asked = "SELECT count(*) FROM chunks WHERE id >> 20 NOT IN (SELECT id FROM axes)"
+        assert bool(room.history._file.execute(asked).fetchone()[0]) != rebuilt
+
+
 # --- bounds -----------------------------------------------------------------------------------------------------------------
 
 

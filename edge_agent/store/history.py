@@ -338,7 +338,10 @@ class History:
         sha = hashlib.sha256(text.encode()).hexdigest()
         row = db.execute("SELECT id FROM texts WHERE sha = ?", (sha,)).fetchone()
         if row is None:
-            row = db.execute("SELECT ifnull(max(id), 0) + 1 FROM texts").fetchone()
+            # Not one that a command has whose text was damaged.
+            row = db.execute(
+                "SELECT max(ifnull((SELECT max(id) FROM texts), 0), ifnull((SELECT max(text) FROM commands), 0)) + 1"
+            ).fetchone()
             shelf.put(db, "texts", (row[0], sha, zlib.compress(text.encode())))
         return int(row[0])
 
@@ -472,7 +475,11 @@ class History:
         return (parts, None) if whole_of_it else (parts[:-1], parts[-1])
 
     def _put_axis(self, db: sqlite3.Connection, key: _Key, part: Stretch, batch: int) -> None:
-        (number,) = db.execute("SELECT ifnull(max(id), 0) + 1 FROM axes").fetchone()
+        # Not one that chunks have whose axis was damaged.
+        highest, chunk = db.execute(
+            "SELECT ifnull((SELECT max(id) FROM axes), 0), ifnull((SELECT max(id) FROM chunks), 0)"
+        ).fetchone()
+        number = max(highest, chunk >> shelf.COLUMN_BITS) + 1
         blob = stretch.pack_axis(part.axis)
         shelf.put(db, "axes", (number, *_about(key.layout, part), batch, blob))
         self.written_bytes += len(blob)

@@ -331,6 +331,8 @@ def saved(folder: Path, wall: int, fault: str, progress: disk.Progress = lambda:
             old.execute("PRAGMA writable_schema=ON")
             db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
             count = sum(_copied(db, old, table, progress) for table in TABLES)
+            # Nobody can read a column without its axis.
+            db.execute("DELETE FROM chunks WHERE id >> ? NOT IN (SELECT id FROM axes)", (COLUMN_BITS,))
             if read_position(db) is None:
                 _guessed_position(db)
     except BaseException:
