@@ -683,6 +683,31 @@ def test_what_is_older_than_asked_goes_and_what_was_in_force_then_stays(tmp_path
         ][-sum(isinstance(item.what, Kept) for item in items) :]
 
 
+def test_what_a_machine_had_before_its_columns_changed_goes_too(tmp_path: Path, clock: StandingClock) -> None:
+    """With the events and the configurations of then."""
+    with Room(tmp_path, clock) as room:
+        room.history.limit(2 * history.DAY_US, 10**9)
+        room.beats(60)
+        assert room.move()
+        changed, first = Layout("press", ("oil",), ()), int(clock.wall_us())
+        room.store.use_layouts([changed])
+        for number in range(5 * 48):
+            clock.move(1_800 * SECOND)
+            room.number = number
+            if number % 24 == 0:
+                room.command()
+            room.store.put([judged(changed, clock, number, room.rng)])
+            if number % 4 == 3:
+                commit(room.store)
+                assert room.move(), room.history.fault
+        with open_past(tmp_path) as found:
+            items = [item.what for item in found.frames()]
+            kept = [int(item.judged.frame.ts[0]) for item in items if isinstance(item, Kept)]
+            assert first + 2 * history.DAY_US < min(kept) < clock.wall_us() - 2 * history.DAY_US
+            assert min(told.closed_us for told in found.events(0, 2**62)) > first + 2 * history.DAY_US
+            assert len(found.commands()) < 10
+
+
 def test_a_wall_clock_that_jumps_by_years_deletes_nothing(tmp_path: Path, clock: StandingClock) -> None:
     with Room(tmp_path, clock) as room:
         room.history.limit(3_600 * SECOND * 2, 10**9)

@@ -85,15 +85,17 @@ class _Key(NamedTuple):
 
 @dataclass(slots=True)
 class _Open:
-    """The blocks of a machine that are not packed yet. ts_from, ts_to: of their rows, µs."""
+    """The blocks of a machine that are not packed yet. ts_from, ts_to: of their rows, µs; t_to: of the last, by the agent's clock."""
 
     blocks: int = 0
     rows: int = 0
     ts_from: int = 0
     ts_to: int = 0
+    t_to: int = 0
 
-    def add(self, count: int, ts_from: int, ts_to: int) -> None:
+    def add(self, count: int, ts_from: int, ts_to: int, t_to: int) -> None:
         if count:
+            self.t_to = max(self.t_to, t_to)
             self.ts_from = min(self.ts_from, ts_from) if self.rows else ts_from
             self.ts_to = max(self.ts_to, ts_to) if self.rows else ts_to
         self.blocks += 1
@@ -243,10 +245,10 @@ class History:
             "ifnull((SELECT max(signal) FROM chunks), 0)"
         ).fetchone()
         self._open = {}
-        for layout, epoch, count, ts_from, ts_to in self._db.execute(
-            "SELECT layout, epoch, rows, ts_from, ts_to FROM blocks ORDER BY id"
+        for layout, epoch, *about in self._db.execute(
+            "SELECT layout, epoch, rows, ts_from, ts_to, t_to FROM blocks ORDER BY id"
         ):
-            self._open.setdefault(_Key(layout, epoch), _Open()).add(count, ts_from, ts_to)
+            self._open.setdefault(_Key(layout, epoch), _Open()).add(*about)
         self._measure()
 
     def _measure(self) -> None:
@@ -289,12 +291,12 @@ class History:
             self._layouts, self._signals = layouts, signals
             raise
         self._position = position
-        for key, count, ts_from, ts_to in added:
-            self._open.setdefault(key, _Open()).add(count, ts_from, ts_to)
+        for key, *about in added:
+            self._open.setdefault(key, _Open()).add(*about)
 
     def _put_batches(
         self, db: sqlite3.Connection, found: Moving, after: int
-    ) -> tuple[Position, list[tuple[_Key, int, int, int]]]:
+    ) -> tuple[Position, list[tuple[_Key, int, int, int, int]]]:
         place, missing, moved = self._position.place, self._position.missing, dict(self._position.moved)
         groups: dict[tuple[str, Layout], list[Placed]] = {}
         last = found.batches[-1][0] if found.batches else 0
@@ -345,13 +347,13 @@ class History:
             shelf.put(db, "texts", (row[0], sha, zlib.compress(text.encode())))
         return int(row[0])
 
-    def _put_block(self, db: sqlite3.Connection, part: Stretch, batch: int) -> tuple[_Key, int, int, int]:
+    def _put_block(self, db: sqlite3.Connection, part: Stretch, batch: int) -> tuple[_Key, int, int, int, int]:
         number = self._number_of(db, part.layout)
         blob = stretch.pack_block(part)
-        shelf.put(db, "blocks", (*_about(number, part), batch, blob), numbered=True)
+        about = _about(number, part)
+        shelf.put(db, "blocks", (*about, batch, blob), numbered=True)
         self.written_bytes += len(blob)
-        ts_from, ts_to = _reach(part.axis.ts)
-        return _Key(number, part.epoch), len(part.axis.ts), ts_from, ts_to
+        return _Key(number, part.epoch), *about[-4:]
 
     def _number_of(self, db: sqlite3.Connection, layout: Layout) -> int:
         number = self._layouts.get(layout)
@@ -385,13 +387,24 @@ class History:
     # --- the thread: packing ------------------------------------------------------------------------------------------
 
     def _ripe(self) -> list[_Key]:
+        latest = self._latest()
         return [
-            key for key, each in self._open.items() if self._is_of_before(key) or _is_ripe(each, self._rows_max(key))
+            key for key, each in self._open.items() if self._is_left(key, latest) or _is_ripe(each, self._rows_max(key))
         ]
 
-    def _is_of_before(self, key: _Key) -> bool:
-        """Whether the store counts under another epoch by now: nothing more comes to these."""
-        return key.epoch != next(reversed(self._open)).epoch
+    def _latest(self) -> tuple[str, int]:
+        """The epoch under which the store counts now, and the agent's clock at the last row of it."""
+        epoch = next((key.epoch for key in reversed(self._open)), "")
+        return epoch, max((each.t_to for key, each in self._open.items() if key.epoch == epoch), default=0)
+
+    def _is_left(self, key: _Key, latest: tuple[str, int]) -> bool:
+        """Whether nothing more comes to these: the store counts under another epoch by now, or the machine has other columns.
+
+        What has not grown for a day counts as that; what comes all the same has a chunk of its own.
+        """
+        epoch, newest = latest
+        its = self._open[key]
+        return key.epoch != epoch or (its.rows > 0 and newest - its.t_to > DAY_US)
 
     def _ripe_count(self) -> int:
         """How many machines are packed in this turn."""
@@ -419,7 +432,7 @@ class History:
             raise
         left = _Open()
         for about in self._file.execute(
-            "SELECT rows, ts_from, ts_to FROM blocks WHERE layout = ? AND epoch = ?", (key.layout, key.epoch)
+            "SELECT rows, ts_from, ts_to, t_to FROM blocks WHERE layout = ? AND epoch = ?", (key.layout, key.epoch)
         ):
             left.add(*about)
         if left.blocks:
@@ -471,7 +484,9 @@ class History:
             for a, b in pairwise(edges)
             for first, last in _in_pieces(starts, a, b, most)
         ]
-        whole_of_it = len(edges) == 2 or each.rows >= most or each.blocks >= BLOCKS_MAX or self._is_of_before(key)
+        whole_of_it = (
+            len(edges) == 2 or each.rows >= most or each.blocks >= BLOCKS_MAX or self._is_left(key, self._latest())
+        )
         return (parts, None) if whole_of_it else (parts[:-1], parts[-1])
 
     def _put_axis(self, db: sqlite3.Connection, key: _Key, part: Stretch, batch: int) -> None:
