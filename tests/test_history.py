@@ -663,6 +663,23 @@ def test_what_was_damaged_gives_its_number_to_nothing_else(tmp_path: Path, clock
         assert bool(room.history._file.execute(asked).fetchone()[0]) != rebuilt
 
 
+def test_a_history_that_forgot_how_far_it_has_come_moves_nothing_twice(tmp_path: Path, clock: StandingClock) -> None:
+    """All of it was packed, and the journal has it still."""
+    with Room(tmp_path, clock) as room:
+        room.turns(1)
+        its = room.history
+        for layout, number in its._layouts.items():
+            key = history._Key(number, room.store.epoch)
+            its._put_packed(key, *its._blocks(key, layout))
+        put, asked = room.put, "SELECT (SELECT count(*) FROM blocks), (SELECT count(*) FROM events)"
+        assert its._file.execute(asked).fetchone() == (0, 2)
+    in_history(tmp_path, "UPDATE meta SET crc = 1")
+    with Room(tmp_path, clock) as room:
+        assert room.move()
+        assert room.history._file.execute(asked).fetchone() == (0, 2)
+        assert read(tmp_path) == put
+
+
 # --- bounds -----------------------------------------------------------------------------------------------------------------
 
 

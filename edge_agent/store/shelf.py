@@ -244,7 +244,8 @@ def _prepared(db: sqlite3.Connection, path: Path) -> None:
         db.execute(f"PRAGMA user_version = {version}")
         db.execute("COMMIT")
     db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT")
-    if read_position(db) is None and db.execute("SELECT EXISTS (SELECT 1 FROM blocks)").fetchone() != (0,):
+    moved = ("blocks", "axes", "events", "commands")
+    if read_position(db) is None and any(db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in moved):  # noqa: S608
         raise disk.Damaged("how far it has come cannot be read")
     for table in ("layouts", "signals"):
         if not all(rows.sound(row) for row in db.execute(f"SELECT * FROM {table}")):  # noqa: S608
