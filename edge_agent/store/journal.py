@@ -874,7 +874,7 @@ class Store:
             "WHERE id < (SELECT max(id) FROM batches) ORDER BY id"
         )
         last, gone, seq_to, ts_from, ts_to = 0, 0, 0, 0, 0
-        for number, first, end, size, from_ts, to_ts, closed, told in found:
+        for number, first, end, size, from_ts, to_ts, closed, told in _numbers(found):
             old = closed < oldest[0] and number <= snapshot and self._agent_time(number) < oldest[1]
             if gone >= excess and not old:
                 break
@@ -889,7 +889,7 @@ class Store:
         """(seq, closed) of so many bytes of them."""
         found: list[tuple[int, int]] = []
         told = "SELECT seq, closed, length(payload) FROM notices WHERE kind = 'warnings' ORDER BY seq"
-        for seq, closed, size in self._db.execute(told):
+        for seq, closed, size in _numbers(self._db.execute(told)):
             if excess <= 0:
                 break
             found.append((seq, closed))
@@ -1047,12 +1047,12 @@ class Store:
         """What was delivered before this snapshot covered it. Returns as `_prune`."""
         db, freed = self._db, 0
         found = db.execute("SELECT seq, length(payload) + ? FROM notices WHERE seq <= ?", (NOTICE_ROW, told))
-        gone = [(seq, size) for seq, size in found if seq in done]
+        gone = [(seq, size) for seq, size in _numbers(found) if seq in done]
         db.executemany("DELETE FROM notices WHERE seq = ?", [(seq,) for seq, _ in gone])
         found = db.execute(
             "SELECT id, seq_from, seq_to, messages FROM batches WHERE id > ? AND id <= ?", (self._pruned_to, snapshot)
         )
-        for number, first, last, count in found.fetchall():
+        for number, first, last, count in list(_numbers(found)):
             if not count or done.count(first, last) > last - first:
                 freed += _deleted(db, "id = ?", (number,))
         self._pruned_to = snapshot
@@ -1113,7 +1113,7 @@ class Store:
         )
         found: list[Committed] = []
         looked = 0
-        for number, first, last in batches:
+        for number, first, last in _numbers(batches):
             if self._done.count(first, last) <= last - first:
                 found += [each for each in self._of_batch(number) if each.seq > after and each.seq not in self._done]
                 looked += 1
@@ -1203,7 +1203,9 @@ class Store:
         return min((closed for closed in firsts if closed is not None), default=None)
 
     def _first_due(self, found: Iterable[tuple[int, int, int]]) -> int | None:
-        due = ((last, closed) for first, last, closed in found if self._done.count(first, last) <= last - first)
+        due = (
+            (last, closed) for first, last, closed in _numbers(found) if self._done.count(first, last) <= last - first
+        )
         return next((self._closed_us(last, closed) for last, closed in due), None)
 
     @property
@@ -1354,6 +1356,14 @@ def _near(ts: Any, sane: int) -> int:
 def _layout_row(number: int, layout: Layout) -> tuple[Any, ...]:
     signals, states = orjson.dumps(layout.signals).decode(), orjson.dumps(layout.states).decode()
     return number, layout.machine, signals, states, rows.checksum(number, layout.machine, signals, states)
+
+
+def _numbers(found: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """Rows of whole numbers. Raises sqlite3.DatabaseError where one has something else: its file is damaged, and is mended."""
+    for row in found:
+        if not all(isinstance(each, int) for each in row):
+            raise sqlite3.DatabaseError("a row of the journal has something else where a number must be")
+        yield row
 
 
 def _first_beyond(db: sqlite3.Connection, seq: int) -> int:
