@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from edge_agent.contract import CODE_MASK, Frame, Quality
 from edge_agent.records import Command, Gap, GapCause, JudgedFrame, Layout
@@ -462,6 +463,67 @@ def test_what_was_moved_and_let_go_before_is_not_missing_to_the_next_epoch(
         assert room.history.status()["missing"] == 1, "what is really gone is still counted"
 
 
+def in_journal(room: Room, asked: str, *values: object) -> None:
+    """What a disk may do to the journal's file."""
+    with contextlib.closing(sqlite3.connect(room.folder / disk.FILE)) as db, db:
+        db.execute(asked, values)
+
+
+def test_a_damaged_batch_of_the_journal_is_counted_once_and_the_others_are_moved(
+    tmp_path: Path, clock: StandingClock
+) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(1)
+        room.beats(60)
+        last = batches(room)[-1]
+        for number in (last - 3, last):
+            in_journal(room, "UPDATE batches SET frames = zeroblob(100) WHERE id = ?", number)
+        assert room.move()
+        assert room.history.status()["missing"] == 2
+    with Room(tmp_path, clock) as room:
+        room.beats(10)
+        assert room.move()
+        assert room.history.status()["missing"] == 2, "told once"
+        with open_past(tmp_path) as found:
+            assert len([item for item in found.frames() if isinstance(item.what, Kept)]) == 20 * (12 + 1 - 2)
+
+
+NO_TEXT = "CAST(x'ff6b33' AS TEXT)"
+
+
+@pytest.mark.parametrize("harm", [f"epoch = {NO_TEXT}", "seq_to = NULL", "frames = 7", "id = id"])
+def test_a_row_of_the_journal_that_cannot_be_read_holds_up_no_other(
+    tmp_path: Path, clock: StandingClock, harm: str
+) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(1)
+        room.beats(100)
+        in_journal(room, f"UPDATE batches SET {harm} WHERE id = ?", batches(room)[-3])
+        in_journal(room, f"UPDATE notices SET kind = {NO_TEXT} WHERE seq = (SELECT max(seq) FROM notices)")
+        assert room.move()
+        assert room.history.status()["state"] == "ok"
+        assert room.history._file.execute("SELECT count(*) FROM events").fetchone() == (5,), "of six"
+        assert room.history.status().get("missing", 0) == (harm != "id = id")
+        assert room.history._position.moved[room.store.epoch][0] == batches(room)[-1]
+
+
+def test_a_journal_that_cannot_be_read_is_told_once_and_mends_itself(tmp_path: Path, clock: StandingClock) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(1)
+        room.beats(60)
+        in_journal(room, "ALTER TABLE batches RENAME TO lost")
+        with capture_logs() as logs:
+            assert not room.move()
+            assert not room.move()
+        assert [each["event"] for each in logs].count("history_waits") == 1
+        assert room.history.status()["state"] == "failing"
+        assert "the journal cannot be read" in room.history.status()["reason"]
+        room.beats(10)
+        assert room.move()
+        assert room.history.status()["state"] == "ok"
+        assert read(tmp_path)[-1] == room.put[-1]
+
+
 def batches(room: Room) -> list[int]:
     return [number for (number,) in room.store._reader.execute("SELECT id FROM batches ORDER BY id")]
 
@@ -542,6 +604,82 @@ def _read_what_can_be(folder: Path) -> list[tuple[Any, ...]]:
     return found
 
 
+def in_history(folder: Path, *asked: str) -> None:
+    """What a disk may do to the history's file."""
+    with contextlib.closing(sqlite3.connect(folder / shelf.FILE)) as db, db:
+        for each in asked:
+            db.execute(each)
+
+
+def test_a_damaged_history_that_cannot_be_saved_takes_no_space_and_is_saved_later(
+    tmp_path: Path, clock: StandingClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(2)
+        put = room.put
+    in_history(tmp_path, "UPDATE meta SET crc = 1")
+
+    def full(*_: object, **__: object) -> None:
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    with Room(tmp_path, clock) as room:
+        with monkeypatch.context() as patch:
+            patch.setattr(shelf, "put", full)
+            assert not room.move()
+            assert "full" in room.history.status()["reason"]
+            assert not list(tmp_path.glob("*.new*"))
+        with monkeypatch.context() as patch:
+            usage = shutil.disk_usage(tmp_path)
+            patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+            assert not room.move()
+            assert "make room" in room.history.status()["reason"]
+            assert room.store.status()["state"] == "ok"
+        assert not list(tmp_path.glob("*.damaged-*"))
+        assert room.move()
+        assert room.history.status()["state"] == "ok"
+        assert read(tmp_path) == put
+
+
+@pytest.mark.parametrize("rebuilt", [True, False])
+def test_what_was_damaged_gives_its_number_to_nothing_else(tmp_path: Path, clock: StandingClock, rebuilt: bool) -> None:
+    """The last axis and the last configuration are lost, with and without a new file."""
+    with Room(tmp_path, clock) as room:
+        room.turns(14)
+        known = set(room.put)
+    last = "id = (SELECT max(id) FROM {})"
+    if rebuilt:
+        harm = [f"UPDATE {t} SET crc = 1 WHERE {last.format(t)}" for t in ("axes", "texts")]
+        in_history(tmp_path, *harm, "UPDATE meta SET crc = 1")
+    else:
+        in_history(tmp_path, *(f"DELETE FROM {t} WHERE {last.format(t)}" for t in ("axes", "texts")))
+    with Room(tmp_path, clock) as room:
+        room.number = 2_000
+        room.turns(8)
+        for item in read(tmp_path):
+            assert item in known or item in room.put, "never what was put by nobody"
+        asked = "SELECT count(*) FROM chunks WHERE id >> 20 NOT IN (SELECT id FROM axes)"
+        assert bool(room.history._file.execute(asked).fetchone()[0]) != rebuilt
+
+
+def test_a_history_that_forgot_how_far_it_has_come_moves_nothing_twice(tmp_path: Path, clock: StandingClock) -> None:
+    """All of it was packed, and the journal has it still."""
+    with Room(tmp_path, clock) as room:
+        room.turns(1)
+        its = room.history
+        for layout, number in its._layouts.items():
+            key = history._Key(number, room.store.epoch)
+            its._put_packed(key, *its._blocks(key, layout))
+        put, asked = room.put, "SELECT (SELECT count(*) FROM blocks), (SELECT count(*) FROM events)"
+        assert its._file.execute(asked).fetchone() == (0, 2)
+    in_history(tmp_path, "UPDATE meta SET crc = 1")
+    with Room(tmp_path, clock) as room:
+        assert room.move()
+        assert room.history._file.execute(asked).fetchone() == (0, 2)
+        assert read(tmp_path) == put
+
+
 # --- bounds -----------------------------------------------------------------------------------------------------------------
 
 
@@ -560,6 +698,31 @@ def test_what_is_older_than_asked_goes_and_what_was_in_force_then_stays(tmp_path
         assert [bits(item.what) for item in items if isinstance(item.what, Kept)] == [
             each for each in room.put if each[0] != "command"
         ][-sum(isinstance(item.what, Kept) for item in items) :]
+
+
+def test_what_a_machine_had_before_its_columns_changed_goes_too(tmp_path: Path, clock: StandingClock) -> None:
+    """With the events and the configurations of then."""
+    with Room(tmp_path, clock) as room:
+        room.history.limit(2 * history.DAY_US, 10**9)
+        room.beats(60)
+        assert room.move()
+        changed, first = Layout("press", ("oil",), ()), int(clock.wall_us())
+        room.store.use_layouts([changed])
+        for number in range(5 * 48):
+            clock.move(1_800 * SECOND)
+            room.number = number
+            if number % 24 == 0:
+                room.command()
+            room.store.put([judged(changed, clock, number, room.rng)])
+            if number % 4 == 3:
+                commit(room.store)
+                assert room.move(), room.history.fault
+        with open_past(tmp_path) as found:
+            items = [item.what for item in found.frames()]
+            kept = [int(item.judged.frame.ts[0]) for item in items if isinstance(item, Kept)]
+            assert first + 2 * history.DAY_US < min(kept) < clock.wall_us() - 2 * history.DAY_US
+            assert min(told.closed_us for told in found.events(0, 2**62)) > first + 2 * history.DAY_US
+            assert len(found.commands()) < 10
 
 
 def test_a_wall_clock_that_jumps_by_years_deletes_nothing(tmp_path: Path, clock: StandingClock) -> None:

@@ -6,20 +6,22 @@ from pathlib import Path
 import pytest
 
 from edge_agent.contract import SECOND_US, Quality
-from edge_agent.store.history import open_history
+from edge_agent.store.history import DAY_US, open_history
 from edge_agent.store.past import open_past
 from edge_agent.store.stamps import marked
+from tests.conftest import StandingClock
 from tests.test_clock_stamps import BOOT, NOW, Boot, set_clock
 from tests.test_store import commit, event
 
 FUTURE = NOW + 1_000 * SECOND_US
 
 
-def moved(boot: Boot, folder: Path) -> None:
+def moved(boot: Boot, folder: Path, keep_us: int = 400 * DAY_US) -> None:
     """One turn of the history."""
 
     async def turn() -> None:
         with open_history(folder, boot.clock) as history:
+            history.limit(keep_us, 10**9)
             assert await history.turn(boot.store)
 
     asyncio.run(turn())
@@ -72,6 +74,49 @@ def test_what_nobody_can_put_right_any_more_is_kept_with_its_mark(tmp_path: Path
     moved(other, tmp_path)
     assert count_moved(tmp_path) == 2
     assert codes(tmp_path) == {Quality.CLOCK}
+    other.close()
+
+
+def closed(folder: Path) -> list[int]:
+    """When the events of the history got their numbers, µs."""
+    with open_past(folder) as past:
+        assert past._reader.kept is not None
+        return [int(each) for (each,) in past._reader.kept.execute("SELECT closed FROM events ORDER BY id")]
+
+
+def test_an_event_of_before_the_clock_was_set_stands_at_the_right_time(tmp_path: Path) -> None:
+    one = Boot(tmp_path).begin()
+    one.store.keep_for_history()
+    one.store.put([], [event(1)])
+    one.put(1)
+    commit(one.store)
+    by = set_clock(one.store, one.clock)
+    one.number = 0
+    one.put(5)
+    one.store.put([], [event(2)])
+    commit(one.store)
+    moved(one, tmp_path)
+    assert closed(tmp_path) == [BOOT + by, NOW + SECOND_US]
+    one.close()
+
+
+def test_an_event_goes_when_it_is_too_old_by_the_agents_clock_too(tmp_path: Path) -> None:
+    """Of a clock that nobody can put right any more: by the wall clock it is of 1970."""
+    one = Boot(tmp_path).begin()
+    one.store.put([], [event(1)])
+    one.put(1, 2)
+    commit(one.store)
+    one.close()
+    other = Boot(tmp_path, boot="boot-2", clock=StandingClock(NOW))
+    other.store.keep_for_history()
+    hour = 3_600
+    for numbers, left in (((5, hour), [BOOT, NOW + 2 * SECOND_US]), ((3 * hour,), [NOW + 2 * SECOND_US])):
+        other.put(*numbers)
+        if numbers[0] == 5:
+            other.store.put([], [event(2)])
+        commit(other.store)
+        moved(other, tmp_path, keep_us=2 * hour * SECOND_US)
+        assert closed(tmp_path) == left
     other.close()
 
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import tracemalloc
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -445,6 +446,28 @@ def test_a_flipped_byte_in_what_the_store_knows_of_itself_keeps_no_agent_from_st
     start = body.rfind(b"delivered")
     for place in range(start, start + 24):
         read_with_a_flip(tmp_path / "good", tmp_path / "copy", place)
+
+
+@pytest.mark.parametrize(
+    "harm", ["batches SET seq_from = NULL", "batches SET bytes = 'x'", "notices SET payload = NULL"]
+)
+def test_a_row_that_lost_a_number_is_mended_and_ends_nothing(tmp_path: Path, harm: str) -> None:
+    clock = StandingClock()
+    with open_store(tmp_path, clock) as store:
+        store.use_layouts([LAYOUT])
+        for number in range(1, 5):
+            store.put([frame(number)], [event(number)])
+            commit(store)
+        key = "id" if harm.startswith("batches") else "seq"
+        with closing(sqlite3.connect(tmp_path / journal.FILE)) as db, db:
+            db.execute(f"UPDATE {harm} WHERE {key} = 2")
+        store.limit(1, 10**15, 1_000_000)
+        for _ in range(3):
+            due_of(store, 0, 99)
+            store.put_snapshot(b"", "")
+            commit(store)
+        assert store.fault is None
+        assert "damage" in {json.loads(each.payload(late=False)).get("cause") for each in due_of(store, 0, 99)}
 
 
 def test_a_flipped_byte_in_a_warning_is_told_as_damage_and_not_as_a_warning(tmp_path: Path) -> None:

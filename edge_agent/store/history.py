@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -31,7 +31,7 @@ from edge_agent.store.journal import Moving
 from edge_agent.store.rows import Kept
 from edge_agent.store.shelf import Piece, Position
 from edge_agent.store.stamps import Stamps
-from edge_agent.store.stretch import Placed, Stretch
+from edge_agent.store.stretch import Axis, Placed, Stretch
 
 log = structlog.get_logger(__name__)
 
@@ -85,15 +85,17 @@ class _Key(NamedTuple):
 
 @dataclass(slots=True)
 class _Open:
-    """The blocks of a machine that are not packed yet. ts_from, ts_to: of their rows, µs."""
+    """The blocks of a machine that are not packed yet. ts_from, ts_to: of their rows, µs; t_to: of the last, by the agent's clock."""
 
     blocks: int = 0
     rows: int = 0
     ts_from: int = 0
     ts_to: int = 0
+    t_to: int = 0
 
-    def add(self, count: int, ts_from: int, ts_to: int) -> None:
+    def add(self, count: int, ts_from: int, ts_to: int, t_to: int) -> None:
         if count:
+            self.t_to = max(self.t_to, t_to)
             self.ts_from = min(self.ts_from, ts_from) if self.rows else ts_from
             self.ts_to = max(self.ts_to, ts_to) if self.rows else ts_to
         self.blocks += 1
@@ -155,7 +157,9 @@ class History:
                 while await self._in_thread(self._bounded):
                     pass
             except _JournalAway as error:
-                log.warning("history_waits", fault=str(error))
+                if self.fault is None:
+                    log.warning("history_waits", fault=str(error))
+                self.fault = f"the journal cannot be read: {error}"
                 return False
             except FAULTS as error:
                 self._failed(error)
@@ -241,10 +245,10 @@ class History:
             "ifnull((SELECT max(signal) FROM chunks), 0)"
         ).fetchone()
         self._open = {}
-        for layout, epoch, count, ts_from, ts_to in self._db.execute(
-            "SELECT layout, epoch, rows, ts_from, ts_to FROM blocks ORDER BY id"
+        for layout, epoch, *about in self._db.execute(
+            "SELECT layout, epoch, rows, ts_from, ts_to, t_to FROM blocks ORDER BY id"
         ):
-            self._open.setdefault(_Key(layout, epoch), _Open()).add(count, ts_from, ts_to)
+            self._open.setdefault(_Key(layout, epoch), _Open()).add(*about)
         self._measure()
 
     def _measure(self) -> None:
@@ -287,18 +291,19 @@ class History:
             self._layouts, self._signals = layouts, signals
             raise
         self._position = position
-        for key, count, ts_from, ts_to in added:
-            self._open.setdefault(key, _Open()).add(count, ts_from, ts_to)
+        for key, *about in added:
+            self._open.setdefault(key, _Open()).add(*about)
 
     def _put_batches(
         self, db: sqlite3.Connection, found: Moving, after: int
-    ) -> tuple[Position, list[tuple[_Key, int, int, int]]]:
+    ) -> tuple[Position, list[tuple[_Key, int, int, int, int]]]:
         place, missing, moved = self._position.place, self._position.missing, dict(self._position.moved)
         groups: dict[tuple[str, Layout], list[Placed]] = {}
         last = found.batches[-1][0] if found.batches else 0
         for row in found.batches:
             number, epoch = row[0], row[1]
-            items = None if self._position.has_batch(epoch, number) else items_of(row, found.layouts, found.stamps)
+            had = self._position.has_batch(epoch, number)
+            items = None if had else items_of(row, found.layouts, found.stamps)
             hole = number - _before(moved, epoch, number, after) - 1
             if after and items is not None and hole > 0:
                 missing += hole
@@ -310,11 +315,11 @@ class History:
                 else:
                     groups.setdefault((epoch, item.layout), []).append(Placed(place, item))
                 place += 1
-            if items is not None:
-                moved[epoch] = (number, moved.get(epoch, (0, 0))[1])
-            if items == []:
+            if items is None and not had:
                 missing += 1
                 log.error("history_misses_batches", batches=1, damaged=number)
+            if not had and (items is not None or epoch in moved):  # of a damaged one, where its epoch makes sense
+                moved[epoch] = (number, moved.get(epoch, (0, 0))[1])
         added = [
             self._put_block(db, stretch.gathered(layout, epoch, frames), last)
             for (epoch, layout), frames in groups.items()
@@ -335,17 +340,20 @@ class History:
         sha = hashlib.sha256(text.encode()).hexdigest()
         row = db.execute("SELECT id FROM texts WHERE sha = ?", (sha,)).fetchone()
         if row is None:
-            row = db.execute("SELECT ifnull(max(id), 0) + 1 FROM texts").fetchone()
+            # Not one that a command has whose text was damaged.
+            row = db.execute(
+                "SELECT max(ifnull((SELECT max(id) FROM texts), 0), ifnull((SELECT max(text) FROM commands), 0)) + 1"
+            ).fetchone()
             shelf.put(db, "texts", (row[0], sha, zlib.compress(text.encode())))
         return int(row[0])
 
-    def _put_block(self, db: sqlite3.Connection, part: Stretch, batch: int) -> tuple[_Key, int, int, int]:
+    def _put_block(self, db: sqlite3.Connection, part: Stretch, batch: int) -> tuple[_Key, int, int, int, int]:
         number = self._number_of(db, part.layout)
         blob = stretch.pack_block(part)
-        shelf.put(db, "blocks", (*_about(number, part), batch, blob), numbered=True)
+        about = _about(number, part)
+        shelf.put(db, "blocks", (*about, batch, blob), numbered=True)
         self.written_bytes += len(blob)
-        ts_from, ts_to = _reach(part.axis.ts)
-        return _Key(number, part.epoch), len(part.axis.ts), ts_from, ts_to
+        return _Key(number, part.epoch), *about[-4:]
 
     def _number_of(self, db: sqlite3.Connection, layout: Layout) -> int:
         number = self._layouts.get(layout)
@@ -371,6 +379,7 @@ class History:
                 log.error("history_misses_notice", seq=seq)
             elif not self._position.has_seq(epoch, seq):
                 right = found.stamps.right_notice(payload, seq)
+                closed = closed_of(found.stamps, seq, closed)
                 shelf.put(db, "events", (epoch, seq, machine, kind, closed, right), numbered=True)
                 moved[epoch] = (moved.get(epoch, (0, 0))[0], seq)
         return replace(position, moved=moved)
@@ -378,13 +387,24 @@ class History:
     # --- the thread: packing ------------------------------------------------------------------------------------------
 
     def _ripe(self) -> list[_Key]:
+        latest = self._latest()
         return [
-            key for key, each in self._open.items() if self._is_of_before(key) or _is_ripe(each, self._rows_max(key))
+            key for key, each in self._open.items() if self._is_left(key, latest) or _is_ripe(each, self._rows_max(key))
         ]
 
-    def _is_of_before(self, key: _Key) -> bool:
-        """Whether the store counts under another epoch by now: nothing more comes to these."""
-        return key.epoch != next(reversed(self._open)).epoch
+    def _latest(self) -> tuple[str, int]:
+        """The epoch under which the store counts now, and the agent's clock at the last row of it."""
+        epoch = next((key.epoch for key in reversed(self._open)), "")
+        return epoch, max((each.t_to for key, each in self._open.items() if key.epoch == epoch), default=0)
+
+    def _is_left(self, key: _Key, latest: tuple[str, int]) -> bool:
+        """Whether nothing more comes to these: the store counts under another epoch by now, or the machine has other columns.
+
+        What has not grown for a day counts as that; what comes all the same has a chunk of its own.
+        """
+        epoch, newest = latest
+        its = self._open[key]
+        return key.epoch != epoch or (its.rows > 0 and newest - its.t_to > DAY_US)
 
     def _ripe_count(self) -> int:
         """How many machines are packed in this turn."""
@@ -412,7 +432,7 @@ class History:
             raise
         left = _Open()
         for about in self._file.execute(
-            "SELECT rows, ts_from, ts_to FROM blocks WHERE layout = ? AND epoch = ?", (key.layout, key.epoch)
+            "SELECT rows, ts_from, ts_to, t_to FROM blocks WHERE layout = ? AND epoch = ?", (key.layout, key.epoch)
         ):
             left.add(*about)
         if left.blocks:
@@ -464,11 +484,17 @@ class History:
             for a, b in pairwise(edges)
             for first, last in _in_pieces(starts, a, b, most)
         ]
-        whole_of_it = len(edges) == 2 or each.rows >= most or each.blocks >= BLOCKS_MAX or self._is_of_before(key)
+        whole_of_it = (
+            len(edges) == 2 or each.rows >= most or each.blocks >= BLOCKS_MAX or self._is_left(key, self._latest())
+        )
         return (parts, None) if whole_of_it else (parts[:-1], parts[-1])
 
     def _put_axis(self, db: sqlite3.Connection, key: _Key, part: Stretch, batch: int) -> None:
-        (number,) = db.execute("SELECT ifnull(max(id), 0) + 1 FROM axes").fetchone()
+        # Not one that chunks have whose axis was damaged.
+        highest, chunk = db.execute(
+            "SELECT ifnull((SELECT max(id) FROM axes), 0), ifnull((SELECT max(id) FROM chunks), 0)"
+        ).fetchone()
+        number = max(highest, chunk >> shelf.COLUMN_BITS) + 1
         blob = stretch.pack_axis(part.axis)
         shelf.put(db, "axes", (number, *_about(key.layout, part), batch, blob))
         self.written_bytes += len(blob)
@@ -500,10 +526,7 @@ class History:
     def _drop_old(self) -> bool:
         """Too old by both clocks: a wall clock may step by years and back."""
         db = self._file
-        (newest,) = db.execute(
-            "SELECT max(ifnull((SELECT t_to FROM axes ORDER BY id DESC LIMIT 1), 0), "
-            "ifnull((SELECT t_to FROM blocks ORDER BY id DESC LIMIT 1), 0))"
-        ).fetchone()
+        newest = self._newest(db)
         before = self._clock.wall_us() - self.keep_us
         found = db.execute("SELECT id, ts_to, t_to FROM axes ORDER BY id LIMIT ?", (AXES_AT_ONCE * 4,)).fetchall()
         old = [axis for axis, ts_to, t_to in found if ts_to < before and t_to < newest - self.keep_us]
@@ -513,6 +536,15 @@ class History:
         row = db.execute("SELECT ts_from FROM axes ORDER BY id LIMIT 1").fetchone()
         kept = [each.ts_from for each in self._open.values()] + ([row[0]] if row else [])
         return self._drop_told(min([before, *kept]))
+
+    @staticmethod
+    def _newest(db: sqlite3.Connection) -> int:
+        """The agent's clock at the last row that came here."""
+        (newest,) = db.execute(
+            "SELECT max(ifnull((SELECT t_to FROM axes ORDER BY id DESC LIMIT 1), 0), "
+            "ifnull((SELECT t_to FROM blocks ORDER BY id DESC LIMIT 1), 0))"
+        ).fetchone()
+        return int(newest)
 
     def _drop_excess(self) -> bool:
         db = self._file
@@ -555,16 +587,40 @@ class History:
         return min(found)
 
     def _drop_told(self, before: int | None) -> bool:
-        """Events older than this; the oldest whatever they are when None."""
+        """Events older than this by both clocks; the oldest whatever they are when None."""
         db = self._file
-        newest = self._clock.wall_us() + DAY_US * 36_500 if before is None else before
-        found = db.execute(
-            "SELECT id FROM events WHERE closed < ? ORDER BY closed LIMIT ?", (newest, EVENTS_AT_ONCE)
-        ).fetchall()
+        if before is None:
+            found = db.execute("SELECT id FROM events ORDER BY closed LIMIT ?", (EVENTS_AT_ONCE,)).fetchall()
+        elif db.execute("SELECT 1 FROM events WHERE closed < ? LIMIT 1", (before,)).fetchone():
+            epoch, seq = self._last_old(db)
+            earlier = [] if not epoch else list(takewhile(lambda each: each != epoch, self._position.moved))
+            marks = ",".join("?" * len(earlier))
+            found = db.execute(
+                f"SELECT id FROM events WHERE closed < ? AND (epoch = ? AND seq < ? OR epoch IN ({marks})) "  # noqa: S608
+                "ORDER BY closed LIMIT ?",
+                (before, epoch, seq, *earlier, EVENTS_AT_ONCE),
+            ).fetchall()
+        else:
+            found = []
         if found:
             with self._transaction():
                 db.executemany("DELETE FROM events WHERE id = ?", found)
         return bool(found)
+
+    def _last_old(self, db: sqlite3.Connection) -> tuple[str, int]:
+        """(epoch, seq) of the last reading that is too old by the agent's own clock; ("", 0) where nobody can tell.
+
+        An event has a wall clock's time alone; its number says before which readings it came.
+        """
+        since = self._newest(db) - self.keep_us
+        for table in ("axes", "blocks"):
+            asked = f"SELECT * FROM {table} WHERE t_to >= ? ORDER BY id LIMIT ?"  # noqa: S608 - ours
+            for row in db.execute(asked, (since, AXES_AT_ONCE)):
+                axis = axis_of(row, in_block=table == "blocks")
+                old = () if axis is None else axis.seqs[axis.t < since]
+                if np.any(old):
+                    return row[2], int(np.max(old))
+        return "", 0
 
     def _shrink(self) -> None:
         """Give pages back where the file is larger than it may be now; else they wait for what comes."""
@@ -587,6 +643,14 @@ def unpacked(row: tuple[Any, ...], layout: Layout | None) -> Stretch | None:
         return None
     with contextlib.suppress(*chunks.DAMAGED, *rows.UNREADABLE):
         return stretch.unpack_block(row[-2], layout, row[2])
+    return None
+
+
+def axis_of(row: tuple[Any, ...], *, in_block: bool) -> Axis | None:
+    """The axis of a row of `axes` or `blocks`; None when it is damaged."""
+    if rows.sound(row):
+        with contextlib.suppress(*chunks.DAMAGED):
+            return stretch.unpack_axis(chunks.parted(row[-2])[0] if in_block else row[-2])
     return None
 
 
@@ -626,6 +690,14 @@ def epoch_of(row: tuple[Any, ...]) -> str | None:
     with contextlib.suppress(ValueError, KeyError, TypeError):
         return str(messages.loads(row[4])["epoch"])
     return None
+
+
+def closed_of(stamps: Stamps, seq: int, closed: int) -> int:
+    """When a notice got its number, put right as its message is."""
+    span = stamps.span_of(seq) if stamps.spans else None
+    if span is None or not (span.from_us - SECOND_US <= closed and (span.to_us is None or closed <= span.to_us)):
+        return closed
+    return closed + (stamps.correction_us(span.number, seq) or 0)
 
 
 def _before(moved: dict[str, tuple[int, int]], epoch: str, number: int, after: int) -> int:

@@ -59,6 +59,8 @@ AGE_LOOK_EVERY = 60
 MOVE_BYTES = 8_000_000
 """bytes of readings after which the history should take what is new; earlier where the buffer is small."""
 NOTICES_A_MOVE = 2_000
+WIDTHS = {"batches": 10, "notices": 5}
+"""Columns beside the number."""
 TOLD_SINCE = "SELECT * FROM notices WHERE seq > ? AND kind = 'warnings' ORDER BY seq"
 SEQ_MAX = 2**63 - 1
 NEAR_US = 400 * 86_400 * SECOND_US
@@ -535,10 +537,16 @@ class Store:
         stamps = self._settled.copy()
         # What may still come right stays here, unless for days nobody sets the clock.
         until = stamps.doubtful_from() if self._size < self.max_size // 2 else None
-        # In the commit thread: nothing is read while a damaged file is put aside.
-        return await loop.run_in_executor(
-            self._thread, self._to_move, (batch, seq), until or SEQ_MAX, most, dict(self._known), stamps
-        )
+        if self._broken is not None:
+            raise sqlite3.OperationalError(f"it is being mended: {self._broken}")
+        try:
+            # In the commit thread: nothing is read while a damaged file is put aside.
+            return await loop.run_in_executor(
+                self._thread, self._to_move, (batch, seq), until or SEQ_MAX, most, dict(self._known), stamps
+            )
+        except disk.FAULTS as error:
+            self._unreadable(error)
+            raise
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
@@ -866,7 +874,7 @@ class Store:
             "WHERE id < (SELECT max(id) FROM batches) ORDER BY id"
         )
         last, gone, seq_to, ts_from, ts_to = 0, 0, 0, 0, 0
-        for number, first, end, size, from_ts, to_ts, closed, told in found:
+        for number, first, end, size, from_ts, to_ts, closed, told in _numbers(found):
             old = closed < oldest[0] and number <= snapshot and self._agent_time(number) < oldest[1]
             if gone >= excess and not old:
                 break
@@ -881,7 +889,7 @@ class Store:
         """(seq, closed) of so many bytes of them."""
         found: list[tuple[int, int]] = []
         told = "SELECT seq, closed, length(payload) FROM notices WHERE kind = 'warnings' ORDER BY seq"
-        for seq, closed, size in self._db.execute(told):
+        for seq, closed, size in _numbers(self._db.execute(told)):
             if excess <= 0:
                 break
             found.append((seq, closed))
@@ -893,17 +901,30 @@ class Store:
     ) -> Moving:
         """after: (batch, seq). until: the first number that stays."""
         batches, size = [], 0
-        for row in self._db.execute("SELECT * FROM batches WHERE id > ? ORDER BY id", (after[0],)):
-            if row[3] >= until:
-                break
+        for (number,) in self._db.execute("SELECT id FROM batches WHERE id > ? ORDER BY id", (after[0],)):
+            row = self._row("batches", number)
+            if rows.sound(row):
+                if row[3] >= until:
+                    break
+                size += len(row[9])
             batches.append(row)
-            size += len(row[9] or b"")
             if size >= most:
                 break
-        notices = self._db.execute(
-            "SELECT * FROM notices WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?", (after[1], until, NOTICES_A_MOVE)
+        numbers = self._db.execute(
+            "SELECT seq FROM notices WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?", (after[1], until, NOTICES_A_MOVE)
         ).fetchall()
+        notices = [self._row("notices", seq) for (seq,) in numbers]
         return Moving(batches, notices, layouts, stamps, size >= most or len(notices) == NOTICES_A_MOVE)
+
+    def _row(self, table: str, number: int) -> tuple[Any, ...]:
+        """A row, read by itself: one that cannot be read has nothing but its number, is not sound, and holds up no other."""
+        try:
+            found = self._db.execute(f"SELECT * FROM {table} WHERE {disk.KEYS[table]} = ?", (number,)).fetchone()  # noqa: S608
+        except disk.FAULTS as error:
+            if not disk.is_damage(error):
+                raise
+            found = None
+        return tuple(found) if found is not None else (number, *[None] * WIDTHS[table])
 
     def _agent_time(self, number: int) -> int:
         """The agent's clock at the last row of a batch; 0 where that cannot be read."""
@@ -1026,12 +1047,12 @@ class Store:
         """What was delivered before this snapshot covered it. Returns as `_prune`."""
         db, freed = self._db, 0
         found = db.execute("SELECT seq, length(payload) + ? FROM notices WHERE seq <= ?", (NOTICE_ROW, told))
-        gone = [(seq, size) for seq, size in found if seq in done]
+        gone = [(seq, size) for seq, size in _numbers(found) if seq in done]
         db.executemany("DELETE FROM notices WHERE seq = ?", [(seq,) for seq, _ in gone])
         found = db.execute(
             "SELECT id, seq_from, seq_to, messages FROM batches WHERE id > ? AND id <= ?", (self._pruned_to, snapshot)
         )
-        for number, first, last, count in found.fetchall():
+        for number, first, last, count in list(_numbers(found)):
             if not count or done.count(first, last) > last - first:
                 freed += _deleted(db, "id = ?", (number,))
         self._pruned_to = snapshot
@@ -1092,7 +1113,7 @@ class Store:
         )
         found: list[Committed] = []
         looked = 0
-        for number, first, last in batches:
+        for number, first, last in _numbers(batches):
             if self._done.count(first, last) <= last - first:
                 found += [each for each in self._of_batch(number) if each.seq > after and each.seq not in self._done]
                 looked += 1
@@ -1182,7 +1203,9 @@ class Store:
         return min((closed for closed in firsts if closed is not None), default=None)
 
     def _first_due(self, found: Iterable[tuple[int, int, int]]) -> int | None:
-        due = ((last, closed) for first, last, closed in found if self._done.count(first, last) <= last - first)
+        due = (
+            (last, closed) for first, last, closed in _numbers(found) if self._done.count(first, last) <= last - first
+        )
         return next((self._closed_us(last, closed) for last, closed in due), None)
 
     @property
@@ -1333,6 +1356,14 @@ def _near(ts: Any, sane: int) -> int:
 def _layout_row(number: int, layout: Layout) -> tuple[Any, ...]:
     signals, states = orjson.dumps(layout.signals).decode(), orjson.dumps(layout.states).decode()
     return number, layout.machine, signals, states, rows.checksum(number, layout.machine, signals, states)
+
+
+def _numbers(found: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """Rows of whole numbers. Raises sqlite3.DatabaseError where one has something else: its file is damaged, and is mended."""
+    for row in found:
+        if not all(isinstance(each, int) for each in row):
+            raise sqlite3.DatabaseError("a row of the journal has something else where a number must be")
+        yield row
 
 
 def _first_beyond(db: sqlite3.Connection, seq: int) -> int:

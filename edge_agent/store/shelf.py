@@ -6,6 +6,7 @@ and no row is believed whose checksum is wrong; what was wrong is left out and c
 
 import contextlib
 import math
+import shutil
 import sqlite3
 import struct
 import zlib
@@ -243,7 +244,8 @@ def _prepared(db: sqlite3.Connection, path: Path) -> None:
         db.execute(f"PRAGMA user_version = {version}")
         db.execute("COMMIT")
     db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT")
-    if read_position(db) is None and db.execute("SELECT EXISTS (SELECT 1 FROM blocks)").fetchone() != (0,):
+    moved = ("blocks", "axes", "events", "commands")
+    if read_position(db) is None and any(db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in moved):  # noqa: S608
         raise disk.Damaged("how far it has come cannot be read")
     for table in ("layouts", "signals"):
         if not all(rows.sound(row) for row in db.execute(f"SELECT * FROM {table}")):  # noqa: S608
@@ -316,18 +318,27 @@ def read_only(path: Path) -> sqlite3.Connection:
 
 
 def saved(folder: Path, wall: int, fault: str, progress: disk.Progress = lambda: None) -> sqlite3.Connection:
-    """A new file with every row of the old one that can be read and is sound; the old one is kept beside it."""
+    """A new file with every row of the old one that can be read and is sound; the old one is kept beside it.
+
+    Raises OSError or sqlite3.Error, and then all is as it was.
+    """
     path, fresh = folder / FILE, folder / f"{FILE}.new"
-    for suffix in ("", "-wal", "-shm"):
-        fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
+    _removed(fresh)
     for earlier in folder.glob(f"{FILE}.damaged-*"):
         earlier.unlink(missing_ok=True)
-    with contextlib.closing(_connect(fresh)) as db, contextlib.closing(disk.connect(path)) as old:
-        old.execute("PRAGMA writable_schema=ON")
-        db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
-        count = sum(_copied(db, old, table, progress) for table in TABLES)
-        if read_position(db) is None:
-            _guessed_position(db)
+    _room(path, fault)
+    try:
+        with contextlib.closing(_connect(fresh)) as db, contextlib.closing(disk.connect(path)) as old:
+            old.execute("PRAGMA writable_schema=ON")
+            db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
+            count = sum(_copied(db, old, table, progress) for table in TABLES)
+            # Nobody can read a column without its axis.
+            db.execute("DELETE FROM chunks WHERE id >> ? NOT IN (SELECT id FROM axes)", (COLUMN_BITS,))
+            if read_position(db) is None:
+                _guessed_position(db)
+    except BaseException:
+        _removed(fresh)  # the journal needs its space
+        raise
     aside = folder / f"{FILE}.damaged-{wall // SECOND_US}"
     for suffix in ("-wal", "-shm", ""):
         part = path.with_name(path.name + suffix)
@@ -336,6 +347,23 @@ def saved(folder: Path, wall: int, fault: str, progress: disk.Progress = lambda:
     fresh.replace(path)
     log.error("history_damaged", fault=fault, kept_as=str(aside), saved=count)
     return _connect(path)
+
+
+def _removed(fresh: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
+
+
+def _room(path: Path, fault: str) -> None:
+    """Raises OSError where the disk has no room for a second file: the copy would take from the journal what it needs."""
+    parts = (path, path.with_name(f"{path.name}-wal"))
+    needed = sum(part.stat().st_size for part in parts if part.exists()) + WAL_KEPT
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise OSError(
+            f"{path} is damaged ({fault}), and saving its rows into a new file needs {needed / 1e6:.0f} MB, "
+            f"of which {free / 1e6:.0f} are free: make room, or move the file away to begin a new history"
+        )
 
 
 SAVED_AT_ONCE = 500
@@ -358,11 +386,12 @@ def _copied(db: sqlite3.Connection, old: sqlite3.Connection, table: str, progres
 
 
 def _guessed_position(db: sqlite3.Connection) -> None:
-    """The rows say what was moved last: each knows the batch, and each event its number."""
+    """The rows say what was moved last: each knows the batch, and each event its number. The oldest epoch comes first."""
     moved: dict[str, tuple[int, int]] = {}
     place = 0
-    for table in ("blocks", "axes"):
-        for epoch, batch, last in db.execute(f"SELECT epoch, max(batch), max(place_to) FROM {table} GROUP BY epoch"):  # noqa: S608
+    for table in ("axes", "blocks"):
+        asked = f"SELECT epoch, max(batch), max(place_to) FROM {table} GROUP BY epoch ORDER BY max(place_to)"  # noqa: S608
+        for epoch, batch, last in db.execute(asked):
             moved[epoch] = (max(moved.get(epoch, (0, 0))[0], batch), 0)
             place = max(place, last)
     for epoch, seq in db.execute("SELECT epoch, max(seq) FROM events GROUP BY epoch"):
