@@ -1,9 +1,9 @@
 """Everything of a machine's past in a stretch of time, as columns and as it stood at one moment: what an export reads.
 
-Rule: what is damaged is bad here (`missing`), never a value that holds.
+Rule: what is damaged is bad here (`missing`), never a value that holds; and what held before it holds no longer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from edge_agent.contract import CODE_MASK, Bools, Codes, Floats, Ints, Quality
 from edge_agent.records import Layout
 from edge_agent.store import shelf, stretch
 from edge_agent.store.reader import Reader, reading
-from edge_agent.store.rows import LATE
+from edge_agent.store.rows import LATE, Kept
 from edge_agent.store.shelf import Piece, Position
 from edge_agent.store.stretch import Placed, Stretch
 
@@ -42,11 +42,20 @@ class Rows:
     late: Bools
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Something that cannot be read, in its place: there may have been readings of these signals."""
+
+    signals: frozenset[str]
+
+
 class Moment:
     """The folder as it was when it was opened. Raises sqlite3.Error where a file cannot be read."""
 
     def __init__(self, reader: Reader, position: Position) -> None:
         self._reader, self._position = reader, position
+        self.forget: Callable[[frozenset[str]], None] = lambda _signals: None
+        """Called by `rows`, between those before and those after, where readings of these signals may be lost."""
         self._layouts = reader.layouts()
 
     @property
@@ -81,6 +90,9 @@ class Moment:
     def rows(self, machine: str, from_us: int, to_us: int) -> Iterator[Rows]:
         """All rows of from_us <= ts < to_us, in the order in which they were judged."""
         for whole in self._stretches(machine, from_us, to_us):
+            if isinstance(whole, Lost):
+                self.forget(whole.signals)
+                continue
             axis = whole.axis
             inside = (axis.ts >= from_us) & (axis.ts < to_us)
             if inside.any():
@@ -97,8 +109,10 @@ class Moment:
                 )
 
     def held(self, machine: str, signal: str, before_us: int) -> float:
-        """The value that stands at this time: that of the last reading before it; NaN where that was bad, or none was."""
+        """The value that stands at this time: that of the last reading before it; NaN where that was bad or may be lost, or none was."""
         for whole in self._backwards(machine, signal, before_us):
+            if isinstance(whole, Lost):
+                break
             column, axis = whole.layout.signals.index(signal), whole.axis
             late = np.repeat((axis.flags & LATE) != 0, axis.counts)
             quality = whole.quality[:, column] & CODE_MASK
@@ -120,7 +134,8 @@ class Moment:
         if len(pieces) > most:
             return []
         found = [self._times(piece) for piece in pieces]
-        found += [whole.axis.ts for whole in self._of_journal(machine, from_us, to_us, signal)]
+        journal = self._of_journal(machine, from_us, to_us, signal)
+        found += [whole.axis.ts for whole in journal if isinstance(whole, Stretch)]
         ts = np.sort(np.concatenate([np.empty(0, dtype=np.int64), *found]))
         if not len(ts):
             return []
@@ -139,23 +154,19 @@ class Moment:
 
     # --- where it lies ------------------------------------------------------------------------------------------------
 
-    def _stretches(self, machine: str, from_us: int, to_us: int) -> Iterator[Stretch]:
+    def _stretches(self, machine: str, from_us: int, to_us: int) -> Iterator[Stretch | Lost]:
         for piece in self._pieces(machine, "ts_from < ? AND ts_to >= ?", (to_us, from_us)):
-            whole = self._read(piece)
-            if whole is not None:
-                yield whole
+            yield self._read(piece) or Lost(frozenset(self._layouts[piece.layout].signals))
         yield from self._of_journal(machine, from_us, to_us)
 
-    def _backwards(self, machine: str, signal: str, before_us: int) -> Iterator[Stretch]:
+    def _backwards(self, machine: str, signal: str, before_us: int) -> Iterator[Stretch | Lost]:
         """What has this signal before a time, the latest first; packed ones only where the index tells of a reading."""
         yield from reversed(list(self._of_journal(machine, 0, before_us, signal)))
         found = self._pieces(machine, "ts_from < ?", (before_us,), ("blocks",))
         for piece in [*reversed(found), *self._speaking(machine, signal, before_us)]:
             layout = self._layouts[piece.layout]
             if signal in layout.signals:
-                whole = self._read(piece, layout.signals.index(signal))
-                if whole is not None:
-                    yield whole
+                yield self._read(piece, layout.signals.index(signal)) or Lost(frozenset(layout.signals))
 
     def _speaking(self, machine: str, signal: str, before_us: int) -> Iterator[Piece]:
         """The packed pieces with a reading of a signal, the latest first."""
@@ -189,22 +200,39 @@ class Moment:
         """A piece of the history; perhaps only one of its columns, the others are bad then."""
         return self._reader.stretch(piece, self._layouts[piece.layout], only or None)
 
-    def _of_journal(self, machine: str, from_us: int, to_us: int, signal: str | None = None) -> Iterator[Stretch]:
+    def _of_journal(
+        self, machine: str, from_us: int, to_us: int, signal: str | None = None
+    ) -> Iterator[Stretch | Lost]:
         """What the history has not yet, put together."""
         waiting: list[Placed] = []
         key: tuple[str, Layout] | None = None
         count = 0
-        for epoch, kept in self._reader.frames(self._position, machine, (from_us, to_us)):
-            if signal is not None and signal not in kept.layout.signals:
+        for epoch, kept in self._judged(machine, from_us, to_us):
+            if kept is not None and signal is not None and signal not in kept.layout.signals:
                 continue
-            if waiting and key is not None and (key != (epoch, kept.layout) or count >= ROWS_AT_ONCE):
+            now = None if kept is None else (epoch, kept.layout)
+            if key is not None and (key != now or count >= ROWS_AT_ONCE):
                 yield stretch.gathered(key[1], key[0], waiting)
                 waiting, count = [], 0
-            key = (epoch, kept.layout)
-            waiting.append(Placed(0, kept))
-            count += len(kept.seqs)
-        if waiting and key is not None:
+            key = now
+            if kept is None:
+                yield Lost(
+                    frozenset(name for each in self.layouts() if each.machine == machine for name in each.signals)
+                )
+            else:
+                waiting.append(Placed(0, kept))
+                count += len(kept.seqs)
+        if key is not None:
             yield stretch.gathered(key[1], key[0], waiting)
+
+    def _judged(self, machine: str, from_us: int, to_us: int) -> Iterator[tuple[str, Kept | None]]:
+        """(epoch, frame) of what the history has not yet; None for a batch that is damaged."""
+        for number, epoch in self._reader.batches(self._position, reach=(from_us, to_us)):
+            items = self._reader.items(number, machine)
+            if items is None:
+                yield epoch, None
+            else:
+                yield from ((epoch, item) for item in items if isinstance(item, Kept))
 
 
 @contextmanager

@@ -408,7 +408,7 @@ class Past:
         """Some batches that the history has not, as items from this place on, and the last batch."""
         items: list[Item] = []
         for looked, (number, epoch) in enumerate(self._reader.batches(position, after, until), start=1):
-            items += (Item(place + len(items) + 1, epoch, what) for what in self._reader.items(number))
+            items += (Item(place + len(items) + 1, epoch, what) for what in self._reader.items(number) or ())
             after = number
             if items and looked >= BATCHES_A_LOOK:
                 break

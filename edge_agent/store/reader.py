@@ -138,22 +138,20 @@ class Reader:
             if not position.has_batch(epoch, number):
                 yield number, epoch
 
-    def items(self, number: int, machine: str | None = None) -> list[Kept | Command]:
-        """What a batch holds, of one machine or all; nothing of one that is damaged or has gone."""
+    def items(self, number: int, machine: str | None = None) -> list[Kept | Command] | None:
+        """What a batch holds, of one machine or all; nothing of one that has gone; None of one that is damaged."""
         assert self.journal is not None
         row = self.journal.execute("SELECT * FROM batches WHERE id = ?", (number,)).fetchone()
         if row is None:
             return []
         found = history.items_of(row, *self._meanings(), machine)
         self.left_out += found is None
-        return found or []
+        return found
 
-    def frames(
-        self, position: Position, machine: str | None = None, reach: tuple[int, int] | None = None
-    ) -> Iterator[tuple[str, Kept]]:
-        """(epoch, frame) of what the history has not yet, of one machine or of all, see `batches`."""
-        for number, epoch in self.batches(position, reach=reach):
-            for item in self.items(number, machine):
+    def frames(self, position: Position, machine: str | None = None) -> Iterator[tuple[str, Kept]]:
+        """(epoch, frame) of what the history has not yet, of one machine or of all."""
+        for number, epoch in self.batches(position):
+            for item in self.items(number, machine) or ():
                 if isinstance(item, Kept):
                     yield epoch, item
 

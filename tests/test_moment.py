@@ -1,0 +1,106 @@
+"""A moment of the past: what holds is what was read last, whatever lies between that cannot be read."""
+
+import asyncio
+import contextlib
+import csv
+import math
+import sqlite3
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pytest
+
+from edge_agent import export
+from edge_agent.contract import SECOND_US, Frame, Quality
+from edge_agent.records import JudgedFrame, Layout
+from edge_agent.store import disk, shelf
+from edge_agent.store.history import open_history
+from edge_agent.store.journal import open_store
+from edge_agent.store.moment import standing
+from tests.conftest import StandingClock
+from tests.test_store import commit
+
+HOUR_US = 3_600 * SECOND_US
+BEAT_US = 10 * SECOND_US
+NARROW = Layout("press", ("oil",), ())
+WIDE = Layout("press", ("oil", "flow"), ())
+
+
+class Press:
+    """A press whose oil is read once an hour at most, and holds until then."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.clock = StandingClock(1_795_000_000_000_000 // HOUR_US * HOUR_US)
+        self.stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        self.store = self.stack.enter_context(open_store(self.folder, self.clock))
+        self.history = self.stack.enter_context(open_history(self.folder, self.clock))
+        self.store.keep_for_history()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def beats(self, layout: Layout, count: int, value: float | None = None) -> None:
+        """So many rows, the first with this value, and a batch of the journal."""
+        self.store.use_layouts([layout])
+        for beat in range(count):
+            self.clock.move(BEAT_US)
+            spoken = value is not None and beat == 0
+            shape = (1, len(layout.signals))
+            values = np.full(shape, value if spoken else np.nan, dtype=np.float64)
+            quality = np.full(shape, Quality.GOOD if spoken else Quality.HOLD, dtype=np.uint8)
+            frame = Frame(
+                "press", np.array([self.clock.monotonic_us()]), np.array([self.clock.wall_us()]), values, quality
+            )
+            self.store.put([JudgedFrame(frame, np.zeros(1, np.int16), np.array([spoken]))])
+        self.store._seal()
+        commit(self.store)
+
+    def move(self) -> None:
+        assert asyncio.run(self.history.turn(self.store)), self.history.fault
+
+    def held(self) -> float:
+        with standing(self.folder) as moment:
+            return moment.held("press", "oil", self.clock.wall_us() + 1)
+
+
+def exported(folder: Path, out: Path, from_us: int = 0) -> list[tuple[str, str]]:
+    """(time of day, oil) of each row, '' where nobody knows."""
+    export.export(folder, export.Folder(out), export.Wanted("hall2", export.CSV, from_us=from_us))
+    with (out / "press.csv").open() as file:
+        return [(row[0][11:19], row[1]) for row in list(csv.reader(file))[1:]]
+
+
+def spoilt(folder: Path, file: str, asked: str) -> None:
+    with contextlib.closing(sqlite3.connect(folder / file)) as db:
+        assert db.execute(asked).rowcount >= 1
+        db.commit()
+
+
+# --- what is damaged ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["chunks", "blocks", "journal"])
+def test_what_held_before_a_damaged_stretch_does_not_hold_after_it(tmp_path: Path, where: str) -> None:
+    data = tmp_path / "data"
+    with Press(data) as press:
+        for value in (5.0, 9.0, None):
+            press.beats(NARROW, 360 if where == "chunks" else 30, value)
+            if where != "journal":
+                press.move()
+        assert press.held() == 9.0
+        before = exported(data, tmp_path / "before")
+        if where == "journal":
+            spoilt(data, disk.FILE, "UPDATE batches SET frames = zeroblob(50) WHERE id = 2")
+        else:
+            table = "axes" if where == "chunks" else "blocks"
+            spoilt(data, shelf.FILE, f"UPDATE {table} SET data = zeroblob(50) WHERE id = 2")
+        after = exported(data, tmp_path / "after")
+        assert math.isnan(press.held())
+    assert {oil for _, oil in before} == {"5.0", "9.0"}
+    assert {oil for _, oil in after} == {"5.0", ""}
+    assert (before[-1][1], after[-1][1]) == ("9.0", "")
