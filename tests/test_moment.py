@@ -104,3 +104,38 @@ def test_what_held_before_a_damaged_stretch_does_not_hold_after_it(tmp_path: Pat
     assert {oil for _, oil in before} == {"5.0", "9.0"}
     assert {oil for _, oil in after} == {"5.0", ""}
     assert (before[-1][1], after[-1][1]) == ("9.0", "")
+
+
+# --- a reload that is taken back --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["journal", "blocks", "chunks"])
+def test_what_two_configurations_judged_in_turn_stands_in_order(tmp_path: Path, where: str) -> None:
+    data = tmp_path / "data"
+    with Press(data) as press:
+        for layout, value in ((NARROW, 1.0), (WIDE, 2.0), (NARROW, None), (WIDE, None)):
+            press.beats(layout, 12, value)
+        if where != "journal":
+            press.move()
+        middle = press.clock.wall_us()
+        if where == "chunks":
+            for _ in range(3):
+                press.beats(NARROW, 360)
+                press.move()
+        found = exported(data, tmp_path / "whole")
+        assert [time for time, _ in found] == sorted(time for time, _ in found)
+        assert [oil for _, oil in found[:48]] == ["1.0"] * 12 + ["2.0"] * 36
+        with standing(data) as moment:
+            assert [moment.held("press", "oil", middle - 10 * n * BEAT_US + 1) for n in range(5)] == [2.0] * 4 + [1.0]
+
+
+def test_where_one_of_them_is_damaged_nothing_holds_over_it(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with Press(data) as press:
+        for layout, value in ((NARROW, 1.0), (WIDE, 2.0), (NARROW, None)):
+            press.beats(layout, 12, value)
+        press.move()
+        spoilt(data, shelf.FILE, "UPDATE blocks SET data = zeroblob(50) WHERE rows = 12")
+        found = exported(data, tmp_path / "out")
+        assert [oil for _, oil in found] == ["1.0"] * 12 + [""] * 12
+        assert math.isnan(press.held())

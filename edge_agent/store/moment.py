@@ -57,6 +57,8 @@ class Moment:
         self.forget: Callable[[frozenset[str]], None] = lambda _signals: None
         """Called by `rows`, between those before and those after, where readings of these signals may be lost."""
         self._layouts = reader.layouts()
+        self._whole: tuple[str, list[list[Piece]]] = "", []
+        """A machine and all its pieces: `held` is asked for one signal after the other."""
 
     @property
     def left_out(self) -> int:
@@ -155,46 +157,64 @@ class Moment:
     # --- where it lies ------------------------------------------------------------------------------------------------
 
     def _stretches(self, machine: str, from_us: int, to_us: int) -> Iterator[Stretch | Lost]:
-        for piece in self._pieces(machine, "ts_from < ? AND ts_to >= ?", (to_us, from_us)):
-            yield self._read(piece) or Lost(frozenset(self._layouts[piece.layout].signals))
+        for these in _tangled(self._pieces(machine, "ts_from < ? AND ts_to >= ?", (to_us, from_us))):
+            yield from self._in_order(these)
         yield from self._of_journal(machine, from_us, to_us)
 
     def _backwards(self, machine: str, signal: str, before_us: int) -> Iterator[Stretch | Lost]:
         """What has this signal before a time, the latest first; packed ones only where the index tells of a reading."""
         yield from reversed(list(self._of_journal(machine, 0, before_us, signal)))
-        found = self._pieces(machine, "ts_from < ?", (before_us,), ("blocks",))
-        for piece in [*reversed(found), *self._speaking(machine, signal, before_us)]:
-            layout = self._layouts[piece.layout]
-            if signal in layout.signals:
-                yield self._read(piece, layout.signals.index(signal)) or Lost(frozenset(layout.signals))
+        if self._whole[0] != machine:
+            self._whole = machine, _tangled(self._pieces(machine, "TRUE", ()))
+        number = self._number(machine, signal)
+        for these in reversed(self._whole[1]):
+            its = [
+                piece
+                for piece in these
+                if piece.ts_from < before_us
+                and signal in self._layouts[piece.layout].signals
+                and not self._is_silent(piece, signal, number)
+            ]
+            yield from reversed(list(self._in_order(its, signal)))
 
-    def _speaking(self, machine: str, signal: str, before_us: int) -> Iterator[Piece]:
-        """The packed pieces with a reading of a signal, the latest first."""
-        if (kept := self._reader.kept) is None:
-            return
-        number = shelf.read_signals(kept).get((machine, signal), 0)
-        found = kept.execute(
-            "SELECT id FROM chunks INDEXED BY chunks_of_signal WHERE signal = ? AND ts_from < ? AND count + bad > 0 "
-            "ORDER BY ts_from DESC",
-            (number, before_us),
-        )
-        for (chunk,) in found:
-            axis = chunk >> shelf.COLUMN_BITS
-            for row in kept.execute(f"SELECT {shelf.PIECE} FROM axes WHERE id = ?", (axis,)):  # noqa: S608 - ours
-                yield Piece(True, *row)
+    def _number(self, machine: str, signal: str) -> int:
+        return 0 if self._reader.kept is None else shelf.read_signals(self._reader.kept).get((machine, signal), 0)
 
-    def _pieces(
-        self, machine: str, when: str, values: Sequence[int], tables: Sequence[str] = ("axes", "blocks")
-    ) -> list[Piece]:
+    def _is_silent(self, piece: Piece, signal: str, number: int) -> bool:
+        """Whether the index says, and is sound, that a packed piece has no reading of a signal."""
+        if not piece.chunks or self._reader.kept is None:
+            return False
+        chunk = shelf.chunk_id(piece.id, self._layouts[piece.layout].signals.index(signal))
+        row = self._reader.kept.execute(
+            "SELECT count, bad, ts_from, ts_to, low, high, total, sums FROM chunks WHERE id = ?", (chunk,)
+        ).fetchone()
+        if row is None or row[0] or row[1]:
+            return False
+        count, bad, ts_from, ts_to, low, high, total, sums = row
+        return bool(sums == shelf.sums_checksum((number, ts_from, ts_to, count, bad, low, high, total)))
+
+    def _pieces(self, machine: str, when: str, values: Sequence[int]) -> list[Piece]:
         """In the order in which they were judged."""
         if (kept := self._reader.kept) is None:
             return []
         its = ",".join(str(number) for number, layout in self._layouts.items() if layout.machine == machine)
         found = []
-        for table in tables:
+        for table in ("axes", "blocks"):
             asked = f"SELECT {shelf.PIECE} FROM {table} WHERE layout IN ({its}) AND {when}"  # noqa: S608 - ours
             found += [Piece(table == "axes", *row) for row in kept.execute(asked, values)]
         return sorted(found, key=lambda piece: piece.place_from)
+
+    def _in_order(self, pieces: Sequence[Piece], signal: str | None = None) -> Iterator[Stretch | Lost]:
+        """Pieces that are tangled, frame by frame in the order in which they were judged; perhaps one signal only."""
+        parts, lost = [], []
+        for piece in pieces:
+            names = self._layouts[piece.layout].signals
+            part = self._read(piece) if signal is None else self._read(piece, names.index(signal))
+            if part is None:
+                lost.append((piece, names))
+            else:
+                parts.append(part)
+        yield from parts if len(pieces) == len(parts) == 1 else _untangled(parts, lost)
 
     def _read(self, piece: Piece, *only: int) -> Stretch | None:
         """A piece of the history; perhaps only one of its columns, the others are bad then."""
@@ -233,6 +253,49 @@ class Moment:
                 yield epoch, None
             else:
                 yield from ((epoch, item) for item in items if isinstance(item, Kept))
+
+
+def _tangled(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """Pieces in order, together where one begins before another ends: a reload was taken back within the hour."""
+    found: list[list[Piece]] = []
+    reached = 0
+    for piece in pieces:
+        if found and piece.place_from <= reached:
+            found[-1].append(piece)
+        else:
+            found.append([piece])
+        reached = max(reached, piece.place_to)
+    return found
+
+
+def _untangled(parts: Sequence[Stretch], lost: Sequence[tuple[Piece, Sequence[str]]]) -> Iterator[Stretch | Lost]:
+    """All frames in order of their places, and what is lost wherever it may have had one."""
+
+    def gone(after: int, before: int | None) -> Lost | None:
+        its = [
+            names for piece, names in lost if piece.place_to > after and (before is None or piece.place_from < before)
+        ]
+        return Lost(frozenset(name for names in its for name in names)) if its else None
+
+    its = sorted(
+        (place, number, frame)
+        for number, part in enumerate(parts)
+        for frame, place in enumerate(part.axis.places.tolist())
+    )
+    begin = reached = 0
+    for i, (place, number, _) in enumerate(its):
+        missing = gone(reached, place)
+        if begin < i and (missing or number != its[begin][1]):
+            yield stretch.cut(parts[its[begin][1]], its[begin][2], its[i - 1][2] + 1)
+            begin = i
+        if missing:
+            yield missing
+        reached = place
+    if its:
+        yield stretch.cut(parts[its[begin][1]], its[begin][2], its[-1][2] + 1)
+    missing = gone(reached, None)
+    if missing:
+        yield missing
 
 
 @contextmanager
