@@ -486,6 +486,48 @@ def test_a_bug_in_the_history_is_told_and_ends_nothing(
         assert not list(tmp_path.glob("*.damaged-*"))
 
 
+@pytest.mark.parametrize(
+    ("table", "change"),
+    [
+        ("blocks", "data = zeroblob(50)"),
+        ("blocks", "epoch = CAST(x'ff6b33' AS TEXT)"),
+        ("axes", "epoch = CAST(x'ff6b33' AS TEXT)"),
+        ("axes", "place_from = place_from + 1000000"),
+    ],
+)
+def test_a_damaged_row_costs_a_replay_its_own_rows_only(
+    tmp_path: Path, clock: StandingClock, table: str, change: str
+) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(14)
+    with contextlib.closing(sqlite3.connect(tmp_path / shelf.FILE)) as db:
+        number, lost = db.execute(f"SELECT id, rows FROM {table} ORDER BY id LIMIT 1").fetchone()
+        db.execute(f"UPDATE {table} SET {change} WHERE id = ?", (number,))
+        db.commit()
+    with open_past(tmp_path) as found:
+        items = [bits(item.what) for item in found.frames()]
+        assert found.left_out == 1
+    assert len(items) == len(room.put) - lost
+    assert set(items) < set(room.put)
+
+
+def test_a_replay_whose_order_is_damaged_ends_in_words_and_not_with_a_small_count(
+    tmp_path: Path, clock: StandingClock
+) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(14)
+    with contextlib.closing(sqlite3.connect(tmp_path / shelf.FILE)) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'axes_in_order'").fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with (tmp_path / shelf.FILE).open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * 64)
+    with open_past(tmp_path) as found, pytest.raises(past.UNREADABLE) as raised:
+        list(found.frames())
+    assert "the store cannot be read" in past.words_of(raised.value, tmp_path)
+
+
 def flipped(path: Path, rng: random.Random) -> None:
     blob = bytearray(path.read_bytes())
     for _ in range(rng.choice((1, 1, 8, 64))):
