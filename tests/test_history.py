@@ -26,6 +26,7 @@ from edge_agent.store import disk, history, past, shelf, stretch
 from edge_agent.store.configured import configure, text_of
 from edge_agent.store.history import History, open_history
 from edge_agent.store.journal import Store, open_store
+from edge_agent.store.moment import standing
 from edge_agent.store.past import open_past
 from edge_agent.store.rows import Kept
 from edge_agent.store.shelf import NoHistory
@@ -484,6 +485,28 @@ def test_a_bug_in_the_history_is_told_and_ends_nothing(
         assert room.history.status()["state"] == "ok"
         assert read(tmp_path) == room.put
         assert not list(tmp_path.glob("*.damaged-*"))
+
+
+def test_a_reader_that_cannot_read_how_far_it_has_come_doubles_nothing(tmp_path: Path, clock: StandingClock) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def look() -> tuple[list[int], list[int], list[tuple[Any, ...]]]:
+        with open_past(tmp_path) as found, standing(tmp_path) as moment:
+            told = [each.seq for each in found.events(0, 2**62)]
+            rows = [int(ts) for part in moment.rows("press", 0, 2**62) for ts in part.ts]
+            items = [bits(item.what) for item in found.frames()]
+            seen.append((found.left_out, moment.left_out))
+            return rows, told, items
+
+    with Room(tmp_path, clock) as room:
+        room.turns(4)
+        room.beats(20)
+        before = look()
+        with contextlib.closing(sqlite3.connect(tmp_path / shelf.FILE)) as db:
+            db.execute("UPDATE meta SET crc = crc + 1")
+            db.commit()
+        assert look() == before
+    assert seen == [(0, 0), (1, 1)], "and it is told"
 
 
 @pytest.mark.parametrize(

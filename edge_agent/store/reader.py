@@ -28,6 +28,7 @@ class Reader:
         self.left_out = 0
         """Rows that were damaged and left out."""
         self._layouts: dict[int, Layout] | None = None
+        self._guessed: Position | None = None
         self._of_journal: tuple[dict[int, Layout], Stamps] | None = None
 
     @contextmanager
@@ -40,8 +41,19 @@ class Reader:
                     db.execute("BEGIN")
                     stack.callback(db.execute, "COMMIT")
                     db.execute("SELECT 1 FROM sqlite_master").fetchone()
-            found = None if self.kept is None else shelf.read_position(self.kept)
-            yield found or Position()
+            yield self._position()
+
+    def _position(self) -> Position:
+        """How far the history had come. Damaged: as its rows tell, else what is in both files would be met twice."""
+        if self.kept is None:
+            return Position()
+        found = shelf.read_position(self.kept)
+        if found is not None:
+            return found
+        if self._guessed is None:  # an agent that moves on writes it anew, so the rows tell the same until then
+            self._guessed = shelf.guessed_position(self.kept)
+            self.left_out += self._guessed != Position()
+        return self._guessed
 
     # --- the history --------------------------------------------------------------------------------------------------
 

@@ -327,7 +327,7 @@ def saved(folder: Path, wall: int, fault: str, progress: disk.Progress = lambda:
         db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
         count = sum(_copied(db, old, table, progress) for table in TABLES)
         if read_position(db) is None:
-            _guessed_position(db)
+            put_position(db, guessed_position(db))
     aside = folder / f"{FILE}.damaged-{wall // SECOND_US}"
     for suffix in ("-wal", "-shm", ""):
         part = path.with_name(path.name + suffix)
@@ -357,8 +357,8 @@ def _copied(db: sqlite3.Connection, old: sqlite3.Connection, table: str, progres
     return count
 
 
-def _guessed_position(db: sqlite3.Connection) -> None:
-    """The rows say what was moved last: each knows the batch, and each event its number."""
+def guessed_position(db: sqlite3.Connection) -> Position:
+    """The rows say what was moved last: each knows the batch, and each event its number. Raises sqlite3.Error."""
     moved: dict[str, tuple[int, int]] = {}
     place = 0
     for table in ("blocks", "axes"):
@@ -368,4 +368,4 @@ def _guessed_position(db: sqlite3.Connection) -> None:
     for epoch, seq in db.execute("SELECT epoch, max(seq) FROM events GROUP BY epoch"):
         moved[epoch] = (moved.get(epoch, (0, 0))[0], seq)
     (last,) = db.execute("SELECT ifnull(max(id), 0) FROM commands").fetchone()
-    put_position(db, Position(max(place, int(last)) + 1, moved))
+    return Position(max(place, int(last)) + 1, moved)
