@@ -18,7 +18,9 @@ from edge_agent.store import disk, shelf
 from edge_agent.store.history import open_history
 from edge_agent.store.journal import open_store
 from edge_agent.store.moment import standing
+from edge_agent.store.past import open_past
 from tests.conftest import StandingClock
+from tests.test_clock_stamps import Boot, set_clock
 from tests.test_store import commit
 
 HOUR_US = 3_600 * SECOND_US
@@ -139,3 +141,28 @@ def test_where_one_of_them_is_damaged_nothing_holds_over_it(tmp_path: Path) -> N
         found = exported(data, tmp_path / "out")
         assert [oil for _, oil in found] == ["1.0"] * 12 + [""] * 12
         assert math.isnan(press.held())
+
+
+# --- a clock that was not set -----------------------------------------------------------------------------------------------
+
+
+def test_what_was_put_right_and_waits_in_the_journal_is_there_at_its_right_time(tmp_path: Path) -> None:
+    one = Boot(tmp_path).begin()
+    one.store.keep_for_history()
+    one.put(1, 2, 4)
+    commit(one.store)
+    set_clock(one.store, one.clock)
+    one.number = 0
+    one.put(5)
+    commit(one.store)
+    with open_past(tmp_path) as past:
+        ts = [int(each) for each in past.readings("press-3", "a", 0, 2**62).ts]
+    first, last = min(ts), max(ts)
+    with standing(tmp_path) as moment:
+        assert sorted(int(each) for rows in moment.rows("press-3", first, last + 1) for each in rows.ts) == sorted(ts)
+        assert moment.reach() == (first, last)
+        assert moment.days(export.DAY_US) == {each // export.DAY_US for each in ts}
+        assert moment.watched("press-3", "a", first, last + 1, HOUR_US, 10) == [(first, last)]
+        assert not list(moment.rows("press-3", 0, export.DAY_US))
+        assert math.isfinite(moment.held("press-3", "a", last))
+    one.close()

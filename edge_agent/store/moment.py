@@ -77,15 +77,19 @@ class Moment:
 
     def days(self, day_us: int) -> set[int]:
         """The days (their numbers, of this length) in which rows may lie; all others have none."""
-        found = self._spans(f"DISTINCT ts_from / {day_us:d}, ts_to / {day_us:d}")
+        found = self._spans(f"DISTINCT ts_from / {day_us:d}, ts_to / {day_us:d}", day_us)
         return {day for first, last in found for day in range(first, last + 1)}
 
-    def _spans(self, columns: str) -> list[tuple[Any, ...]]:
+    def _spans(self, columns: str, unit_us: int = 1) -> list[tuple[Any, ...]]:
+        """columns: what to ask for, in these units."""
         found = []
         if self._reader.kept is not None:
             for table in ("axes", "blocks"):
                 found += self._reader.kept.execute(f"SELECT {columns} FROM {table} WHERE rows > 0").fetchall()  # noqa: S608 - ours
-        if self._reader.journal is not None:
+        if self._reader.stamps().spans:  # its batches know the times before they were put right
+            stamps = [judged.judged.frame.ts for _, judged in self._reader.frames(self._position)]
+            found += [(int(ts.min()) // unit_us, int(ts.max()) // unit_us) for ts in stamps if len(ts)]
+        elif self._reader.journal is not None:
             found += self._reader.journal.execute(f"SELECT {columns} FROM batches WHERE ts_to > 0").fetchall()  # noqa: S608
         return found
 

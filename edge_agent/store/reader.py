@@ -136,7 +136,8 @@ class Reader:
     ) -> Iterator[tuple[int, str]]:
         """(number, epoch) of those that the history has not, after < number <= until.
 
-        reach: only those that may have rows of reach[0] <= ts < reach[1], in UTC µs.
+        reach: only those that may have rows of reach[0] <= ts < reach[1], in UTC µs; all, where the clock was not set once:
+        a batch knows the times before they were put right.
         """
         if self.journal is None:
             return
@@ -144,7 +145,7 @@ class Reader:
         values = [after]
         if until is not None:
             asked, values = asked + " AND id <= ?", [*values, until]
-        if reach is not None:
+        if reach is not None and not self.stamps().spans:
             asked, values = asked + " AND ts_to >= ? AND ts_from < ? AND ts_to > 0", [*values, *reach]
         for number, epoch in self.journal.execute(asked + " ORDER BY id", values):
             if not position.has_batch(epoch, number):
