@@ -487,6 +487,44 @@ def test_a_bug_in_the_history_is_told_and_ends_nothing(
         assert not list(tmp_path.glob("*.damaged-*"))
 
 
+@pytest.mark.parametrize(
+    ("file", "table", "column"),
+    [
+        (disk.FILE, "batches", "epoch"),
+        (disk.FILE, "notices", "kind"),
+        (shelf.FILE, "blocks", "epoch"),
+        (shelf.FILE, "events", "kind"),
+        (shelf.FILE, "commands", "epoch"),
+    ],
+)
+def test_a_text_that_cannot_be_decoded_costs_its_own_row_only(
+    tmp_path: Path, clock: StandingClock, file: str, table: str, column: str
+) -> None:
+    """One flipped bit is enough, and sqlite raises at the row."""
+    asked = (("press", "oil", 0, 2**62), ("pump", "level", 0, 2**62))
+    with Room(tmp_path, clock) as room:
+        room.turns(2)
+        room.beats(60)
+        with open_past(tmp_path) as found:
+            known = [len(found.readings(*each).ts) for each in asked]
+            events, items = len(list(found.events(0, 2**62))), len(list(found.frames()))
+        with contextlib.closing(sqlite3.connect(tmp_path / file)) as db:
+            db.execute(
+                f"UPDATE {table} SET {column} = CAST(x'eb' || substr({column}, 2) AS TEXT) "
+                f"WHERE rowid = (SELECT max(rowid) FROM {table})"
+            )
+            db.commit()
+        with open_past(tmp_path) as found:
+            now = [len(found.readings(*each).ts) for each in asked]
+            assert all(0.5 * before < after <= before for before, after in zip(known, now, strict=True))
+            assert int(found.trend(*asked[0]).count.sum()) > 0
+            assert events - 1 <= len(list(found.events(0, 2**62))) <= events
+            assert len(list(found.frames())) > 0.5 * items
+            assert found.left_out
+        with standing(tmp_path) as moment:
+            assert sum(len(rows.ts) for rows in moment.rows("press", 0, 2**62)) > 0.5 * 180
+
+
 def test_a_reader_that_cannot_read_how_far_it_has_come_doubles_nothing(tmp_path: Path, clock: StandingClock) -> None:
     seen: list[tuple[int, int]] = []
 

@@ -25,6 +25,9 @@ class Reader:
 
     def __init__(self, journal: sqlite3.Connection | None, kept: sqlite3.Connection | None) -> None:
         self.journal, self.kept = journal, kept
+        for db in (journal, kept):
+            if db is not None:
+                db.text_factory = _text
         self.left_out = 0
         """Rows that were damaged and left out."""
         self._layouts: dict[int, Layout] | None = None
@@ -121,7 +124,8 @@ class Reader:
             layouts: dict[int, Layout] = {}
             for row in self.journal.execute("SELECT * FROM layouts") if self.journal is not None else ():
                 with contextlib.suppress(*rows.UNREADABLE):
-                    layouts[row[0]] = disk.to_layout(row)
+                    if rows.sound(row):
+                        layouts[row[0]] = disk.to_layout(row)
             self._of_journal = layouts, Stamps("") if self.journal is None else history.stamps_of(self.journal)
         return self._of_journal
 
@@ -167,6 +171,11 @@ class Reader:
             for item in self.items(number, machine) or ():
                 if isinstance(item, Kept):
                     yield epoch, item
+
+
+def _text(raw: bytes) -> str:
+    """A text of a file. One that is none any more ends no query: it is another one, which the checksum of its row tells."""
+    return raw.decode(errors="backslashreplace")
 
 
 @contextmanager
