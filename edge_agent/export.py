@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -250,6 +250,13 @@ class _Holding:
     machine: str
     from_us: int
     values: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.moment.forget = self.forget
+
+    def forget(self, signals: Iterable[str]) -> None:
+        """Nobody knows what stands: readings are lost."""
+        self.values.update(dict.fromkeys(signals, float("nan")))
 
     def of(self, signal: str) -> float:
         if signal not in self.values:

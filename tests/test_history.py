@@ -27,6 +27,7 @@ from edge_agent.store import disk, history, past, shelf, stretch
 from edge_agent.store.configured import configure, text_of
 from edge_agent.store.history import History, open_history
 from edge_agent.store.journal import Store, open_store
+from edge_agent.store.moment import standing
 from edge_agent.store.past import open_past
 from edge_agent.store.rows import Kept
 from edge_agent.store.shelf import NoHistory
@@ -546,6 +547,108 @@ def test_a_bug_in_the_history_is_told_and_ends_nothing(
         assert room.history.status()["state"] == "ok"
         assert read(tmp_path) == room.put
         assert not list(tmp_path.glob("*.damaged-*"))
+
+
+@pytest.mark.parametrize(
+    ("file", "table", "column"),
+    [
+        (disk.FILE, "batches", "epoch"),
+        (disk.FILE, "notices", "kind"),
+        (shelf.FILE, "blocks", "epoch"),
+        (shelf.FILE, "events", "kind"),
+        (shelf.FILE, "commands", "epoch"),
+    ],
+)
+def test_a_text_that_cannot_be_decoded_costs_its_own_row_only(
+    tmp_path: Path, clock: StandingClock, file: str, table: str, column: str
+) -> None:
+    """One flipped bit is enough, and sqlite raises at the row."""
+    asked = (("press", "oil", 0, 2**62), ("pump", "level", 0, 2**62))
+    with Room(tmp_path, clock) as room:
+        room.turns(2)
+        room.beats(60)
+        with open_past(tmp_path) as found:
+            known = [len(found.readings(*each).ts) for each in asked]
+            events, items = len(list(found.events(0, 2**62))), len(list(found.frames()))
+        with contextlib.closing(sqlite3.connect(tmp_path / file)) as db:
+            db.execute(
+                f"UPDATE {table} SET {column} = CAST(x'eb' || substr({column}, 2) AS TEXT) "
+                f"WHERE rowid = (SELECT max(rowid) FROM {table})"
+            )
+            db.commit()
+        with open_past(tmp_path) as found:
+            now = [len(found.readings(*each).ts) for each in asked]
+            assert all(0.5 * before < after <= before for before, after in zip(known, now, strict=True))
+            assert int(found.trend(*asked[0]).count.sum()) > 0
+            assert events - 1 <= len(list(found.events(0, 2**62))) <= events
+            assert len(list(found.frames())) > 0.5 * items
+            assert found.left_out
+        with standing(tmp_path) as moment:
+            assert sum(len(rows.ts) for rows in moment.rows("press", 0, 2**62)) > 0.5 * 180
+
+
+def test_a_reader_that_cannot_read_how_far_it_has_come_doubles_nothing(tmp_path: Path, clock: StandingClock) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def look() -> tuple[list[int], list[int], list[tuple[Any, ...]]]:
+        with open_past(tmp_path) as found, standing(tmp_path) as moment:
+            told = [each.seq for each in found.events(0, 2**62)]
+            rows = [int(ts) for part in moment.rows("press", 0, 2**62) for ts in part.ts]
+            items = [bits(item.what) for item in found.frames()]
+            seen.append((found.left_out, moment.left_out))
+            return rows, told, items
+
+    with Room(tmp_path, clock) as room:
+        room.turns(4)
+        room.beats(20)
+        before = look()
+        with contextlib.closing(sqlite3.connect(tmp_path / shelf.FILE)) as db:
+            db.execute("UPDATE meta SET crc = crc + 1")
+            db.commit()
+        assert look() == before
+    assert seen == [(0, 0), (1, 1)], "and it is told"
+
+
+@pytest.mark.parametrize(
+    ("table", "change"),
+    [
+        ("blocks", "data = zeroblob(50)"),
+        ("blocks", "epoch = CAST(x'ff6b33' AS TEXT)"),
+        ("axes", "epoch = CAST(x'ff6b33' AS TEXT)"),
+        ("axes", "place_from = place_from + 1000000"),
+    ],
+)
+def test_a_damaged_row_costs_a_replay_its_own_rows_only(
+    tmp_path: Path, clock: StandingClock, table: str, change: str
+) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(14)
+    with contextlib.closing(sqlite3.connect(tmp_path / shelf.FILE)) as db:
+        number, lost = db.execute(f"SELECT id, rows FROM {table} ORDER BY id LIMIT 1").fetchone()
+        db.execute(f"UPDATE {table} SET {change} WHERE id = ?", (number,))
+        db.commit()
+    with open_past(tmp_path) as found:
+        items = [bits(item.what) for item in found.frames()]
+        assert found.left_out == 1
+    assert len(items) == len(room.put) - lost
+    assert set(items) < set(room.put)
+
+
+def test_a_replay_whose_order_is_damaged_ends_in_words_and_not_with_a_small_count(
+    tmp_path: Path, clock: StandingClock
+) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(14)
+    with contextlib.closing(sqlite3.connect(tmp_path / shelf.FILE)) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'axes_in_order'").fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with (tmp_path / shelf.FILE).open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * 64)
+    with open_past(tmp_path) as found, pytest.raises(past.UNREADABLE) as raised:
+        list(found.frames())
+    assert "the store cannot be read" in past.words_of(raised.value, tmp_path)
 
 
 def flipped(path: Path, rng: random.Random) -> None:

@@ -1,9 +1,9 @@
 """Everything of a machine's past in a stretch of time, as columns and as it stood at one moment: what an export reads.
 
-Rule: what is damaged is bad here (`missing`), never a value that holds.
+Rule: what is damaged is bad here (`missing`), never a value that holds; and what held before it holds no longer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from edge_agent.contract import CODE_MASK, Bools, Codes, Floats, Ints, Quality
 from edge_agent.records import Layout
 from edge_agent.store import shelf, stretch
 from edge_agent.store.reader import Reader, reading
-from edge_agent.store.rows import LATE
+from edge_agent.store.rows import LATE, Kept
 from edge_agent.store.shelf import Piece, Position
 from edge_agent.store.stretch import Placed, Stretch
 
@@ -42,12 +42,23 @@ class Rows:
     late: Bools
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Something that cannot be read, in its place: there may have been readings of these signals."""
+
+    signals: frozenset[str]
+
+
 class Moment:
     """The folder as it was when it was opened. Raises sqlite3.Error where a file cannot be read."""
 
     def __init__(self, reader: Reader, position: Position) -> None:
         self._reader, self._position = reader, position
+        self.forget: Callable[[frozenset[str]], None] = lambda _signals: None
+        """Called by `rows`, between those before and those after, where readings of these signals may be lost."""
         self._layouts = reader.layouts()
+        self._whole: tuple[str, list[list[Piece]]] = "", []
+        """A machine and all its pieces: `held` is asked for one signal after the other."""
 
     @property
     def left_out(self) -> int:
@@ -66,21 +77,28 @@ class Moment:
 
     def days(self, day_us: int) -> set[int]:
         """The days (their numbers, of this length) in which rows may lie; all others have none."""
-        found = self._spans(f"DISTINCT ts_from / {day_us:d}, ts_to / {day_us:d}")
+        found = self._spans(f"DISTINCT ts_from / {day_us:d}, ts_to / {day_us:d}", day_us)
         return {day for first, last in found for day in range(first, last + 1)}
 
-    def _spans(self, columns: str) -> list[tuple[Any, ...]]:
+    def _spans(self, columns: str, unit_us: int = 1) -> list[tuple[Any, ...]]:
+        """columns: what to ask for, in these units."""
         found = []
         if self._reader.kept is not None:
             for table in ("axes", "blocks"):
                 found += self._reader.kept.execute(f"SELECT {columns} FROM {table} WHERE rows > 0").fetchall()  # noqa: S608 - ours
-        if self._reader.journal is not None:
+        if self._reader.stamps().spans:  # its batches know the times before they were put right
+            stamps = [judged.judged.frame.ts for _, judged in self._reader.frames(self._position)]
+            found += [(int(ts.min()) // unit_us, int(ts.max()) // unit_us) for ts in stamps if len(ts)]
+        elif self._reader.journal is not None:
             found += self._reader.journal.execute(f"SELECT {columns} FROM batches WHERE ts_to > 0").fetchall()  # noqa: S608
         return found
 
     def rows(self, machine: str, from_us: int, to_us: int) -> Iterator[Rows]:
         """All rows of from_us <= ts < to_us, in the order in which they were judged."""
         for whole in self._stretches(machine, from_us, to_us):
+            if isinstance(whole, Lost):
+                self.forget(whole.signals)
+                continue
             axis = whole.axis
             inside = (axis.ts >= from_us) & (axis.ts < to_us)
             if inside.any():
@@ -97,8 +115,10 @@ class Moment:
                 )
 
     def held(self, machine: str, signal: str, before_us: int) -> float:
-        """The value that stands at this time: that of the last reading before it; NaN where that was bad, or none was."""
+        """The value that stands at this time: that of the last reading before it; NaN where that was bad or may be lost, or none was."""
         for whole in self._backwards(machine, signal, before_us):
+            if isinstance(whole, Lost):
+                break
             column, axis = whole.layout.signals.index(signal), whole.axis
             late = np.repeat((axis.flags & LATE) != 0, axis.counts)
             quality = whole.quality[:, column] & CODE_MASK
@@ -120,7 +140,8 @@ class Moment:
         if len(pieces) > most:
             return []
         found = [self._times(piece) for piece in pieces]
-        found += [whole.axis.ts for whole in self._of_journal(machine, from_us, to_us, signal)]
+        journal = self._of_journal(machine, from_us, to_us, signal)
+        found += [whole.axis.ts for whole in journal if isinstance(whole, Stretch)]
         ts = np.sort(np.concatenate([np.empty(0, dtype=np.int64), *found]))
         if not len(ts):
             return []
@@ -139,72 +160,146 @@ class Moment:
 
     # --- where it lies ------------------------------------------------------------------------------------------------
 
-    def _stretches(self, machine: str, from_us: int, to_us: int) -> Iterator[Stretch]:
-        for piece in self._pieces(machine, "ts_from < ? AND ts_to >= ?", (to_us, from_us)):
-            whole = self._read(piece)
-            if whole is not None:
-                yield whole
+    def _stretches(self, machine: str, from_us: int, to_us: int) -> Iterator[Stretch | Lost]:
+        for these in _tangled(self._pieces(machine, "ts_from < ? AND ts_to >= ?", (to_us, from_us))):
+            yield from self._in_order(these)
         yield from self._of_journal(machine, from_us, to_us)
 
-    def _backwards(self, machine: str, signal: str, before_us: int) -> Iterator[Stretch]:
+    def _backwards(self, machine: str, signal: str, before_us: int) -> Iterator[Stretch | Lost]:
         """What has this signal before a time, the latest first; packed ones only where the index tells of a reading."""
         yield from reversed(list(self._of_journal(machine, 0, before_us, signal)))
-        found = self._pieces(machine, "ts_from < ?", (before_us,), ("blocks",))
-        for piece in [*reversed(found), *self._speaking(machine, signal, before_us)]:
-            layout = self._layouts[piece.layout]
-            if signal in layout.signals:
-                whole = self._read(piece, layout.signals.index(signal))
-                if whole is not None:
-                    yield whole
+        if self._whole[0] != machine:
+            self._whole = machine, _tangled(self._pieces(machine, "TRUE", ()))
+        number = self._number(machine, signal)
+        for these in reversed(self._whole[1]):
+            its = [
+                piece
+                for piece in these
+                if piece.ts_from < before_us
+                and signal in self._layouts[piece.layout].signals
+                and not self._is_silent(piece, signal, number)
+            ]
+            yield from reversed(list(self._in_order(its, signal)))
 
-    def _speaking(self, machine: str, signal: str, before_us: int) -> Iterator[Piece]:
-        """The packed pieces with a reading of a signal, the latest first."""
-        if (kept := self._reader.kept) is None:
-            return
-        number = shelf.read_signals(kept).get((machine, signal), 0)
-        found = kept.execute(
-            "SELECT id FROM chunks INDEXED BY chunks_of_signal WHERE signal = ? AND ts_from < ? AND count + bad > 0 "
-            "ORDER BY ts_from DESC",
-            (number, before_us),
-        )
-        for (chunk,) in found:
-            axis = chunk >> shelf.COLUMN_BITS
-            for row in kept.execute(f"SELECT {shelf.PIECE} FROM axes WHERE id = ?", (axis,)):  # noqa: S608 - ours
-                yield Piece(True, *row)
+    def _number(self, machine: str, signal: str) -> int:
+        return 0 if self._reader.kept is None else shelf.read_signals(self._reader.kept).get((machine, signal), 0)
 
-    def _pieces(
-        self, machine: str, when: str, values: Sequence[int], tables: Sequence[str] = ("axes", "blocks")
-    ) -> list[Piece]:
+    def _is_silent(self, piece: Piece, signal: str, number: int) -> bool:
+        """Whether the index says, and is sound, that a packed piece has no reading of a signal."""
+        if not piece.chunks or self._reader.kept is None:
+            return False
+        chunk = shelf.chunk_id(piece.id, self._layouts[piece.layout].signals.index(signal))
+        row = self._reader.kept.execute(
+            "SELECT count, bad, ts_from, ts_to, low, high, total, sums FROM chunks WHERE id = ?", (chunk,)
+        ).fetchone()
+        if row is None or row[0] or row[1]:
+            return False
+        count, bad, ts_from, ts_to, low, high, total, sums = row
+        return bool(sums == shelf.sums_checksum((number, ts_from, ts_to, count, bad, low, high, total)))
+
+    def _pieces(self, machine: str, when: str, values: Sequence[int]) -> list[Piece]:
         """In the order in which they were judged."""
         if (kept := self._reader.kept) is None:
             return []
         its = ",".join(str(number) for number, layout in self._layouts.items() if layout.machine == machine)
         found = []
-        for table in tables:
+        for table in ("axes", "blocks"):
             asked = f"SELECT {shelf.PIECE} FROM {table} WHERE layout IN ({its}) AND {when}"  # noqa: S608 - ours
             found += [Piece(table == "axes", *row) for row in kept.execute(asked, values)]
         return sorted(found, key=lambda piece: piece.place_from)
+
+    def _in_order(self, pieces: Sequence[Piece], signal: str | None = None) -> Iterator[Stretch | Lost]:
+        """Pieces that are tangled, frame by frame in the order in which they were judged; perhaps one signal only."""
+        parts, lost = [], []
+        for piece in pieces:
+            names = self._layouts[piece.layout].signals
+            part = self._read(piece) if signal is None else self._read(piece, names.index(signal))
+            if part is None:
+                lost.append((piece, names))
+            else:
+                parts.append(part)
+        yield from parts if len(pieces) == len(parts) == 1 else _untangled(parts, lost)
 
     def _read(self, piece: Piece, *only: int) -> Stretch | None:
         """A piece of the history; perhaps only one of its columns, the others are bad then."""
         return self._reader.stretch(piece, self._layouts[piece.layout], only or None)
 
-    def _of_journal(self, machine: str, from_us: int, to_us: int, signal: str | None = None) -> Iterator[Stretch]:
+    def _of_journal(
+        self, machine: str, from_us: int, to_us: int, signal: str | None = None
+    ) -> Iterator[Stretch | Lost]:
         """What the history has not yet, put together."""
         waiting: list[Placed] = []
         key: tuple[str, Layout] | None = None
         count = 0
-        for epoch, kept in self._reader.frames(self._position, machine, (from_us, to_us)):
-            if signal is not None and signal not in kept.layout.signals:
+        for epoch, kept in self._judged(machine, from_us, to_us):
+            if kept is not None and signal is not None and signal not in kept.layout.signals:
                 continue
-            if waiting and key is not None and (key != (epoch, kept.layout) or count >= ROWS_AT_ONCE):
+            now = None if kept is None else (epoch, kept.layout)
+            if key is not None and (key != now or count >= ROWS_AT_ONCE):
                 yield stretch.gathered(key[1], key[0], waiting)
                 waiting, count = [], 0
-            key = (epoch, kept.layout)
-            waiting.append(Placed(0, kept))
-            count += len(kept.seqs)
-        if waiting and key is not None:
+            key = now
+            if kept is None:
+                yield Lost(
+                    frozenset(name for each in self.layouts() if each.machine == machine for name in each.signals)
+                )
+            else:
+                waiting.append(Placed(0, kept))
+                count += len(kept.seqs)
+        if key is not None:
             yield stretch.gathered(key[1], key[0], waiting)
+
+    def _judged(self, machine: str, from_us: int, to_us: int) -> Iterator[tuple[str, Kept | None]]:
+        """(epoch, frame) of what the history has not yet; None for a batch that is damaged."""
+        for number, epoch in self._reader.batches(self._position, reach=(from_us, to_us)):
+            items = self._reader.items(number, machine)
+            if items is None:
+                yield epoch, None
+            else:
+                yield from ((epoch, item) for item in items if isinstance(item, Kept))
+
+
+def _tangled(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """Pieces in order, together where one begins before another ends: a reload was taken back within the hour."""
+    found: list[list[Piece]] = []
+    reached = 0
+    for piece in pieces:
+        if found and piece.place_from <= reached:
+            found[-1].append(piece)
+        else:
+            found.append([piece])
+        reached = max(reached, piece.place_to)
+    return found
+
+
+def _untangled(parts: Sequence[Stretch], lost: Sequence[tuple[Piece, Sequence[str]]]) -> Iterator[Stretch | Lost]:
+    """All frames in order of their places, and what is lost wherever it may have had one."""
+
+    def gone(after: int, before: int | None) -> Lost | None:
+        its = [
+            names for piece, names in lost if piece.place_to > after and (before is None or piece.place_from < before)
+        ]
+        return Lost(frozenset(name for names in its for name in names)) if its else None
+
+    its = sorted(
+        (place, number, frame)
+        for number, part in enumerate(parts)
+        for frame, place in enumerate(part.axis.places.tolist())
+    )
+    begin = reached = 0
+    for i, (place, number, _) in enumerate(its):
+        missing = gone(reached, place)
+        if begin < i and (missing or number != its[begin][1]):
+            yield stretch.cut(parts[its[begin][1]], its[begin][2], its[i - 1][2] + 1)
+            begin = i
+        if missing:
+            yield missing
+        reached = place
+    if its:
+        yield stretch.cut(parts[its[begin][1]], its[begin][2], its[-1][2] + 1)
+    missing = gone(reached, None)
+    if missing:
+        yield missing
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from edge_agent.store import disk, history, rows, shelf, stretch
 from edge_agent.store.reader import Reader, reading
 from edge_agent.store.rows import Kept
 from edge_agent.store.shelf import NoHistory, Piece, Position
-from edge_agent.store.stretch import CELL_US, CELLS, Cells
+from edge_agent.store.stretch import CELL_US, CELLS, Cells, Stretch
 
 MINUTE_US = 60 * SECOND_US
 NICE_US = [
@@ -345,32 +345,49 @@ class Past:
     def _of_layout(self, number: int, layout: Layout, after: int, until: int) -> Iterator[Item]:
         """The frames of one layout. Blocks may become chunks meanwhile: places do not change by it."""
         while True:
-            try:
-                with self._reader.look():
-                    piece = self._next_piece(number, after)
-                    part = None if piece is None else self._reader.stretch(piece, layout)
-            except disk.FAULTS:
-                self._reader.left_out += 1  # a page is damaged; the agent saves the rest when it opens the file
-                return
-            if piece is None or piece.place_from > until:
-                return
-            if part is not None:
-                for placed in stretch.frames(part):
-                    if after < placed.place <= until:
-                        yield Item(placed.place, part.epoch, placed.kept)
-            after = piece.place_to
+            with self._reader.look():
+                found = self._next_piece(number, after)
+                if found is None:
+                    return
+                met, (after, table, its) = after, found
+                part = self._part(table, its, layout)
+            if part is None:
+                continue
+            for placed in stretch.frames(part):
+                if placed.place > until:
+                    return
+                if placed.place > met:
+                    yield Item(placed.place, part.epoch, placed.kept)
 
-    def _next_piece(self, layout: int, after: int) -> Piece | None:
+    def _next_piece(self, layout: int, after: int) -> tuple[int, str, int] | None:
+        """(last place, table, id) as the index has them, whatever the row has suffered.
+
+        Where the index itself is damaged nobody knows what would follow: that is raised.
+        """
         assert self._reader.kept is not None
         found = []
         for table in ("axes", "blocks"):
             row = self._reader.kept.execute(
-                f"SELECT {shelf.PIECE} FROM {table} WHERE layout = ? AND place_to > ? ORDER BY place_to LIMIT 1",  # noqa: S608
+                f"SELECT place_to, id FROM {table} INDEXED BY {table}_in_order "  # noqa: S608 - names of our own
+                "WHERE layout = ? AND place_to > ? ORDER BY place_to LIMIT 1",
                 (layout, after),
             ).fetchone()
             if row is not None:
-                found.append(Piece(table == "axes", *row))
-        return min(found, key=lambda piece: piece.place_to, default=None)
+                found.append((row[0], table, row[1]))
+        return min(found, default=None)
+
+    def _part(self, table: str, number: int, layout: Layout) -> Stretch | None:
+        """A piece of the history; None where it cannot be read."""
+        assert self._reader.kept is not None
+        try:
+            row = self._reader.kept.execute(f"SELECT {shelf.PIECE} FROM {table} WHERE id = ?", (number,)).fetchone()  # noqa: S608
+            if row is not None:
+                return self._reader.stretch(Piece(table == "axes", *row), layout)
+        except disk.FAULTS as error:
+            if not disk.is_damage(error):
+                raise
+        self._reader.left_out += 1
+        return None
 
     def _commands(self, after: int, until: int) -> Iterator[Item]:
         assert self._reader.kept is not None
@@ -408,7 +425,7 @@ class Past:
         """Some batches that the history has not, as items from this place on, and the last batch."""
         items: list[Item] = []
         for looked, (number, epoch) in enumerate(self._reader.batches(position, after, until), start=1):
-            items += (Item(place + len(items) + 1, epoch, what) for what in self._reader.items(number))
+            items += (Item(place + len(items) + 1, epoch, what) for what in self._reader.items(number) or ())
             after = number
             if items and looked >= BATCHES_A_LOOK:
                 break

@@ -25,9 +25,13 @@ class Reader:
 
     def __init__(self, journal: sqlite3.Connection | None, kept: sqlite3.Connection | None) -> None:
         self.journal, self.kept = journal, kept
+        for db in (journal, kept):
+            if db is not None:
+                db.text_factory = _text
         self.left_out = 0
         """Rows that were damaged and left out."""
         self._layouts: dict[int, Layout] | None = None
+        self._guessed: Position | None = None
         self._of_journal: tuple[dict[int, Layout], Stamps] | None = None
 
     @contextmanager
@@ -40,8 +44,19 @@ class Reader:
                     db.execute("BEGIN")
                     stack.callback(db.execute, "COMMIT")
                     db.execute("SELECT 1 FROM sqlite_master").fetchone()
-            found = None if self.kept is None else shelf.read_position(self.kept)
-            yield found or Position()
+            yield self._position()
+
+    def _position(self) -> Position:
+        """How far the history had come. Damaged: as its rows tell, else what is in both files would be met twice."""
+        if self.kept is None:
+            return Position()
+        found = shelf.read_position(self.kept)
+        if found is not None:
+            return found
+        if self._guessed is None:  # an agent that moves on writes it anew, so the rows tell the same until then
+            self._guessed = shelf.guessed_position(self.kept)
+            self.left_out += self._guessed != Position()
+        return self._guessed
 
     # --- the history --------------------------------------------------------------------------------------------------
 
@@ -109,7 +124,8 @@ class Reader:
             layouts: dict[int, Layout] = {}
             for row in self.journal.execute("SELECT * FROM layouts") if self.journal is not None else ():
                 with contextlib.suppress(*rows.UNREADABLE):
-                    layouts[row[0]] = disk.to_layout(row)
+                    if rows.sound(row):
+                        layouts[row[0]] = disk.to_layout(row)
             self._of_journal = layouts, Stamps("") if self.journal is None else history.stamps_of(self.journal)
         return self._of_journal
 
@@ -124,7 +140,8 @@ class Reader:
     ) -> Iterator[tuple[int, str]]:
         """(number, epoch) of those that the history has not, after < number <= until.
 
-        reach: only those that may have rows of reach[0] <= ts < reach[1], in UTC µs.
+        reach: only those that may have rows of reach[0] <= ts < reach[1], in UTC µs; all, where the clock was not set once:
+        a batch knows the times before they were put right.
         """
         if self.journal is None:
             return
@@ -132,30 +149,33 @@ class Reader:
         values = [after]
         if until is not None:
             asked, values = asked + " AND id <= ?", [*values, until]
-        if reach is not None:
+        if reach is not None and not self.stamps().spans:
             asked, values = asked + " AND ts_to >= ? AND ts_from < ? AND ts_to > 0", [*values, *reach]
         for number, epoch in self.journal.execute(asked + " ORDER BY id", values):
             if not position.has_batch(epoch, number):
                 yield number, epoch
 
-    def items(self, number: int, machine: str | None = None) -> list[Kept | Command]:
-        """What a batch holds, of one machine or all; nothing of one that is damaged or has gone."""
+    def items(self, number: int, machine: str | None = None) -> list[Kept | Command] | None:
+        """What a batch holds, of one machine or all; nothing of one that has gone; None of one that is damaged."""
         assert self.journal is not None
         row = self.journal.execute("SELECT * FROM batches WHERE id = ?", (number,)).fetchone()
         if row is None:
             return []
         found = history.items_of(row, *self._meanings(), machine)
         self.left_out += found is None
-        return found or []
+        return found
 
-    def frames(
-        self, position: Position, machine: str | None = None, reach: tuple[int, int] | None = None
-    ) -> Iterator[tuple[str, Kept]]:
-        """(epoch, frame) of what the history has not yet, of one machine or of all, see `batches`."""
-        for number, epoch in self.batches(position, reach=reach):
-            for item in self.items(number, machine):
+    def frames(self, position: Position, machine: str | None = None) -> Iterator[tuple[str, Kept]]:
+        """(epoch, frame) of what the history has not yet, of one machine or of all."""
+        for number, epoch in self.batches(position):
+            for item in self.items(number, machine) or ():
                 if isinstance(item, Kept):
                     yield epoch, item
+
+
+def _text(raw: bytes) -> str:
+    """A text of a file. One that is none any more ends no query: it is another one, which the checksum of its row tells."""
+    return raw.decode(errors="backslashreplace")
 
 
 @contextmanager

@@ -335,7 +335,7 @@ def saved(folder: Path, wall: int, fault: str, progress: disk.Progress = lambda:
             # Nobody can read a column without its axis.
             db.execute("DELETE FROM chunks WHERE id >> ? NOT IN (SELECT id FROM axes)", (COLUMN_BITS,))
             if read_position(db) is None:
-                _guessed_position(db)
+                put_position(db, guessed_position(db))
     except BaseException:
         _removed(fresh)  # the journal needs its space
         raise
@@ -385,8 +385,11 @@ def _copied(db: sqlite3.Connection, old: sqlite3.Connection, table: str, progres
     return count
 
 
-def _guessed_position(db: sqlite3.Connection) -> None:
-    """The rows say what was moved last: each knows the batch, and each event its number. The oldest epoch comes first."""
+def guessed_position(db: sqlite3.Connection) -> Position:
+    """The rows say what was moved last: each knows the batch, and each event its number. The oldest epoch comes first.
+
+    Raises sqlite3.Error.
+    """
     moved: dict[str, tuple[int, int]] = {}
     place = 0
     for table in ("axes", "blocks"):
@@ -397,4 +400,4 @@ def _guessed_position(db: sqlite3.Connection) -> None:
     for epoch, seq in db.execute("SELECT epoch, max(seq) FROM events GROUP BY epoch"):
         moved[epoch] = (moved.get(epoch, (0, 0))[0], seq)
     (last,) = db.execute("SELECT ifnull(max(id), 0) FROM commands").fetchone()
-    put_position(db, Position(max(place, int(last)) + 1, moved))
+    return Position(max(place, int(last)) + 1, moved)
