@@ -220,6 +220,12 @@ def export(folder: Path, out: Place, wanted: Wanted, progress: Callable[[str], N
     return done
 
 
+def machines_of(folder: Path, wanted: Wanted) -> list[str]:
+    """The machines that are meant, by name. Raises NoHistory."""
+    with standing(folder) as moment:
+        return sorted({each.machine for each in moment.layouts() if wanted.machine(each.machine)})
+
+
 def what_there_is(folder: Path) -> str:
     """For one who has found nothing: which machines there are, and from when to when. Raises NoHistory."""
     with standing(folder) as moment:

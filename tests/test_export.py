@@ -376,6 +376,22 @@ def test_the_command_says_what_it_wrote(recorded: Recorder, tmp_path: Path, caps
     assert "is not the data directory of an agent" in capsys.readouterr().err
 
 
+def test_one_csv_file_takes_the_one_machine_that_a_pattern_means(
+    recorded: Recorder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, named, meant = str(recorded.folder), tmp_path / "named.csv", tmp_path / "meant.csv"
+    words = ["export", store, "--agent", "hall2"]
+    assert main([*words, "--machine", "press", "--out", str(named)]) == 0
+    assert main([*words, "--machine", "pr*", "--out", str(meant)]) == 0
+    assert meant.read_bytes() == named.read_bytes()
+    capsys.readouterr()
+    both = tmp_path / "both.csv"
+    assert main([*words, "--machine", "p*", "--out", str(both)]) == 2
+    assert f"{both} is one CSV file, and --machine p* means press, pump: name one of them" in capsys.readouterr().err
+    assert main([*words, "--machine", "x*", "--out", str(both)]) == 1
+    assert not both.exists()
+
+
 # --- a file system of others --------------------------------------------------------------------------------------------
 
 

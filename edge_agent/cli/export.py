@@ -57,7 +57,7 @@ def export(arguments: argparse.Namespace) -> int:
     try:
         folder, agent = _source(arguments)
         wanted = _wanted(arguments, agent)
-        out = _out(arguments, wanted)
+        out = _out(arguments, wanted, folder)
         done = exporting.export(folder, out, wanted, _progress(arguments))
     except (NoHistory, lake.NoLake, exporting.NoExport, ValueError) as error:
         return _failed(arguments, str(error), WRONG_USE)
@@ -107,14 +107,22 @@ def _wanted(arguments: argparse.Namespace, agent: str) -> "Wanted":
     return Wanted(agent, form, tuple(arguments.machine), tuple(arguments.signal), begin, end)
 
 
-def _out(arguments: argparse.Namespace, wanted: "Wanted") -> "Place":
-    from edge_agent.export import CSV, NoExport, OneFile, place_of
+def _out(arguments: argparse.Namespace, wanted: "Wanted", folder: Path) -> "Place":
+    """Where the files go. folder: the data directory. Raises NoExport and NoHistory in words."""
+    from edge_agent.export import CSV, NoExport, OneFile, machines_of, place_of
 
-    if str(arguments.out).endswith(".csv"):
-        if wanted.form != CSV or len(wanted.machines) != 1:
-            raise NoExport(f"{arguments.out} is one CSV file: name the one --machine whose readings go there")
-        return OneFile(Path(arguments.out), wanted.machines[0])
-    return place_of(str(arguments.out))
+    if not str(arguments.out).endswith(".csv"):
+        return place_of(str(arguments.out))
+    if wanted.form != CSV or len(wanted.machines) != 1:
+        raise NoExport(f"{arguments.out} is one CSV file: name the one --machine whose readings go there")
+    (name,) = wanted.machines
+    meant = machines_of(folder, wanted)
+    if len(meant) > 1:
+        raise NoExport(
+            f"{arguments.out} is one CSV file, and --machine {name} means {', '.join(meant)}: name one of them, or a folder "
+            "with --out"
+        )
+    return OneFile(Path(arguments.out), meant[0] if meant else name)
 
 
 def time_us(option: str, text: str) -> int:
