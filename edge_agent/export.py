@@ -150,12 +150,12 @@ class Elsewhere:
             core = importlib.import_module("fsspec.core")
         except ImportError:
             raise NoExport(
-                f"{_shown(url)}: a URL needs fsspec and what it needs for this kind: pip install fsspec"
+                f"{shown(url)}: a URL needs fsspec and what it needs for this kind: pip install fsspec"
             ) from None
         try:
             self._system, root = core.url_to_fs(url)
         except Exception as error:  # whatever a file system of others raises
-            raise NoExport(f"{_shown(url)}: {error}") from error
+            raise NoExport(f"{shown(url)}: {error}") from error
         self._root = str(root).rstrip("/")
 
     def names(self, folder: str) -> list[str]:
@@ -182,7 +182,7 @@ class Elsewhere:
         return Path(tempfile.mkdtemp(prefix="edge-agent-export-"))
 
 
-def _shown(url: str) -> str:
+def shown(url: str) -> str:
     """Without the password that may stand in it."""
     return re.sub(r"//[^/@]*@", "//…@", url)
 

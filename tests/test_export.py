@@ -1,12 +1,16 @@
 """Export: what is in the files is what was judged, bit for bit, whatever reads them; and they replace themselves."""
 
 import asyncio
+import contextlib
 import csv
+import io
 import json
 import os
 import re
 import shutil
+import sqlite3
 import sys
+import tempfile
 import types
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +25,7 @@ from edge_agent.contract import CODE_MASK, SECOND_US, Frame, Quality
 from edge_agent.records import Event, EventKind, JudgedFrame, Kind, Layout, Severity, WarningState
 from edge_agent.store.history import open_history
 from edge_agent.store.journal import open_store
+from tests import disks
 from tests.conftest import StandingClock
 
 SEED = int(os.environ.get("EDGE_AGENT_SEED", "20261128"))
@@ -241,8 +246,6 @@ def test_a_choice_of_machines_signals_and_days(recorded: Recorder, tmp_path: Pat
 
 
 def test_a_damaged_chunk_is_missing_and_never_a_value_that_holds(recorded: Recorder, tmp_path: Path) -> None:
-    import sqlite3
-
     folder = shutil.copytree(recorded.folder, tmp_path / "store")
     db = sqlite3.connect(folder / "history.db")
     (chunk, size) = db.execute(
@@ -390,6 +393,70 @@ def test_one_csv_file_takes_the_one_machine_that_a_pattern_means(
     assert f"{both} is one CSV file, and --machine p* means press, pump: name one of them" in capsys.readouterr().err
     assert main([*words, "--machine", "x*", "--out", str(both)]) == 1
     assert not both.exists()
+
+
+@pytest.mark.parametrize("harm", ["page", "text"])
+def test_a_damaged_history_is_told_in_words(
+    recorded: Recorder, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: str
+) -> None:
+    folder = shutil.copytree(recorded.folder, tmp_path / "store")
+    with contextlib.closing(sqlite3.connect(folder / "history.db")) as db:
+        if harm == "text":
+            db.execute("UPDATE axes SET epoch = CAST(x'ff' AS TEXT)")
+            db.commit()
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'axes'").fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    if harm == "page":
+        with (folder / "history.db").open("r+b") as file:
+            file.seek((page - 1) * size)
+            file.write(b"\xff" * 64)
+    assert main(["export", str(folder), "--agent", "hall2", "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"edge-agent: {folder}: the store cannot be read: ")
+    assert "restart the agent" in line
+
+
+def test_a_place_that_cannot_take_the_files_is_named(
+    recorded: Recorder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", str(recorded.folder), "--agent", "hall2", "--machine", "press", "--out"]
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").touch()
+    for out, says in (("folder.csv", "is a folder"), ("file", "File exists")):
+        assert main([*words, str(tmp_path / out)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"edge-agent: {tmp_path / out}")
+        assert says in line
+
+
+@pytest.mark.root
+def test_a_full_disk_and_files_of_another_user_are_told_in_words(recorded: Recorder) -> None:
+    with tempfile.TemporaryDirectory() as name:  # tmp_path is closed to others
+        Path(name).chmod(0o755)
+        shutil.copytree(recorded.folder, Path(name) / "store")
+        disks.alone("tests.test_export", "places_that_refuse", Path(name))
+
+
+def places_that_refuse(folder: Path) -> None:
+    """For a process with mounts of its own."""
+    store, disk = folder / "store", folder / "disk"
+    disks.memory_disk(disk, "size=1m")
+    words = ["export", str(store), "--agent", "hall2", "--out", str(disk), "--format"]
+    with disks.full(disk):
+        for form in ("csv", "parquet"):
+            _refused([*words, form], f"--out {disk}: No space left on device; make room there")
+    for path in (disk, store):
+        path.chmod(0o777)
+    os.seteuid(65534)
+    _refused([*words, "csv"], f"{store / 'journal.db'}: Permission denied; run it as the agent's user")
+
+
+def _refused(words: list[str], says: str) -> None:
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told):
+        status = main(words)
+    (line,) = told.getvalue().splitlines()
+    assert (status, line.startswith(f"edge-agent: {says}")) == (2, True), line
 
 
 # --- a file system of others --------------------------------------------------------------------------------------------
