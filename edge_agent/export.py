@@ -212,7 +212,7 @@ def export(folder: Path, out: Place, wanted: Wanted, progress: Callable[[str], N
             if wanted.form == CSV:
                 _export_csv(folder, out, wanted, done, work, layouts, period, progress)
             else:
-                _export_parquet(folder, out, wanted, done, work, period, progress)
+                _export_parquet(folder, out, wanted, done, work, layouts, period, progress)
         if not isinstance(out, OneFile):
             _export_warnings(folder, out, wanted, done, work)
     finally:
@@ -335,24 +335,19 @@ class _Part:
 
 
 def _export_parquet(
-    folder: Path,
-    out: Place,
-    wanted: Wanted,
-    done: Exported,
-    work: Path,
-    period: tuple[int, int],
-    progress: Callable[[str], None],
-) -> None:
+    folder: Path, out: Place, wanted: Wanted, done: Exported, work: Path, layouts: Sequence[Layout],
+    period: tuple[int, int], progress: Callable[[str], None],
+) -> None:  # fmt: skip
     held: dict[str, dict[str, float]] = {}
     for day in days(*period):
         progress(day_name(day))
-        with standing(folder) as moment:
-            machines = dict.fromkeys(each.machine for each in moment.layouts() if wanted.machine(each.machine))
-            for machine in machines:
+        for machine in dict.fromkeys(each.machine for each in layouts):
+            with standing(folder) as moment:
                 holding = _Holding(moment, machine, day, held.setdefault(machine, {}))
                 parts = list(_parts(moment, holding, day, wanted, work))
-                _settle(out, f"machine={machine}/date={day_name(day)}", wanted.agent, parts, done)
-            done.left_out += moment.left_out
+                done.left_out += moment.left_out
+            # Not before the look is over: the place may hang, and the agent's logs grow while somebody looks.
+            _settle(out, f"machine={machine}/date={day_name(day)}", wanted.agent, parts, done)
 
 
 def _parts(moment: Moment, holding: _Holding, day: int, wanted: Wanted, work: Path) -> Iterator[_Part]:

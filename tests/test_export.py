@@ -265,6 +265,30 @@ def test_a_damaged_chunk_is_missing_and_never_a_value_that_holds(recorded: Recor
     assert damaged > 100
 
 
+class Looked(export.Folder):
+    """A folder that asks, whenever it takes a file, whether the agent could empty the log of its journal."""
+
+    def __init__(self, root: Path, journal: Path) -> None:
+        super().__init__(root)
+        self.journal = journal
+        self.emptied: list[bool] = []
+
+    def put(self, file: Path, name: str) -> None:
+        with contextlib.closing(sqlite3.connect(self.journal, isolation_level=None)) as db:
+            db.execute("UPDATE meta SET id = id")
+            busy, in_log, moved = db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+        self.emptied.append(not busy and in_log == moved)
+        super().put(file, name)
+
+
+@pytest.mark.parametrize("form", [export.CSV, export.PARQUET])
+def test_while_a_place_takes_a_file_nobody_looks_at_the_store(recorded: Recorder, tmp_path: Path, form: str) -> None:
+    folder = shutil.copytree(recorded.folder, tmp_path / "store")
+    out = Looked(tmp_path / "out", folder / "journal.db")
+    done = export.export(folder, out, export.Wanted("hall2", form))
+    assert out.emptied == [True] * len(done.files)
+
+
 def test_without_pyarrow_it_is_said_how_to_get_it(
     recorded: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
