@@ -10,11 +10,12 @@ what came belated stands where it came, with its own time.
 import contextlib
 import csv
 import importlib
+import itertools
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -330,8 +331,11 @@ class _Part:
     seq_to: int
     rows: int
 
-    def name(self, agent: str) -> str:
-        return f"part-{agent}-{self.epoch}-{self.seq_from}-{self.seq_to}.parquet"
+    def name(self, agent: str, taken: Container[str]) -> str:
+        """One that is not taken: runs that published nothing have the numbers of the one before, and are counted."""
+        stem = f"part-{agent}-{self.epoch}-{self.seq_from}-{self.seq_to}"
+        more = (f"{stem}.{number}.parquet" for number in itertools.count(2))
+        return next(name for name in itertools.chain([f"{stem}.parquet"], more) if name not in taken)
 
 
 def _export_parquet(
@@ -380,12 +384,12 @@ def _settle(out: Place, folder: str, agent: str, parts: Sequence[_Part], done: E
     old = {name: its for name in out.names(folder) if (its := _numbers(name, agent)) is not None}
     begins = {epoch: min(each.seq_from for each in parts if each.epoch == epoch) for epoch in {p.epoch for p in parts}}
     behind = {epoch for epoch, first in begins.items() if any(e == epoch and a < first for e, a, _ in old.values())}
-    fresh = set()
+    fresh: set[str] = set()
     for part in parts:
-        name = part.name(agent)
         if part.epoch in behind:
             part.file.unlink()
             continue
+        name = part.name(agent, fresh)
         out.put(part.file, f"{folder}/{name}")
         fresh.add(name)
         done.files.append(f"{folder}/{name}")
@@ -399,7 +403,7 @@ def _settle(out: Place, folder: str, agent: str, parts: Sequence[_Part], done: E
 
 def _numbers(name: str, agent: str) -> tuple[str, int, int] | None:
     """(epoch, seq from, seq to) of a part of this agent."""
-    found = re.fullmatch(rf"part-{re.escape(agent)}-([^-]+)-(\d+)-(\d+)\.parquet", name)
+    found = re.fullmatch(rf"part-{re.escape(agent)}-([^-]+)-(\d+)-(\d+)(?:\.\d+)?\.parquet", name)
     return (found[1], int(found[2]), int(found[3])) if found else None
 
 

@@ -12,6 +12,7 @@ import sqlite3
 import sys
 import tempfile
 import types
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,9 @@ def parquet(out: Path, machine: str) -> list[tuple[int, dict[str, tuple[float | 
     """All rows of a machine as pyarrow reads them, part by part in the order of their numbers, day by day."""
     pq = pytest.importorskip("pyarrow.parquet")
     found = []
-    for file in sorted(out.glob(f"machine={machine}/*/*.parquet"), key=lambda each: int(each.stem.rpartition("-")[2])):
+    for file in sorted(
+        out.glob(f"machine={machine}/*/*.parquet"), key=lambda each: int(re.split(r"[-.]", each.stem)[4])
+    ):
         table = pq.ParquetFile(file).read()
         names = [name for name in table.column_names if name.endswith("__q")]
         for row in table.to_pylist():
@@ -223,6 +226,23 @@ def test_written_again_it_replaces_itself(recorded: Recorder, tmp_path: Path) ->
     written(recorded, tmp_path / "a")
     assert not shorter.exists()
     assert foreign.exists(), "another agent's is none of ours"
+
+
+def test_runs_that_published_nothing_have_files_of_their_own(tmp_path: Path) -> None:
+    its = Recorder(tmp_path / "store")
+    for layout in (FIRST, LATER, FIRST):
+        quiet = [replace(each, publish=np.zeros(5, bool)) for each in its.frames(layout, 4, 5, SECOND_US)]
+        its.write(*quiet, layouts=(layout,), move=True)
+    day = tmp_path / "out" / "machine=press" / "date=2026-11-20"
+    names = [f"part-hall2-{its.epoch}-0-0{more}.parquet" for more in ("", ".2", ".3")]
+    for _ in range(2):  # written again they replace themselves
+        done = written(its, tmp_path / "out")
+        assert (done.rows, [Path(each).name for each in done.files]) == (60, names)
+        assert sorted(each.name for each in day.iterdir()) == sorted(names)
+    assert sorted(row[0] for row in parquet(tmp_path / "out", "press")) == [row[1] for row in its.rows]
+    shutil.copy(day / names[2], day / names[2].replace(".3.", ".4."))  # of an earlier export that had one more
+    written(its, tmp_path / "out")
+    assert sorted(each.name for each in day.iterdir()) == sorted(names)
 
 
 def test_what_the_history_no_longer_has_stays_in_the_export(recorded: Recorder, tmp_path: Path) -> None:
