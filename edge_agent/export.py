@@ -10,11 +10,12 @@ what came belated stands where it came, with its own time.
 import contextlib
 import csv
 import importlib
+import itertools
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -150,12 +151,12 @@ class Elsewhere:
             core = importlib.import_module("fsspec.core")
         except ImportError:
             raise NoExport(
-                f"{_shown(url)}: a URL needs fsspec and what it needs for this kind: pip install fsspec"
+                f"{shown(url)}: a URL needs fsspec and what it needs for this kind: pip install fsspec"
             ) from None
         try:
             self._system, root = core.url_to_fs(url)
         except Exception as error:  # whatever a file system of others raises
-            raise NoExport(f"{_shown(url)}: {error}") from error
+            raise NoExport(f"{shown(url)}: {error}") from error
         self._root = str(root).rstrip("/")
 
     def names(self, folder: str) -> list[str]:
@@ -182,7 +183,7 @@ class Elsewhere:
         return Path(tempfile.mkdtemp(prefix="edge-agent-export-"))
 
 
-def _shown(url: str) -> str:
+def shown(url: str) -> str:
     """Without the password that may stand in it."""
     return re.sub(r"//[^/@]*@", "//…@", url)
 
@@ -212,12 +213,18 @@ def export(folder: Path, out: Place, wanted: Wanted, progress: Callable[[str], N
             if wanted.form == CSV:
                 _export_csv(folder, out, wanted, done, work, layouts, period, progress)
             else:
-                _export_parquet(folder, out, wanted, done, work, period, progress)
+                _export_parquet(folder, out, wanted, done, work, layouts, period, progress)
         if not isinstance(out, OneFile):
             _export_warnings(folder, out, wanted, done, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return done
+
+
+def machines_of(folder: Path, wanted: Wanted) -> list[str]:
+    """The machines that are meant, by name. Raises NoHistory."""
+    with standing(folder) as moment:
+        return sorted({each.machine for each in moment.layouts() if wanted.machine(each.machine)})
 
 
 def what_there_is(folder: Path) -> str:
@@ -331,29 +338,27 @@ class _Part:
     seq_to: int
     rows: int
 
-    def name(self, agent: str) -> str:
-        return f"part-{agent}-{self.epoch}-{self.seq_from}-{self.seq_to}.parquet"
+    def name(self, agent: str, taken: Container[str]) -> str:
+        """One that is not taken: runs that published nothing have the numbers of the one before, and are counted."""
+        stem = f"part-{agent}-{self.epoch}-{self.seq_from}-{self.seq_to}"
+        more = (f"{stem}.{number}.parquet" for number in itertools.count(2))
+        return next(name for name in itertools.chain([f"{stem}.parquet"], more) if name not in taken)
 
 
 def _export_parquet(
-    folder: Path,
-    out: Place,
-    wanted: Wanted,
-    done: Exported,
-    work: Path,
-    period: tuple[int, int],
-    progress: Callable[[str], None],
-) -> None:
+    folder: Path, out: Place, wanted: Wanted, done: Exported, work: Path, layouts: Sequence[Layout],
+    period: tuple[int, int], progress: Callable[[str], None],
+) -> None:  # fmt: skip
     held: dict[str, dict[str, float]] = {}
     for day in days(*period):
         progress(day_name(day))
-        with standing(folder) as moment:
-            machines = dict.fromkeys(each.machine for each in moment.layouts() if wanted.machine(each.machine))
-            for machine in machines:
+        for machine in dict.fromkeys(each.machine for each in layouts):
+            with standing(folder) as moment:
                 holding = _Holding(moment, machine, day, held.setdefault(machine, {}))
                 parts = list(_parts(moment, holding, day, wanted, work))
-                _settle(out, f"machine={machine}/date={day_name(day)}", wanted.agent, parts, done)
-            done.left_out += moment.left_out
+                done.left_out += moment.left_out
+            # Not before the look is over: the place may hang, and the agent's logs grow while somebody looks.
+            _settle(out, f"machine={machine}/date={day_name(day)}", wanted.agent, parts, done)
 
 
 def _parts(moment: Moment, holding: _Holding, day: int, wanted: Wanted, work: Path) -> Iterator[_Part]:
@@ -386,12 +391,12 @@ def _settle(out: Place, folder: str, agent: str, parts: Sequence[_Part], done: E
     old = {name: its for name in out.names(folder) if (its := _numbers(name, agent)) is not None}
     begins = {epoch: min(each.seq_from for each in parts if each.epoch == epoch) for epoch in {p.epoch for p in parts}}
     behind = {epoch for epoch, first in begins.items() if any(e == epoch and a < first for e, a, _ in old.values())}
-    fresh = set()
+    fresh: set[str] = set()
     for part in parts:
-        name = part.name(agent)
         if part.epoch in behind:
             part.file.unlink()
             continue
+        name = part.name(agent, fresh)
         out.put(part.file, f"{folder}/{name}")
         fresh.add(name)
         done.files.append(f"{folder}/{name}")
@@ -405,7 +410,7 @@ def _settle(out: Place, folder: str, agent: str, parts: Sequence[_Part], done: E
 
 def _numbers(name: str, agent: str) -> tuple[str, int, int] | None:
     """(epoch, seq from, seq to) of a part of this agent."""
-    found = re.fullmatch(rf"part-{re.escape(agent)}-([^-]+)-(\d+)-(\d+)\.parquet", name)
+    found = re.fullmatch(rf"part-{re.escape(agent)}-([^-]+)-(\d+)-(\d+)(?:\.\d+)?\.parquet", name)
     return (found[1], int(found[2]), int(found[3])) if found else None
 
 

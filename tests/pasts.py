@@ -31,8 +31,8 @@ def write_past(folder: Path, now_us: int, hours: int = 30, every_us: int = 10 * 
                 store.put([_hour(luck, begin, begin - start, hours, every_us)])
             clock.move(HOUR_US)
         for kind, severity, first, last in (("high", "warning", 8.2, 6.9), ("high", "alarm", 3.1, 2.6)):
-            its = _event(kind, severity, now_us - round(first * HOUR_US))
-            store.put((), [its, _ended(its, now_us - round(last * HOUR_US))])
+            its = raised(kind, severity, now_us - round(first * HOUR_US))
+            store.put((), [its, ended(its, now_us - round(last * HOUR_US))])
     asyncio.run(_moved(folder, clock))
 
 
@@ -58,7 +58,7 @@ def _hour(luck: np.random.Generator, begin: int, since: int, hours: int, every_u
     return JudgedFrame(frame, np.full(len(t), -1, dtype=np.int16), np.ones(len(t), dtype=bool))
 
 
-def _event(kind: str, severity: str, ts: int) -> Event:
+def raised(kind: str, severity: str, ts: int) -> Event:
     limit = NORM[severity]["high"]
     return Event(
         EventKind.RAISED, f"w-{ts}", ts, "press-3", "oil_temperature", Kind(kind), Severity(severity),
@@ -67,7 +67,7 @@ def _event(kind: str, severity: str, ts: int) -> Event:
     )  # fmt: skip
 
 
-def _ended(event: Event, ts: int) -> Event:
+def ended(event: Event, ts: int) -> Event:
     from dataclasses import replace
 
     return replace(event, event=EventKind.CLEARED, ts=ts, state=WarningState.NORMAL)

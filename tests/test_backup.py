@@ -1,5 +1,6 @@
 """Backup and restore: what goes along, what never does, and that nothing of a damaged file is ever put anywhere."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -7,7 +8,6 @@ import os
 import random
 import shutil
 import tarfile
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from edge_agent.contract import Frame
 from edge_agent.records import JudgedFrame, Layout
 from edge_agent.store import copy, disk, moment
 from edge_agent.store.journal import Store, open_store
+from tests import disks
 from tests.conftest import StandingClock
 from tests.hall import Hall, command, picky, played, press
 from tests.system import Agent
@@ -286,11 +287,26 @@ def test_no_damage_of_the_journal_keeps_a_backup_from_being_made(plant: Path, tm
         assert store.epoch
 
 
+@pytest.mark.root
+def test_a_stick_that_is_full_is_named_and_not_the_journal(plant: Path) -> None:
+    disks.alone("tests.test_backup", "a_full_stick", plant.parent)
+
+
+def a_full_stick(folder: Path) -> None:
+    """For a process with mounts of its own."""
+    disks.memory_disk(folder / "stick", "size=32k")
+    file, told = folder / "stick" / "backup.tar.gz", io.StringIO()
+    with contextlib.redirect_stderr(told):
+        status = main(["backup", str(folder / "agent.yaml"), str(file)])
+    says = f"edge-agent: {file}: No space left on device; make room there, or write to another place\n"
+    assert (status, told.getvalue()) == (2, says), told.getvalue()
+
+
 def test_a_copy_is_whole_while_the_store_writes_on(tmp_path: Path) -> None:
     with open_store(tmp_path / "data", StandingClock()) as store:
         store.use_layouts([Layout("press", ("oil",), ())])
         store.put([frame(0, 1.0)])
-        with closing(disk.connect(tmp_path / "data" / disk.FILE)) as busy:
+        with contextlib.closing(disk.connect(tmp_path / "data" / disk.FILE)) as busy:
             busy.execute("BEGIN IMMEDIATE")
             copy.copy(tmp_path / "data" / disk.FILE, tmp_path / "copy.db")
             busy.execute("ROLLBACK")

@@ -1,13 +1,18 @@
 """Export: what is in the files is what was judged, bit for bit, whatever reads them; and they replace themselves."""
 
 import asyncio
+import contextlib
 import csv
+import io
 import json
 import os
 import re
 import shutil
+import sqlite3
 import sys
+import tempfile
 import types
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +26,7 @@ from edge_agent.contract import CODE_MASK, SECOND_US, Frame, Quality
 from edge_agent.records import Event, EventKind, JudgedFrame, Kind, Layout, Severity, WarningState
 from edge_agent.store.history import open_history
 from edge_agent.store.journal import open_store
+from tests import disks
 from tests.conftest import StandingClock
 
 SEED = int(os.environ.get("EDGE_AGENT_SEED", "20261128"))
@@ -132,7 +138,9 @@ def parquet(out: Path, machine: str) -> list[tuple[int, dict[str, tuple[float | 
     """All rows of a machine as pyarrow reads them, part by part in the order of their numbers, day by day."""
     pq = pytest.importorskip("pyarrow.parquet")
     found = []
-    for file in sorted(out.glob(f"machine={machine}/*/*.parquet"), key=lambda each: int(each.stem.rpartition("-")[2])):
+    for file in sorted(
+        out.glob(f"machine={machine}/*/*.parquet"), key=lambda each: int(re.split(r"[-.]", each.stem)[4])
+    ):
         table = pq.ParquetFile(file).read()
         names = [name for name in table.column_names if name.endswith("__q")]
         for row in table.to_pylist():
@@ -220,6 +228,23 @@ def test_written_again_it_replaces_itself(recorded: Recorder, tmp_path: Path) ->
     assert foreign.exists(), "another agent's is none of ours"
 
 
+def test_runs_that_published_nothing_have_files_of_their_own(tmp_path: Path) -> None:
+    its = Recorder(tmp_path / "store")
+    for layout in (FIRST, LATER, FIRST):
+        quiet = [replace(each, publish=np.zeros(5, bool)) for each in its.frames(layout, 4, 5, SECOND_US)]
+        its.write(*quiet, layouts=(layout,), move=True)
+    day = tmp_path / "out" / "machine=press" / "date=2026-11-20"
+    names = [f"part-hall2-{its.epoch}-0-0{more}.parquet" for more in ("", ".2", ".3")]
+    for _ in range(2):  # written again they replace themselves
+        done = written(its, tmp_path / "out")
+        assert (done.rows, [Path(each).name for each in done.files]) == (60, names)
+        assert sorted(each.name for each in day.iterdir()) == sorted(names)
+    assert sorted(row[0] for row in parquet(tmp_path / "out", "press")) == [row[1] for row in its.rows]
+    shutil.copy(day / names[2], day / names[2].replace(".3.", ".4."))  # of an earlier export that had one more
+    written(its, tmp_path / "out")
+    assert sorted(each.name for each in day.iterdir()) == sorted(names)
+
+
 def test_what_the_history_no_longer_has_stays_in_the_export(recorded: Recorder, tmp_path: Path) -> None:
     written(recorded, tmp_path)
     day = max(tmp_path.glob("machine=pump/date=*"))
@@ -241,8 +266,6 @@ def test_a_choice_of_machines_signals_and_days(recorded: Recorder, tmp_path: Pat
 
 
 def test_a_damaged_chunk_is_missing_and_never_a_value_that_holds(recorded: Recorder, tmp_path: Path) -> None:
-    import sqlite3
-
     folder = shutil.copytree(recorded.folder, tmp_path / "store")
     db = sqlite3.connect(folder / "history.db")
     (chunk, size) = db.execute(
@@ -260,6 +283,30 @@ def test_a_damaged_chunk_is_missing_and_never_a_value_that_holds(recorded: Recor
         assert (value, code) == (None, Quality.MISSING) or value is None or value == whole[ts][1]["oil"][0]
         damaged += code == Quality.MISSING
     assert damaged > 100
+
+
+class Looked(export.Folder):
+    """A folder that asks, whenever it takes a file, whether the agent could empty the log of its journal."""
+
+    def __init__(self, root: Path, journal: Path) -> None:
+        super().__init__(root)
+        self.journal = journal
+        self.emptied: list[bool] = []
+
+    def put(self, file: Path, name: str) -> None:
+        with contextlib.closing(sqlite3.connect(self.journal, isolation_level=None)) as db:
+            db.execute("UPDATE meta SET id = id")
+            busy, in_log, moved = db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+        self.emptied.append(not busy and in_log == moved)
+        super().put(file, name)
+
+
+@pytest.mark.parametrize("form", [export.CSV, export.PARQUET])
+def test_while_a_place_takes_a_file_nobody_looks_at_the_store(recorded: Recorder, tmp_path: Path, form: str) -> None:
+    folder = shutil.copytree(recorded.folder, tmp_path / "store")
+    out = Looked(tmp_path / "out", folder / "journal.db")
+    done = export.export(folder, out, export.Wanted("hall2", form))
+    assert out.emptied == [True] * len(done.files)
 
 
 def test_without_pyarrow_it_is_said_how_to_get_it(
@@ -374,6 +421,86 @@ def test_the_command_says_what_it_wrote(recorded: Recorder, tmp_path: Path, caps
     capsys.readouterr()
     assert main(["export", str(tmp_path)]) == 2
     assert "is not the data directory of an agent" in capsys.readouterr().err
+
+
+def test_one_csv_file_takes_the_one_machine_that_a_pattern_means(
+    recorded: Recorder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, named, meant = str(recorded.folder), tmp_path / "named.csv", tmp_path / "meant.csv"
+    words = ["export", store, "--agent", "hall2"]
+    assert main([*words, "--machine", "press", "--out", str(named)]) == 0
+    assert main([*words, "--machine", "pr*", "--out", str(meant)]) == 0
+    assert meant.read_bytes() == named.read_bytes()
+    capsys.readouterr()
+    both = tmp_path / "both.csv"
+    assert main([*words, "--machine", "p*", "--out", str(both)]) == 2
+    assert f"{both} is one CSV file, and --machine p* means press, pump: name one of them" in capsys.readouterr().err
+    assert main([*words, "--machine", "x*", "--out", str(both)]) == 1
+    assert not both.exists()
+
+
+@pytest.mark.parametrize("harm", ["page", "text"])
+def test_a_damaged_history_is_told_in_words(
+    recorded: Recorder, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: str
+) -> None:
+    folder = shutil.copytree(recorded.folder, tmp_path / "store")
+    with contextlib.closing(sqlite3.connect(folder / "history.db")) as db:
+        if harm == "text":
+            db.execute("UPDATE axes SET epoch = CAST(x'ff' AS TEXT)")
+            db.commit()
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'axes'").fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    if harm == "page":
+        with (folder / "history.db").open("r+b") as file:
+            file.seek((page - 1) * size)
+            file.write(b"\xff" * 64)
+    assert main(["export", str(folder), "--agent", "hall2", "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"edge-agent: {folder}: the store cannot be read: ")
+    assert "restart the agent" in line
+
+
+def test_a_place_that_cannot_take_the_files_is_named(
+    recorded: Recorder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", str(recorded.folder), "--agent", "hall2", "--machine", "press", "--out"]
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").touch()
+    for out, says in (("folder.csv", "is a folder"), ("file", "File exists")):
+        assert main([*words, str(tmp_path / out)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"edge-agent: {tmp_path / out}")
+        assert says in line
+
+
+@pytest.mark.root
+def test_a_full_disk_and_files_of_another_user_are_told_in_words(recorded: Recorder) -> None:
+    with tempfile.TemporaryDirectory() as name:  # tmp_path is closed to others
+        Path(name).chmod(0o755)
+        shutil.copytree(recorded.folder, Path(name) / "store")
+        disks.alone("tests.test_export", "places_that_refuse", Path(name))
+
+
+def places_that_refuse(folder: Path) -> None:
+    """For a process with mounts of its own."""
+    store, disk = folder / "store", folder / "disk"
+    disks.memory_disk(disk, "size=1m")
+    words = ["export", str(store), "--agent", "hall2", "--out", str(disk), "--format"]
+    with disks.full(disk):
+        for form in ("csv", "parquet"):
+            _refused([*words, form], f"--out {disk}: No space left on device; make room there")
+    for path in (disk, store):
+        path.chmod(0o777)
+    os.seteuid(65534)
+    _refused([*words, "csv"], f"{store / 'journal.db'}: Permission denied; run it as the agent's user")
+
+
+def _refused(words: list[str], says: str) -> None:
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told):
+        status = main(words)
+    (line,) = told.getvalue().splitlines()
+    assert (status, line.startswith(f"edge-agent: {says}")) == (2, True), line
 
 
 # --- a file system of others --------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import json
+import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -260,3 +262,37 @@ def test_a_store_that_is_none_or_empty_is_told_in_words(
     (tmp_path / "data" / "journal.db").write_bytes(b"no database at all, but long enough to look like one" * 20)
     assert main(["replay", str(path), str(tmp_path / "data")]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_is_told_once(
+    tmp_path: Path, clock: StandingClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, 65)
+    with open_store(tmp_path / "data", clock):
+        pass
+    out = tmp_path / "none" / "events.jsonl"
+    assert main(["replay", str(path), str(tmp_path / "data"), "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"edge-agent: {out}: cannot be written: No such file or directory\n"
+
+
+@pytest.mark.root
+def test_a_folder_that_may_not_be_searched_is_told_in_words(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with tempfile.TemporaryDirectory() as name:  # tmp_path is closed to others
+        folder = Path(name)
+        folder.chmod(0o755)
+        path = written(folder, 65)
+        (folder / "closed" / "data").mkdir(mode=0o700, parents=True)
+        (folder / "closed").chmod(0o700)
+        main(["replay", str(path), str(folder / "closed")])  # as root first: its modules may be closed to others
+        capsys.readouterr()
+        os.seteuid(65534)
+        try:
+            for data in (folder / "closed", folder / "closed" / "data"):
+                assert main(["replay", str(path), str(data)]) == 2
+                (line,) = capsys.readouterr().err.splitlines()
+                assert line.startswith(f"edge-agent: {data}")
+                assert line.endswith("Permission denied; run it as the agent's user, or as root")
+        finally:
+            os.seteuid(0)

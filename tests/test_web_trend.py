@@ -1,22 +1,28 @@
 """The trend of a signal: what the API answers over a real history, and the page in a real browser."""
 
+import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from playwright.sync_api import expect
 
 from edge_agent.board import to_utc
-from edge_agent.contract import SECOND_US
+from edge_agent.contract import SECOND_US, Frame, Quality
+from edge_agent.records import JudgedFrame, Layout
+from edge_agent.store.journal import open_store
 from edge_agent.web import trends
 from edge_agent.web.guard import Refused
 from edge_agent.web.trends import Period, warnings_of
+from tests.conftest import StandingClock
 from tests.pages import Site, event, now_us, serving, show_active
-from tests.pasts import HOUR_US, write_past
+from tests.pasts import HOUR_US, ended, raised, write_past
 from tests.test_web_browser import Visit, browser, visit
 
 __all__ = ["browser", "visit"]
@@ -127,6 +133,45 @@ def test_what_stands_and_what_has_escalated_is_drawn_as_such() -> None:
     assert [(each["id"], each["severity"], each["to"] is None, each["ended"]) for each in found] == [
         ("began before", "warning", False, True), ("stands", "warning", True, False), ("worse", "alarm", True, True),
     ]  # fmt: skip
+
+
+def one_row(clock: StandingClock, value: float, quality: Quality = Quality.GOOD) -> JudgedFrame:
+    at, ts = np.array([clock.monotonic_us()]), np.array([clock.wall_us()])
+    frame = Frame("press-3", at, ts, np.array([[value]]), np.array([[quality]], dtype=np.uint8))
+    return JudgedFrame(frame, np.full(1, -1, dtype=np.int16), np.ones(1, dtype=bool))
+
+
+def test_a_warning_that_stood_all_the_time_is_in_each_of_its_days(tmp_path: Path) -> None:
+    clock, day = StandingClock(), trends.DAY_US
+    start = clock.wall_us()
+    its = replace(raised("high", "warning", start), signal="oil")
+    with open_store(tmp_path, clock) as store:
+        store.use_layouts([Layout("press-3", ("oil",), ())])
+        store.put([one_row(clock, 99.0)], [its])
+        clock.move(30 * day)
+        store.put([one_row(clock, 1.0)], [ended(its, clock.wall_us())])
+    for begin in (0, 5, 22, 29):
+        period = Period(start + begin * day, start + (begin + 1) * day + 1, 100)
+        found = trends._Look(tmp_path, "press-3", "oil", 10 * SECOND_US).read(period)
+        (told,) = warnings_of(found.told, [], period)
+        assert (told["id"], told["to"], found.whole) == (its.id, to_utc(start + 30 * day), True)
+
+
+def test_nothing_holds_after_a_bad_reading_until_the_next_one(tmp_path: Path) -> None:
+    clock = StandingClock(1_795_000_020_000_000 // (60 * SECOND_US) * 60 * SECOND_US)
+    start = clock.wall_us()
+    rows = {0: (50.0, Quality.GOOD), 12: (math.nan, Quality.TIMEOUT), 24: (51.0, Quality.GOOD)}
+    with open_store(tmp_path, clock) as store:
+        store.use_layouts([Layout("press-3", ("oil",), ())])
+        for row in range(36):
+            store.put([one_row(clock, *rows.get(row, (math.nan, Quality.HOLD)))])
+            clock.move(10 * SECOND_US)
+    look = trends._Look(tmp_path, "press-3", "oil", 30 * SECOND_US)
+    found = look.read(Period(start, clock.wall_us(), 12))
+    assert found.trend.step_us == 30 * SECOND_US
+    assert np.flatnonzero(found.held).tolist() == [1, 2, 3, 9, 10, 11]
+    after = look.read(Period(start + 150 * SECOND_US, clock.wall_us(), 7))
+    assert (np.flatnonzero(after.held).tolist(), after.before) == ([4, 5, 6], None)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_agent.cli.run import DEFAULT_CONFIG
+from edge_agent.cli.run import DEFAULT_CONFIG, refusal
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -90,7 +90,7 @@ def backup(arguments: argparse.Namespace) -> int:
     except making.NoBackup as error:
         return _failed(arguments, str(error), WRONG_USE)
     except OSError as error:
-        return _failed(arguments, _words(error), WRONG_USE)
+        return _failed(arguments, refusal(error, arguments.file or Path.cwd()), WRONG_USE)
     if arguments.json:
         told = {"ok": True, "file": str(made.file), "bytes": made.bytes, "notes": made.notes, **asdict(made.manifest)}
         print(json.dumps(told, ensure_ascii=False))
@@ -113,7 +113,9 @@ def restore(arguments: argparse.Namespace) -> int:
     except (putting.Refused, control.AlreadyRunning) as error:
         return _failed(arguments, f"nothing is restored: {error}", WRONG_USE)
     except OSError as error:
-        return _failed(arguments, f"nothing is restored: {_words(error)}", WRONG_USE)
+        return _failed(
+            arguments, f"nothing is restored: {refusal(error, arguments.to or DEFAULT_CONFIG.parent)}", WRONG_USE
+        )
 
 
 def _put(arguments: argparse.Namespace, found: Any) -> int:
@@ -145,13 +147,6 @@ def _list(arguments: argparse.Namespace, manifest: "Manifest") -> int:
     else:
         _print(listed_lines(manifest))
     return DONE
-
-
-def _words(error: OSError) -> str:
-    """What the system refused, and of which file."""
-    text = error.strerror or str(error)
-    hint = "; run it as the agent's user, or as root" if isinstance(error, PermissionError) else ""
-    return f"{error.filename}: {text}{hint}" if error.filename else f"{text}{hint}"
 
 
 def _failed(arguments: argparse.Namespace, error: str, status: int) -> int:

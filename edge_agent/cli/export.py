@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_agent.cli.run import DEFAULT_CONFIG
+from edge_agent.cli.run import DEFAULT_CONFIG, refusal, unreadable
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -52,21 +52,25 @@ def add_export(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None
 def export(arguments: argparse.Namespace) -> int:
     from edge_agent import export as exporting
     from edge_agent import lake
-    from edge_agent.store.shelf import NoHistory
+    from edge_agent.store import past
 
+    folder: Path = arguments.source
     try:
         folder, agent = _source(arguments)
         wanted = _wanted(arguments, agent)
-        out = _out(arguments, wanted)
+        out = _out(arguments, wanted, folder)
         done = exporting.export(folder, out, wanted, _progress(arguments))
-    except (NoHistory, lake.NoLake, exporting.NoExport, ValueError) as error:
+        told = list(lines(done, arguments.out, folder))
+    except past.UNREADABLE as error:
+        return _failed(arguments, unreadable(error, folder), WRONG_USE)
+    except (lake.NoLake, exporting.NoExport, ValueError) as error:
         return _failed(arguments, str(error), WRONG_USE)
     except OSError as error:
-        return _failed(arguments, f"{error.filename}: {error.strerror}" if error.filename else str(error), WRONG_USE)
+        return _failed(arguments, refusal(error, f"--out {exporting.shown(str(arguments.out))}"), WRONG_USE)
     if arguments.json:
         print(json.dumps({"ok": True, "agent": agent, "format": wanted.form, **asdict(done)}, ensure_ascii=False))
     else:
-        for line in lines(done, arguments.out, folder):
+        for line in told:
             print(line)
     return DONE if done.files or done.kept else NOT_SO
 
@@ -107,14 +111,26 @@ def _wanted(arguments: argparse.Namespace, agent: str) -> "Wanted":
     return Wanted(agent, form, tuple(arguments.machine), tuple(arguments.signal), begin, end)
 
 
-def _out(arguments: argparse.Namespace, wanted: "Wanted") -> "Place":
-    from edge_agent.export import CSV, NoExport, OneFile, place_of
+def _out(arguments: argparse.Namespace, wanted: "Wanted", folder: Path) -> "Place":
+    """Where the files go. folder: the data directory. Raises NoExport and NoHistory in words."""
+    from edge_agent.export import CSV, NoExport, OneFile, machines_of, place_of
 
-    if str(arguments.out).endswith(".csv"):
-        if wanted.form != CSV or len(wanted.machines) != 1:
-            raise NoExport(f"{arguments.out} is one CSV file: name the one --machine whose readings go there")
-        return OneFile(Path(arguments.out), wanted.machines[0])
-    return place_of(str(arguments.out))
+    if not str(arguments.out).endswith(".csv"):
+        return place_of(str(arguments.out))
+    if wanted.form != CSV or len(wanted.machines) != 1:
+        raise NoExport(f"{arguments.out} is one CSV file: name the one --machine whose readings go there")
+    if Path(arguments.out).is_dir():
+        raise NoExport(
+            f"{arguments.out} is a folder: name a CSV file, or a folder that is not called like one, with --out"
+        )
+    (name,) = wanted.machines
+    meant = machines_of(folder, wanted)
+    if len(meant) > 1:
+        raise NoExport(
+            f"{arguments.out} is one CSV file, and --machine {name} means {', '.join(meant)}: name one of them, or a folder "
+            "with --out"
+        )
+    return OneFile(Path(arguments.out), meant[0] if meant else name)
 
 
 def time_us(option: str, text: str) -> int:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_agent.cli.run import refusal, unreadable
+
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
     from collections.abc import Callable, Iterable, Sequence
@@ -67,7 +69,11 @@ def replay(arguments: argparse.Namespace) -> int:
     except config.ConfigErrors as error:
         print(error, file=sys.stderr)
         return WRONG_USE
-    if arguments.data.is_dir():
+    try:
+        is_own = arguments.data.is_dir()
+    except OSError as error:
+        return _refused(refusal(error, arguments.data))
+    if is_own:
         return _of_own_store(arguments, loaded)
     try:
         recording = replay.read_csv(arguments.data, time=arguments.time, sep=sep, zone=zone)
@@ -121,6 +127,8 @@ def _of_own_store(arguments: argparse.Namespace, loaded: "Loaded") -> int:
                 loaded.config.agent.timezone,
                 lambda: run.rows,
             )
+            if status != DONE:
+                return status
             lost = [f"{found.left_out} damaged rows of the store were left out"] if found.left_out else []
             for note in (*loaded.notes, *run.notes, *lost):
                 print(f"note: {note}", file=sys.stderr)
@@ -128,7 +136,9 @@ def _of_own_store(arguments: argparse.Namespace, loaded: "Loaded") -> int:
                 return _refused(f"{arguments.data}: holds no readings yet")
             return status
     except past.UNREADABLE as error:
-        return _refused(past.words_of(error, arguments.data))
+        return _refused(unreadable(error, arguments.data))
+    except PermissionError as error:
+        return _refused(refusal(error, arguments.data))
 
 
 def _judges_as(text: str, now: "Config") -> bool:
@@ -202,8 +212,10 @@ def _told(
                     show.event(event)
         if arguments.alarms:
             _write_alarms(arguments.alarms, case, alarms.found)
+    except BrokenPipeError:
+        raise  # the reader had enough
     except OSError as error:
-        return _refused(f"{error.filename or 'the output'}: cannot be written: {error.strerror}")
+        return _refused(f"{error.filename or arguments.out or 'the output'}: cannot be written: {error.strerror}")
     if not arguments.json:
         show.end(alarms.found, rows())
     return DONE

@@ -6,6 +6,8 @@ must never give one number to two messages. What was numbered before the copy ke
 """
 
 import contextlib
+import errno
+import os
 import shutil
 import sqlite3
 from dataclasses import dataclass, replace
@@ -13,6 +15,8 @@ from pathlib import Path
 
 from edge_agent.store import disk, rows
 from edge_agent.store.ranges import Intervals
+
+READ_FAULTS = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ)
 
 
 class NotCopied(Exception):
@@ -29,7 +33,8 @@ class Count:
 
 
 def copy(source: Path, target: Path) -> None:
-    """A consistent copy of a database, whoever writes to it. Raises NotCopied, FileNotFoundError.
+    """A consistent copy of a database, whoever writes to it. Raises NotCopied, FileNotFoundError; OSError where the disk of the
+    target refuses.
 
     A damaged one is copied as it lies there: whoever opens the copy saves of it what can be saved.
     """
@@ -42,12 +47,22 @@ def copy(source: Path, target: Path) -> None:
             db.backup(fresh, pages=-1)
             fresh.execute("PRAGMA journal_mode=DELETE")  # one file, with nothing beside it
     except disk.FAULTS as error:
+        if (number := _refused_by_target(error)) is not None:
+            raise OSError(number, os.strerror(number), str(target)) from error
         if not disk.is_damage(error):
             raise NotCopied(f"{source} cannot be copied: {error}") from error
         # Its schema is damaged, so that sqlite reads nothing of it; whoever opens the copy mends it and tells.
         for suffix in ("", "-wal", "-shm", "-journal"):
             target.with_name(target.name + suffix).unlink(missing_ok=True)
         shutil.copyfile(source, target)
+
+
+def _refused_by_target(error: Exception) -> int | None:
+    """The number of the system's error. Nothing is written but the copy."""
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    if disk.is_full(error) or code == sqlite3.SQLITE_IOERR_SHMSIZE:  # the pages fit, and what lies beside them does not
+        return errno.ENOSPC
+    return errno.EIO if code & 0xFF == sqlite3.SQLITE_IOERR and code not in READ_FAULTS else None
 
 
 def _opened(path: Path, mode: str) -> sqlite3.Connection:

@@ -189,13 +189,14 @@ def _trend(band: Schema) -> Schema:
             "held": {
                 "type": "array",
                 "items": {"type": "boolean"},
-                "description": "nothing new came while the machine was watched: the last value stood",
+                "description": "nothing new came while the machine was watched: the last value stood; never after a bad "
+                "row, until the next reading",
             },
             "before": {**NUMBER_OR_NULL, "description": "the value that stood at `begin`, where the first bucket held"},
             "warnings": {"type": "array", "items": _object(warning)},
             "warnings_whole": {
                 "type": "boolean",
-                "description": "false: there were more than are told; ask for less time",
+                "description": "false: there may be more than are told; ask for less or later time",
             },
         }
     )

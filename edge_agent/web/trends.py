@@ -2,7 +2,7 @@
 
 Rule 1: the history is read in a thread, a few readers at a time: the loop is the plant's. Rule 2: a bucket without a
 reading is null, never a value between its neighbours; how many rows were bad in it is said beside it, and whether the
-last value held meanwhile: that is so only where the machine was watched all the time and nothing was bad.
+last value held meanwhile: that is so only where the machine was watched all the time and nothing was bad since that value.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 
 from edge_agent.board import Board, to_utc
-from edge_agent.contract import SECOND_US, Clock, Floats
+from edge_agent.contract import SECOND_US, Bools, Clock, Floats
 from edge_agent.store import disk, shelf
 from edge_agent.store.moment import standing
 from edge_agent.store.past import UNREADABLE, Past, Told, Trend, open_past, words_of
@@ -29,9 +29,8 @@ POINTS, POINTS_MIN, POINTS_MAX = 600, 10, 2_000
 AT_ONCE, WAITING_MAX = 2, 8
 """Readers of the history at one time, and how many more may wait for them."""
 EVENTS_MAX = 20_000
-"""Warning events of the plant that are looked through for one trend."""
-AFTER_US = 7 * DAY_US
-"""How long after the period the end of a warning is looked for; until then it is drawn to the period's end."""
+"""Warning events of the plant, from the period's begin on, that are looked through for one trend."""
+NEVER_US = 253_402_300_800 * SECOND_US
 WARNINGS_MAX = 500
 PIECES_MAX = 240
 """Hours of the history whose rows are looked at to tell what held from what nobody watched; beyond that it is not said."""
@@ -168,13 +167,25 @@ class _Look:
         watched = np.zeros(len(silent), dtype=bool)
         for first, last in spans:
             watched |= (found.ts >= first - self.apart_us) & (found.ts + found.step_us <= last + self.apart_us)
-        return _Found(found, told, whole, (silent & watched).tolist(), before if math.isfinite(before) else None)
+        held = silent & watched & _stood(found, before)
+        return _Found(found, told, whole, held.tolist(), before if math.isfinite(before) else None)
+
+
+def _stood(found: Trend, before: float) -> Bools:
+    """For each bucket whether a value stood when it began: not after a bad row, until the next reading. before: NaN for none."""
+    spoken = (found.count > 0) | (found.bad > 0)
+    last = np.maximum.accumulate(np.where(spoken, np.arange(len(spoken)), -1))
+    # In a bucket with both, nobody knows which came last.
+    return np.asarray(np.where(last < 0, math.isfinite(before), found.bad[last] == 0))
 
 
 def _events(past: Past, machine: str, signal: str, period: Period) -> tuple[list[dict[str, Any]], bool]:
-    """The events of a signal, and whether these are all."""
+    """The events of a signal from the period's begin on, and whether these are all.
+
+    A warning that has part of the period has an event in it, or is ended by one after it, however late, or stands now.
+    """
     found: list[dict[str, Any]] = []
-    for number, told in enumerate(past.events(period.from_us, period.to_us + AFTER_US, ("warnings",))):
+    for number, told in enumerate(past.events(period.from_us, NEVER_US, ("warnings",))):
         if number >= EVENTS_MAX:
             return found, False
         event = _parsed(told) if told.machine == machine else None
