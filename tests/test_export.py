@@ -356,6 +356,19 @@ def test_a_period_of_a_csv_file_begins_with_what_stood_then(recorded: Recorder, 
         assert found == ["" if value is None else repr(value) for value in due]
 
 
+@pytest.mark.parametrize("form", [export.CSV, export.PARQUET])
+def test_only_days_with_rows_are_gone_through(tmp_path: Path, form: str) -> None:
+    its = Recorder(tmp_path / "store", 100 * SECOND_US)  # a clock that nobody had set
+    its.write(*its.frames(FIRST, 2, 5, SECOND_US), layouts=(FIRST,), move=True)
+    its.t = START
+    its.write(*its.frames(FIRST, 2, 5, 1_800 * SECOND_US), layouts=(FIRST,), move=False)
+    told: list[str] = []
+    wanted = export.Wanted("hall2", form)
+    done = export.export(tmp_path / "store", export.Folder(tmp_path / "out"), wanted, told.append)
+    assert done.rows == 20
+    assert [each[-10:] for each in told] == ["1970-01-01", "2026-11-20", "2026-11-21"]
+
+
 # --- warnings -----------------------------------------------------------------------------------------------------------
 
 
