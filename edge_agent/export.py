@@ -157,11 +157,22 @@ class Elsewhere:
             self._system, root = core.url_to_fs(url)
         except Exception as error:  # whatever a file system of others raises
             raise NoExport(f"{shown(url)}: {error}") from error
+        self._shown = shown(url)
         self._root = str(root).rstrip("/")
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:  # as above
+            raise NoExport(f"{self._shown}: {error}") from error
 
     def names(self, folder: str) -> list[str]:
         try:
-            found = self._system.ls(f"{self._root}/{folder}", detail=False)
+            with self._reached():
+                found = self._system.ls(f"{self._root}/{folder}", detail=False)
         except FileNotFoundError:
             return []
         return sorted(str(each).rstrip("/").rpartition("/")[2] for each in found)
@@ -169,14 +180,15 @@ class Elsewhere:
     def put(self, file: Path, name: str) -> None:
         target = f"{self._root}/{name}"
         folder, _, last = target.rpartition("/")
-        self._system.makedirs(folder, exist_ok=True)
         beside = f"{folder}/.{last}"
-        self._system.put_file(str(file), beside)
-        self._system.mv(beside, target)
+        with self._reached():
+            self._system.makedirs(folder, exist_ok=True)
+            self._system.put_file(str(file), beside)
+            self._system.mv(beside, target)
         file.unlink()
 
     def remove(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self._reached():
             self._system.rm_file(f"{self._root}/{name}")
 
     def working(self) -> Path:

@@ -560,3 +560,15 @@ def test_a_url_gets_the_same_files(recorded: Recorder, tmp_path: Path, bucket: B
     for _ in range(2):
         export.export(recorded.folder, export.place_of("memory://lake/hall"), export.Wanted("hall2", export.PARQUET))
         assert bucket.files == local
+
+
+def test_what_a_file_system_of_others_refuses_is_told_in_words(
+    recorded: Recorder, bucket: Bucket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: str, target: str) -> None:
+        raise RuntimeError(f"AccessDenied: {path} to {target}")
+
+    bucket.mv = refuse  # type: ignore[method-assign]
+    assert main(["export", str(recorded.folder), "--agent", "hall2", "--out", "memory://u:secret@lake/hall"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("edge-agent: memory://…@lake/hall: AccessDenied: ")
