@@ -157,11 +157,22 @@ class Elsewhere:
             self._system, root = core.url_to_fs(url)
         except Exception as error:  # whatever a file system of others raises
             raise NoExport(f"{shown(url)}: {error}") from error
+        self._shown = shown(url)
         self._root = str(root).rstrip("/")
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:  # as above
+            raise NoExport(f"{self._shown}: {error}") from error
 
     def names(self, folder: str) -> list[str]:
         try:
-            found = self._system.ls(f"{self._root}/{folder}", detail=False)
+            with self._reached():
+                found = self._system.ls(f"{self._root}/{folder}", detail=False)
         except FileNotFoundError:
             return []
         return sorted(str(each).rstrip("/").rpartition("/")[2] for each in found)
@@ -169,14 +180,15 @@ class Elsewhere:
     def put(self, file: Path, name: str) -> None:
         target = f"{self._root}/{name}"
         folder, _, last = target.rpartition("/")
-        self._system.makedirs(folder, exist_ok=True)
         beside = f"{folder}/.{last}"
-        self._system.put_file(str(file), beside)
-        self._system.mv(beside, target)
+        with self._reached():
+            self._system.makedirs(folder, exist_ok=True)
+            self._system.put_file(str(file), beside)
+            self._system.mv(beside, target)
         file.unlink()
 
     def remove(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self._reached():
             self._system.rm_file(f"{self._root}/{name}")
 
     def working(self) -> Path:
@@ -208,12 +220,14 @@ def export(folder: Path, out: Place, wanted: Wanted, progress: Callable[[str], N
         with standing(folder) as moment:
             reach = moment.reach()
             layouts = [each for each in moment.layouts() if wanted.machine(each.machine)]
+            numbers = moment.days(DAY_US)
         if reach is not None:
             period = max(reach[0], wanted.from_us), min(reach[1] + 1, wanted.to_us)
+            its = days_of(numbers, *period)
             if wanted.form == CSV:
-                _export_csv(folder, out, wanted, done, work, layouts, period, progress)
+                _export_csv(folder, out, wanted, done, work, layouts, its, period, progress)
             else:
-                _export_parquet(folder, out, wanted, done, work, layouts, period, progress)
+                _export_parquet(folder, out, wanted, done, work, layouts, its, progress)
         if not isinstance(out, OneFile):
             _export_warnings(folder, out, wanted, done, work)
     finally:
@@ -237,9 +251,12 @@ def what_there_is(folder: Path) -> str:
     return f"there are readings of {', '.join(names)}, from {period}"
 
 
-def days(from_us: int, to_us: int) -> range:
-    """The first instant of each UTC day that has part of from_us <= ts < to_us."""
-    return range(from_us // DAY_US * DAY_US, to_us, DAY_US)
+def days_of(numbers: Iterable[int], from_us: int, to_us: int) -> list[int]:
+    """The first instant of each of these UTC days that has part of from_us <= ts < to_us.
+
+    Only days with rows are gone through: a clock that nobody had set may have left some in 1970.
+    """
+    return [day for number in sorted(numbers) if (day := number * DAY_US) < to_us and day + DAY_US > from_us]
 
 
 def day_name(day_us: int) -> str:
@@ -347,10 +364,10 @@ class _Part:
 
 def _export_parquet(
     folder: Path, out: Place, wanted: Wanted, done: Exported, work: Path, layouts: Sequence[Layout],
-    period: tuple[int, int], progress: Callable[[str], None],
+    days: Sequence[int], progress: Callable[[str], None],
 ) -> None:  # fmt: skip
     held: dict[str, dict[str, float]] = {}
-    for day in days(*period):
+    for day in days:
         progress(day_name(day))
         for machine in dict.fromkeys(each.machine for each in layouts):
             with standing(folder) as moment:
@@ -419,7 +436,7 @@ def _numbers(name: str, agent: str) -> tuple[str, int, int] | None:
 
 def _export_csv(
     folder: Path, out: Place, wanted: Wanted, done: Exported, work: Path, layouts: Sequence[Layout],
-    period: tuple[int, int], progress: Callable[[str], None],
+    days: Sequence[int], period: tuple[int, int], progress: Callable[[str], None],
 ) -> None:  # fmt: skip
     for machine in dict.fromkeys(each.machine for each in layouts):
         its = [each for each in layouts if each.machine == machine]
@@ -432,7 +449,7 @@ def _export_csv(
             writer = csv.writer(text)  # RFC 4180: CRLF, quotes where they are needed
             writer.writerow([lake.TS, *(each for pair in lake.columns_of(signals) for each in pair), lake.STATE])
             held: dict[str, float] = {}
-            for day in days(*period):
+            for day in days:
                 progress(f"{machine} {day_name(day)}")
                 count += _csv_day(
                     folder, writer, machine, signals, held, max(day, period[0]), min(day + DAY_US, period[1]), done

@@ -356,6 +356,19 @@ def test_a_period_of_a_csv_file_begins_with_what_stood_then(recorded: Recorder, 
         assert found == ["" if value is None else repr(value) for value in due]
 
 
+@pytest.mark.parametrize("form", [export.CSV, export.PARQUET])
+def test_only_days_with_rows_are_gone_through(tmp_path: Path, form: str) -> None:
+    its = Recorder(tmp_path / "store", 100 * SECOND_US)  # a clock that nobody had set
+    its.write(*its.frames(FIRST, 2, 5, SECOND_US), layouts=(FIRST,), move=True)
+    its.t = START
+    its.write(*its.frames(FIRST, 2, 5, 1_800 * SECOND_US), layouts=(FIRST,), move=False)
+    told: list[str] = []
+    wanted = export.Wanted("hall2", form)
+    done = export.export(tmp_path / "store", export.Folder(tmp_path / "out"), wanted, told.append)
+    assert done.rows == 20
+    assert [each[-10:] for each in told] == ["1970-01-01", "2026-11-20", "2026-11-21"]
+
+
 # --- warnings -----------------------------------------------------------------------------------------------------------
 
 
@@ -547,3 +560,15 @@ def test_a_url_gets_the_same_files(recorded: Recorder, tmp_path: Path, bucket: B
     for _ in range(2):
         export.export(recorded.folder, export.place_of("memory://lake/hall"), export.Wanted("hall2", export.PARQUET))
         assert bucket.files == local
+
+
+def test_what_a_file_system_of_others_refuses_is_told_in_words(
+    recorded: Recorder, bucket: Bucket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: str, target: str) -> None:
+        raise RuntimeError(f"AccessDenied: {path} to {target}")
+
+    bucket.mv = refuse  # type: ignore[method-assign]
+    assert main(["export", str(recorded.folder), "--agent", "hall2", "--out", "memory://u:secret@lake/hall"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("edge-agent: memory://…@lake/hall: AccessDenied: ")

@@ -182,7 +182,7 @@ def test_metrics_are_prometheus_text_with_escaped_labels(site: Site, http: httpx
     assert 'edge_agent_connection_timeouts_total{connection="plc\\"\\\\\\n1"} 2\n' in text
     assert 'edge_agent_connection_utilisation_ratio{connection="plc\\"\\\\\\n1"} 0.62\n' in text
     for line in (
-        "buffer_messages 3", "store_bytes 1500000", "store_ok 0", "history_bytes 20000000", "history_ok 1",
+        "buffer_messages 3", "buffer_bytes 1500000", "store_ok 0", "history_bytes 20000000", "history_ok 1",
         "clock_synchronised 0", "clock_steps 1",
     ):  # fmt: skip
         assert f"edge_agent_{line}\n" in text

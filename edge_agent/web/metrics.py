@@ -81,7 +81,7 @@ def _kept(store: Mapping[str, Any], clock: Mapping[str, Any]) -> Iterator[str]:
     history = store.get("history") or {}
     for name, help_text, samples in (
         ("buffer_messages", "Messages that wait for the broker.", _one(store.get("messages"))),
-        ("store_bytes", "Size of the journal on the disk.", _one(store.get("mb"), 1e6)),
+        ("buffer_bytes", "Size of what waits for the broker.", _one(store.get("mb"), 1e6)),
         ("store_ok", "1 while the disk takes the readings and warnings; else they wait in memory.", _is(store, "ok")),
         ("history_bytes", "Size of the history on the disk.", _one(history.get("mb"), 1e6)),
         ("history_ok", "1 while the history is written.", _is(history, "ok")),
