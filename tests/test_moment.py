@@ -108,6 +108,21 @@ def test_what_held_before_a_damaged_stretch_does_not_hold_after_it(tmp_path: Pat
     assert (before[-1][1], after[-1][1]) == ("9.0", "")
 
 
+@pytest.mark.parametrize("column", ["place_from", "ts_from", "ts_to"])
+def test_a_damaged_number_of_a_piece_is_told_and_ends_nothing(tmp_path: Path, column: str) -> None:
+    with Press(tmp_path) as press:
+        for value in (5.0, 9.0):
+            press.beats(NARROW, 30, value)
+            press.move()
+        for wrong in ("NULL", "'abc'", "1.5"):
+            spoilt(tmp_path, shelf.FILE, f"UPDATE blocks SET {column} = {wrong} WHERE id = 2")
+            assert math.isnan(press.held())
+            with standing(tmp_path) as moment, open_past(tmp_path) as past:
+                assert moment.reach()
+                assert moment.days(export.DAY_US)
+                assert past.signals()
+
+
 # --- a reload that is taken back --------------------------------------------------------------------------------------------
 
 

@@ -14,13 +14,15 @@ import numpy as np
 from edge_agent.contract import CODE_MASK, Bools, Codes, Floats, Ints, Quality
 from edge_agent.records import Layout
 from edge_agent.store import shelf, stretch
-from edge_agent.store.reader import Reader, reading
+from edge_agent.store.reader import TIMED, Reader, reading
 from edge_agent.store.rows import LATE, Kept
 from edge_agent.store.shelf import Piece, Position
 from edge_agent.store.stretch import Placed, Stretch
 
 ROWS_AT_ONCE = 5_000
 """Rows of the journal that are put together."""
+
+NEVER = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,12 +87,14 @@ class Moment:
         found = []
         if self._reader.kept is not None:
             for table in ("axes", "blocks"):
-                found += self._reader.kept.execute(f"SELECT {columns} FROM {table} WHERE rows > 0").fetchall()  # noqa: S608 - ours
+                asked = f"SELECT {columns} FROM {table} WHERE rows > 0 AND {TIMED}"  # noqa: S608 - ours
+                found += self._reader.kept.execute(asked).fetchall()
         if self._reader.stamps().spans:  # its batches know the times before they were put right
             stamps = [judged.judged.frame.ts for _, judged in self._reader.frames(self._position)]
             found += [(int(ts.min()) // unit_us, int(ts.max()) // unit_us) for ts in stamps if len(ts)]
         elif self._reader.journal is not None:
-            found += self._reader.journal.execute(f"SELECT {columns} FROM batches WHERE ts_to > 0").fetchall()  # noqa: S608
+            asked = f"SELECT {columns} FROM batches WHERE ts_to > 0 AND {TIMED}"  # noqa: S608 - ours
+            found += self._reader.journal.execute(asked).fetchall()
         return found
 
     def rows(self, machine: str, from_us: int, to_us: int) -> Iterator[Rows]:
@@ -205,7 +209,7 @@ class Moment:
         found = []
         for table in ("axes", "blocks"):
             asked = f"SELECT {shelf.PIECE} FROM {table} WHERE layout IN ({its}) AND {when}"  # noqa: S608 - ours
-            found += [Piece(table == "axes", *row) for row in kept.execute(asked, values)]
+            found += [_placed(Piece(table == "axes", *row)) for row in kept.execute(asked, values)]
         return sorted(found, key=lambda piece: piece.place_from)
 
     def _in_order(self, pieces: Sequence[Piece], signal: str | None = None) -> Iterator[Stretch | Lost]:
@@ -257,6 +261,13 @@ class Moment:
                 yield epoch, None
             else:
                 yield from ((epoch, item) for item in items if isinstance(item, Kept))
+
+
+def _placed(piece: Piece) -> Piece:
+    """A piece whose place is damaged, and is no number, may have stood anywhere."""
+    if all(isinstance(each, int) for each in (piece.place_from, piece.place_to, piece.ts_from)):
+        return piece
+    return piece._replace(place_from=0, place_to=NEVER, ts_from=0)
 
 
 def _tangled(pieces: Sequence[Piece]) -> list[list[Piece]]:

@@ -20,7 +20,7 @@ import orjson
 from edge_agent.contract import SECOND_US, Codes, Floats, Ints
 from edge_agent.records import Command, Layout
 from edge_agent.store import disk, history, rows, shelf, stretch
-from edge_agent.store.reader import Reader, reading
+from edge_agent.store.reader import TIMED, Reader, reading
 from edge_agent.store.rows import Kept
 from edge_agent.store.shelf import NoHistory, Piece, Position
 from edge_agent.store.stretch import CELL_US, CELLS, Cells, Stretch
@@ -134,7 +134,7 @@ class Past:
                 row
                 for order in ("ASC", "DESC")
                 for row in kept.execute(
-                    f"SELECT ts_from, ts_to FROM axes WHERE layout = ? AND rows > 0 ORDER BY place_to {order} LIMIT 1",  # noqa: S608
+                    f"SELECT ts_from, ts_to FROM axes WHERE layout = ? AND rows > 0 AND {TIMED} ORDER BY place_to {order} LIMIT 1",  # noqa: S608
                     (number,),
                 )
             ]
@@ -145,7 +145,7 @@ class Past:
         if (kept := self._reader.kept) is not None:
             layouts = self._reader.layouts()
             for number, first, last in kept.execute(
-                "SELECT layout, min(ts_from), max(ts_to) FROM blocks WHERE rows > 0 GROUP BY layout"
+                f"SELECT layout, min(ts_from), max(ts_to) FROM blocks WHERE rows > 0 AND {TIMED} GROUP BY layout"  # noqa: S608 - ours
             ):
                 if number in layouts:
                     yield layouts[number], first, last
