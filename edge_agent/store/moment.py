@@ -79,15 +79,21 @@ class Moment:
 
     def days(self, day_us: int) -> set[int]:
         """The days (their numbers, of this length) in which rows may lie; all others have none."""
-        found = self._spans(f"DISTINCT ts_from / {day_us:d}, ts_to / {day_us:d}", day_us)
-        return {day for first, last in found for day in range(first, last + 1)}
+        found = self._spans(
+            f"DISTINCT ts_from / {day_us:d}, ts_to / {day_us:d}", day_us, f"ts_to - ts_from < {3 * day_us:d}"
+        )
+        days = {day for first, last in found for day in range(first, last + 1)}
+        # A piece with rows of a clock that nobody had set reaches from 1970 to now, and between them is nothing.
+        for piece in self._pieces(None, f"{TIMED} AND ts_to - ts_from >= ?", (3 * day_us,)):
+            days |= set(np.unique(self._times(piece) // day_us).tolist())
+        return days
 
-    def _spans(self, columns: str, unit_us: int = 1) -> list[tuple[Any, ...]]:
-        """columns: what to ask for, in these units."""
+    def _spans(self, columns: str, unit_us: int = 1, which: str = "TRUE") -> list[tuple[Any, ...]]:
+        """columns: what to ask for, in these units. which: pieces of the history only."""
         found = []
         if self._reader.kept is not None:
             for table in ("axes", "blocks"):
-                asked = f"SELECT {columns} FROM {table} WHERE rows > 0 AND {TIMED}"  # noqa: S608 - ours
+                asked = f"SELECT {columns} FROM {table} WHERE rows > 0 AND {TIMED} AND {which}"  # noqa: S608 - ours
                 found += self._reader.kept.execute(asked).fetchall()
         if self._reader.stamps().spans:  # its batches know the times before they were put right
             stamps = [judged.judged.frame.ts for _, judged in self._reader.frames(self._position)]
@@ -201,11 +207,11 @@ class Moment:
         count, bad, ts_from, ts_to, low, high, total, sums = row
         return bool(sums == shelf.sums_checksum((number, ts_from, ts_to, count, bad, low, high, total)))
 
-    def _pieces(self, machine: str, when: str, values: Sequence[int]) -> list[Piece]:
-        """In the order in which they were judged."""
+    def _pieces(self, machine: str | None, when: str, values: Sequence[int]) -> list[Piece]:
+        """Of one machine or of all, in the order in which they were judged."""
         if (kept := self._reader.kept) is None:
             return []
-        its = ",".join(str(number) for number, layout in self._layouts.items() if layout.machine == machine)
+        its = ",".join(str(number) for number, layout in self._layouts.items() if machine in (None, layout.machine))
         found = []
         for table in ("axes", "blocks"):
             asked = f"SELECT {shelf.PIECE} FROM {table} WHERE layout IN ({its}) AND {when}"  # noqa: S608 - ours
