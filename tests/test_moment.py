@@ -21,9 +21,11 @@ from edge_agent.store.moment import standing
 from edge_agent.store.past import open_past
 from tests.conftest import StandingClock
 from tests.test_clock_stamps import Boot, set_clock
+from tests.test_history import Room
 from tests.test_store import commit
 
 HOUR_US = 3_600 * SECOND_US
+DAY_US = 24 * HOUR_US
 BEAT_US = 10 * SECOND_US
 NARROW = Layout("press", ("oil",), ())
 WIDE = Layout("press", ("oil", "flow"), ())
@@ -181,3 +183,14 @@ def test_what_was_put_right_and_waits_in_the_journal_is_there_at_its_right_time(
         assert not list(moment.rows("press-3", 0, export.DAY_US))
         assert math.isfinite(moment.held("press-3", "a", last))
     one.close()
+
+
+def test_a_piece_from_1970_to_now_has_the_days_of_its_rows(tmp_path: Path) -> None:
+    clock = StandingClock(100 * SECOND_US)
+    with Room(tmp_path, clock) as room:
+        room.beats(20)
+        clock.step_wall(1_795_000_000 * SECOND_US)
+        room.beats(20)
+        room.move()
+    with standing(tmp_path) as moment:
+        assert moment.days(DAY_US) == {0, 1_795_000_000 * SECOND_US // DAY_US}
