@@ -1,6 +1,6 @@
 """Thirty days of the whole agent in minutes: memory, tasks, threads and open files stay as they are.
 
-    python -m bench.soak                    30 simulated days, 15 real minutes at the most (about half a second an hour)
+    python -m bench.soak                    30 simulated days, an hour at the most (2.5 s each simulated hour)
     python -m bench.soak --days 2           a short run
     python -m bench.soak --leak             negative control: the world keeps two megabytes a day, which must be found
 
@@ -232,7 +232,7 @@ def slope(samples: Sequence[Sample], name: str) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.soak")
     parser.add_argument("--days", type=float, default=30)
-    parser.add_argument("--minutes", type=float, default=15, help="of real time, at the most")
+    parser.add_argument("--minutes", type=float, default=60, help="of real time, at the most")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--leak", action="store_true")
     asked = parser.parse_args()
