@@ -161,11 +161,7 @@ class Moment:
 
     def _times(self, piece: Piece) -> Ints:
         """The stamps of a piece's rows; none where they cannot be read."""
-        if piece.chunks:
-            axis = self._reader.axis(piece.id)
-        else:
-            part = self._read(piece)
-            axis = None if part is None else part.axis
+        axis = self._reader.axis(piece.id, "axes" if piece.chunks else "blocks")
         return np.empty(0, dtype=np.int64) if axis is None else axis.ts
 
     # --- where it lies ------------------------------------------------------------------------------------------------

@@ -77,13 +77,12 @@ class Reader:
         found = self.kept.execute(f"SELECT * FROM {table} WHERE id = ?", (number,)).fetchone()  # noqa: S608 - ours
         return None if found is None else tuple(found)
 
-    def axis(self, number: int) -> Axis | None:
-        row = self.row("axes", number)
-        if row is not None and rows.sound(row):
-            with contextlib.suppress(*chunks.DAMAGED):
-                return stretch.unpack_axis(row[-2])
-        self.left_out += row is not None
-        return None
+    def axis(self, number: int, table: str = "axes") -> Axis | None:
+        """What the columns of a packed piece share, or those of a block (table: `blocks`)."""
+        row = self.row(table, number)
+        found = None if row is None else history.axis_of(row, in_block=table == "blocks")
+        self.left_out += row is not None and found is None
+        return found
 
     def column(self, number: int, axis: Axis) -> stretch.Column | None:
         """What a chunk holds."""
