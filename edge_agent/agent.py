@@ -315,9 +315,11 @@ class _Agent:
             self.untold = _Untold(known_us, unset)
         plant = compile_plant(self.config, self.detectors)
         text = configuration.pack(self.config)
+        kept_text = kept[0] if (kept := self.store.load_config()) else None
+        last = self._old_config(kept_text, text)
         # In its first minute a store has no snapshot, and what it has was judged by the configuration that it keeps.
-        kept = self.store.load_config() if recovery.snapshot is None else None
-        old = self._old_plant(kept[0] if kept else recovery.config_json, text, plant)
+        same = recovery.snapshot is None or recovery.config_json == kept_text
+        old = self._old_plant(last if same else self._old_config(recovery.config_json, text), plant)
         rows: dict[str, int] = {}
         state = resume.replayed(old, recovery, rows, self.store.load_text(TICKED))
         orphans: list[Event] = []
@@ -329,7 +331,7 @@ class _Agent:
         self.learned = DeviceNotes(self.store)
         for name in set(self.learned) - set(self.config.connections):
             del self.learned[name]
-        self._leave_behind(self._kept_config(text))
+        self._leave_behind(last)
         self.store.save_config(text, self.sha)
         self.pipeline = Pipeline(
             plant, state, text, self.sha, self.store, self.board, self.clock, self.time, self._retain
@@ -402,13 +404,14 @@ class _Agent:
             for event in stood.values() if event["state"] != WarningState.NORMAL
         ]  # fmt: skip
 
-    def _kept_config(self, text: str) -> Config | None:
-        """The configuration with which the last run ended. text: of the present one, which most often it is."""
-        kept = self.store.load_config()
-        if kept is not None and kept[0] == text:
+    def _old_config(self, kept: str | None, now: str) -> Config | None:
+        """The configuration of a text that was kept; None where there is none that can be read. now: the text of the present one,
+        which most often it is.
+        """
+        if kept == now:
             return self.config
         try:
-            return configuration.unpack(kept[0], self.registry) if kept else None
+            return configuration.unpack(kept, self.registry) if kept is not None else None
         except ValueError as error:
             log.error("old_config_unreadable", fault=str(error))
             return None
@@ -426,11 +429,11 @@ class _Agent:
         self.leftovers.discard(topic)
         self._keep_leftovers()
 
-    def _old_plant(self, text: str | None, now: str, plant: Plant) -> Plant:
-        if text is None or text == now:
+    def _old_plant(self, old: Config | None, plant: Plant) -> Plant:
+        if old is None or old is self.config:
             return plant
         try:
-            return compile_plant(configuration.unpack(text, self.registry), self.detectors)
+            return compile_plant(old, self.detectors)
         except ValueError as error:
             log.error("old_config_unreadable", fault=str(error))
             return plant
