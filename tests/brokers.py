@@ -166,6 +166,12 @@ class Consumer:
     async def subscribed(self, times: int = 1) -> None:
         await eventually(lambda: self.subscriptions >= times)
 
+    async def back(self, broker: Mosquitto) -> None:
+        """Start a broker that was stopped; returns once this one listens: what is published before that nobody hears."""
+        before = self.subscriptions
+        await broker.start()
+        await self.subscribed(before + 1)
+
     async def __aexit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:

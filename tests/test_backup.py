@@ -344,7 +344,7 @@ async def test_a_running_agent_moves_to_another_pc_and_nothing_is_lost(here: Hal
         status, out, err = await command("restore", str(file), "--to", str(new), "--json")
         assert status == 0, err
         moved = Agent(new / "agent.yaml", log=new.parent / "new.log")
-        await here.broker.start()
+        await here.consumer.back(here.broker)
         old, here.agent = here.agent, moved
         await here.start()
         standing = (await here.ask("status"))["warnings"]

@@ -54,6 +54,7 @@ class Stepped(Agent):
 class Here:
     agent: Stepped
     broker: brokers.Mosquitto
+    consumer: brokers.Consumer
     ear: Ear
 
     def rows(self) -> list[dict[str, Any]]:
@@ -96,7 +97,7 @@ async def running(folder: Path, wall: str, with_broker: bool = True) -> AsyncIte
             broker.kill()
         await agent.start()
         try:
-            yield Here(agent, broker, Ear(consumer))
+            yield Here(agent, broker, consumer, Ear(consumer))
         finally:
             if agent.process is not None and agent.process.returncode is None:
                 await agent.kill()
@@ -157,7 +158,7 @@ def test_a_start_at_1970_is_marked_and_what_waits_is_put_right_when_the_clock_is
             set_at = SystemClock().wall_us() / 1e6
             here.agent.set("+0s")
             await asyncio.sleep(1.0)  # the same
-            await here.broker.start()
+            await here.consumer.back(here.broker)
             await here.more(20)
             assert await here.agent.stop() == 0
             rows = here.values()

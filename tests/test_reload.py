@@ -341,9 +341,7 @@ async def test_topics_of_a_machine_that_went_while_the_broker_was_away_are_clear
         here.write(here.plain(line, {"press": press()}))
         assert (await here.ask("reload"))["ok"]
         assert await here.agent.stop() == 0
-        before = here.consumer.subscriptions
-        await here.broker.start()
-        await here.consumer.subscribed(before + 1)
+        await here.consumer.back(here.broker)
         await here.start()
         for topic in ("active", "norms"):
             await eventually(lambda topic=topic: cleared(here, f"lathe/{topic}"))  # type: ignore[misc]

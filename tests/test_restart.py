@@ -190,9 +190,7 @@ async def test_what_waits_for_a_broker_survives_a_kill(here: Hall) -> None:
         await here.start()
         again = await here.ask("status")
         assert [each["id"] for each in again["warnings"]] == [each["id"] for each in waiting["warnings"]]
-        before = here.consumer.subscriptions
-        await here.broker.start()
-        await here.consumer.subscribed(before + 1)
+        await here.consumer.back(here.broker)
         raised = await here.event("press", "raised", within_s=30)
         assert raised["id"] == waiting["warnings"][0]["id"]
         await here.status(lambda body: body["buffer"]["messages"] < 5, 30)
