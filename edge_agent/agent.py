@@ -317,7 +317,7 @@ class _Agent:
         text = configuration.pack(self.config)
         kept_text = kept[0] if (kept := self.store.load_config()) else None
         last = self._old_config(kept_text, text)
-        # In its first minute a store has no snapshot, and what it has was judged by the configuration that it keeps.
+        # Where no snapshot can be read, what the store has was judged by the configuration that it keeps.
         same = recovery.snapshot is None or recovery.config_json == kept_text
         old = self._old_plant(last if same else self._old_config(recovery.config_json, text), plant)
         rows: dict[str, int] = {}
@@ -339,9 +339,9 @@ class _Agent:
         self.pipeline.unset = unset
         self.pipeline.clock_set(right)
         self.pipeline.begin(orphans)
-        if old is not plant or recovery.epoch != self.store.epoch:
-            # Or a crash would have the old plant judge what comes now, or under the epoch of before.
-            self.pipeline.snapshot()
+        # Or whoever is killed again and again would judge all of it again, each time more; and after a crash the old plant
+        # would judge what comes now, or under the epoch of before.
+        self.pipeline.snapshot()
         before = downtime.life_of(self.store.load_text(LIFE))
         life = downtime.Life(self.clock.boot, self.time.base_us)
         self.store.save_text(LIFE, life.text(), soon=False)

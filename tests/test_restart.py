@@ -1,9 +1,14 @@
 """Kills, stops, damaged files: what a consumer of the running agent sees of them."""
 
 import json
+import shutil
 
 import pytest
 
+from edge_agent.contract import Quality
+from edge_agent.records import JudgedFrame
+from edge_agent.store.journal import open_store
+from tests.conftest import StandingClock
 from tests.hall import Hall, command, picky, played, press
 
 pytestmark = pytest.mark.timeout(120)
@@ -116,6 +121,26 @@ async def test_six_kills_lose_no_number(here: Hall) -> None:
         for _, each in sorted(told.items()):
             lives.setdefault(each["id"], []).append(each["event"])
         assert all(life in (["raised"], ["raised", "cleared"]) for life in lives.values()), lives
+
+
+@played
+async def test_who_is_killed_again_and_again_has_no_more_to_judge_again_each_time(here: Hall) -> None:
+    """No life lasts the minute after which a snapshot is due; else each start would take longer than the one before."""
+    async with picky({10: 500}) as device:
+        here.write(here.plain({"plc": device.port}, {"press": press()}))
+        for _ in range(4):
+            heard = len(here.ear.all("press/measurements"))
+            await here.start()
+            await here.hears("press/measurements", lambda body: body["values"], after=heard)
+            await here.agent.kill()
+        copy = shutil.copytree(here.data_dir, here.data_dir.with_name("copy"), ignore=shutil.ignore_patterns("*.sock"))
+        with open_store(copy, StandingClock()) as store:
+            lives = sum(
+                item.frame.machine == "press" and bool((item.frame.quality == Quality.RESTART).all())
+                for item in store.recovery().items
+                if isinstance(item, JudgedFrame)
+            )
+        assert lives == 1, "the last one only"
 
 
 @pytest.mark.parametrize("harm", ["garbage", "cut", "gone", "all gone"])
