@@ -258,12 +258,12 @@ class _Agent:
             if not self._choose():
                 return WRONG_CONFIG
             self._limit_store()
-            self._restore()
+            lines = self._restore()
             await self._open_doors(stack)
             handlers.update(status=self._on_status, reload=self._on_reload)
             with service.on_hangup(self.reload_soon.set):
                 async with asyncio.TaskGroup() as self.tasks:
-                    await self._live()
+                    await self._live(lines)
         return DONE
 
     def _choose(self) -> bool:
@@ -298,8 +298,8 @@ class _Agent:
         out = kept.history_export
         self.exporter.use(Target(self.config.agent.id, self.found.data_dir, out) if out is not None else None)
 
-    def _restore(self) -> None:
-        """The judge's state as it was when the journal ends, brought to the present configuration."""
+    def _restore(self) -> list[poller.Line]:
+        """The judge's state as it was when the journal ends, brought to the present configuration; what is to be polled."""
         recovery = self.store.recovery()
         known_us = self.store.floor_us
         self.clock.trust(known_us)
@@ -346,13 +346,14 @@ class _Agent:
         life = downtime.Life(self.clock.boot, self.time.base_us)
         self.store.save_text(LIFE, life.text(), soon=False)
         self.began_us, self.began_unset = self.clock.monotonic_us(), unset
+        lines = poller.lines(self.config, plant, self.registry)
         if recovery.last_t_us is not None:
-            lines = poller.lines(self.config, plant, self.registry)
             ended = downtime.Before(before, rows, wall if last_us is None else last_us)
             gap = None if unset else downtime.gap(lines, ended, life, self.began_us, wall)
             self.pipeline.resume(gap, life.base_us + self.began_us)
             for earlier in downtime.stops_before(lines, known_us, right):
                 self.pipeline.gap(earlier)
+        return lines
 
     def _begin_time(self, known_us: int | None, last_wall_us: int | None) -> tuple[int | None, list[Span]]:
         """When the last run ended by the clock of now (UTC µs), and the spans of it whose stamps can be put right now.
@@ -478,14 +479,14 @@ class _Agent:
         while self.brokers:
             await self.brokers.pop().stack.aclose()
 
-    async def _live(self) -> None:
+    async def _live(self, lines: Sequence[poller.Line]) -> None:
         """Start everything, wait for the end, and end it in the order in which nothing is lost."""
         longest = self.config.store.commit_every_us + round(TURN_MAX_S * SECOND_US)
         store_task = self.tasks.create_task(self.store.run(self.beats.worker("store", longest)))
         self.store.on_committed.append(self._committed)
         self._start_publisher()
         self.pipeline.publish_all()
-        self._poll(poller.lines(self.config, self.pipeline.plant, self.registry), self.began_us)
+        self._poll(lines, self.began_us)
         helpers = [
             self.tasks.create_task(each)
             for each in (self._turn(), self._keep_health(), self._watch(), self._reload_when_asked(), self._keep_certificates(),
@@ -499,6 +500,7 @@ class _Agent:
         log.info("agent_started", config=self.sha, signals=self.pipeline.plant.signals, web=self.web_url)
         self._show(self.on_ready, {"web": self.web_url, "mqtt": self.broker_url})
         gc.freeze()
+        gc.enable()
         try:
             await self.stop.wait()
         finally:

@@ -181,9 +181,12 @@ def lines(config: Config, plant: Plant, registry: plugins.Plugins, only: Collect
     only: names of points (`machine.signal`); the others, and connections without any, are left out.
     """
     found, of = [], parts_of(config)
+    polled: dict[str, list[PolledSignal]] = {}
+    for name, signal in _signals(config):
+        if only is None or signal.point.name in only:
+            polled.setdefault(name, []).append(signal)
     for connection in config.connections.values():
-        signals = tuple(s for s in _signals(config, connection.name) if only is None or s.point.name in only)
-        if signals:
+        if signals := tuple(polled.get(connection.name, ())):
             widths = {s.machine: plant.by_name[s.machine].stop - plant.by_name[s.machine].start for s in signals}
             driver = registry.driver(connection.driver)
             settings = with_secrets(connection.settings, config)
@@ -202,21 +205,25 @@ def _attributes(config: Config, connection: str) -> Iterator[Point]:
                 yield Point(f"{machine.name}.{text.name}", text.point)
 
 
-def _signals(config: Config, connection: str) -> Iterator[PolledSignal]:
+def _signals(config: Config) -> Iterator[tuple[str, PolledSignal]]:
+    """Each with the name of its connection."""
     for machine in config.machines.values():
         for offset, signal in enumerate(machine.signals.values()):
-            if signal.connection != connection or signal.point is None:
+            if signal.connection is None or signal.point is None:
                 continue
             loop = signal.current_loop
-            yield PolledSignal(
-                machine=machine.name,
-                offset=offset,
-                point=Point(f"{machine.name}.{signal.name}", signal.point, signal.every_us),
-                every_us=signal.every_us,
-                scale=signal.scale,
-                bias=signal.offset,
-                loop_low=None if loop is None else loop.low,
-                loop_high=None if loop is None else loop.high,
+            yield (
+                signal.connection,
+                PolledSignal(
+                    machine=machine.name,
+                    offset=offset,
+                    point=Point(f"{machine.name}.{signal.name}", signal.point, signal.every_us),
+                    every_us=signal.every_us,
+                    scale=signal.scale,
+                    bias=signal.offset,
+                    loop_low=None if loop is None else loop.low,
+                    loop_high=None if loop is None else loop.high,
+                ),
             )
 
 

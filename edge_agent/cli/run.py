@@ -73,7 +73,9 @@ def unreadable(error: Exception, folder: Path) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     import asyncio
+    import gc
 
+    gc.disable()  # nothing that is made before the agent is ready is garbage; it sees to the rest
     from edge_agent import agent, clock, service
 
     service.configure_logging(arguments.log_level, clock.SystemClock(), form=arguments.log_form)

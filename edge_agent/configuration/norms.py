@@ -12,6 +12,7 @@ from edge_agent.configuration.words import NO_BAND, BandFile, Deadband, NormFile
 
 Layers = tuple[Part, ...]
 
+NO_DEADBAND = Deadband(0.0, percent=False)
 SAME_IN_EVERY_STATE = ("stale", "use_uncertain", "acknowledge")
 """They say which readings may be judged and how a warning ends: the state itself is found from judged readings."""
 
@@ -19,7 +20,7 @@ SAME_IN_EVERY_STATE = ("stale", "use_uncertain", "acknowledge")
 def resolved(report: Report, layers: Layers, words: NormFile, states: Iterable[str], every_us: int) -> NormConfig:
     """The base norm, and one whole norm for each state that changes it."""
     by_state: dict[str, NormConfig] = {}
-    holders = [layer.part("by_state") for layer in layers]
+    holders = [layer.part("by_state") for layer in layers] if words.by_state else []
     for state, over in words.by_state.items():
         of_state = tuple(holder.part(state) for holder in holders)
         if state not in states:
@@ -91,7 +92,7 @@ def _deadband(report: Report, layers: Layers, severity: str, band: BandFile, wor
         spot = _strongest(layers, its, (severity, "low"), (severity, "high"))
         report.add(spot, text, str(written), allowed)
 
-    written: Deadband = _said(band.deadband, words.deadband, Deadband(0.0, percent=False))
+    written: Deadband = _said(band.deadband, words.deadband, NO_DEADBAND)
     if band.low is None or band.high is None:
         if not written.percent:
             return written.amount
@@ -146,7 +147,10 @@ def _strongest(layers: Layers, *paths: tuple[str, ...]) -> Spot | None:
 
 def _said(*values: Any) -> Any:
     """The first that is said at all."""
-    return next(value for value in values if value is not None)
+    for value in values:
+        if value is not None:
+            return value
+    raise ValueError("nothing is said")
 
 
 def _laid_over(base: StateNormFile, over: StateNormFile) -> StateNormFile:
