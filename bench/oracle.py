@@ -55,12 +55,36 @@ DISK_MB = 48
 LOOP_MB = 200
 
 
+class Pace:
+    """How fast the processor is just now: one piece of work again and again, by the processor time that it takes.
+
+    A machine that others share halves its pace for seconds, and no clock of a process tells of that.
+    """
+
+    EVERY_S = 0.1
+
+    def __init__(self) -> None:
+        self._took: list[tuple[float, float]] = []
+
+    async def keep(self) -> None:
+        while True:
+            began = time.thread_time()
+            sum(each * each for each in range(5_000))
+            self._took.append((time.monotonic(), time.thread_time() - began))
+            await asyncio.sleep(self.EVERY_S)
+
+    def slowness(self, began: float, ended: float) -> float:
+        """By how much slower than all the time it was between these (monotonic seconds); 1 where it was not."""
+        then = [took for at, took in self._took if began <= at <= ended]
+        return max(1.0, middle(sorted(then)) / middle(sorted(took for _, took in self._took))) if then else 1.0
+
+
 # --- the parts ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class Agent:
-    """`edge-agent run` as a process. ready_s: how long each start took until READY=1.
+    """`edge-agent run` as a process. ready_s: how long each start took until READY=1; began_s: when it began (monotonic).
 
     queued_s: for how long of that its main thread waited for a processor that others used.
     """
@@ -70,6 +94,7 @@ class Agent:
     notify: Path
     environment: dict[str, str]
     ready_s: list[float] = field(default_factory=list)
+    began_s: list[float] = field(default_factory=list)
     queued_s: list[float] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
     _ear: socket.socket | None = None
@@ -88,6 +113,7 @@ class Agent:
             while data := self._ear.recv(4096):
                 if b"READY=1" in data.split(b"\n") and not self._told.is_set():
                     self.ready_s.append(time.monotonic() - self._began)
+                    self.began_s.append(self._began)
                     self.queued_s.append(self._queued())
                     self._told.set()
 
@@ -227,6 +253,7 @@ class Rig:
     committed: int = 0
     clock_s: int = 0
     loop: LoopDisk | None = None
+    pace: Pace = field(default_factory=Pace)
     disk: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the disk is full: see `_killed`."""
 
@@ -538,6 +565,8 @@ async def trial(asked: argparse.Namespace) -> int:
         stack.callback(consumer.close)
         rig = Rig(asked, dice, folder, devices, ledger, wire, broker, agent, consumer, acked_at, loop=loop)
         began = time.monotonic()
+        pace = asyncio.create_task(rig.pace.keep())
+        stack.callback(pace.cancel)
         try:
             found, lost = await run(rig)
         except* RuntimeError as error:
@@ -589,16 +618,16 @@ def show(rig: Rig, found: Account, lost_by_broker: int, took_s: float) -> None:
         f"{lost_by_broker} lost by a killed broker after its PUBACK"
     )
     if ready:
-        own = sorted(
-            max(0.0, all_ - queued) for all_, queued in zip(rig.agent.ready_s, rig.agent.queued_s, strict=True)
-        )
+        starts = zip(rig.agent.began_s, rig.agent.ready_s, rig.agent.queued_s, strict=True)
+        own = sorted(max(0.0, all_ - queued) / rig.pace.slowness(began, began + all_) for began, all_, queued in starts)
+        over = sum(each > READY_LIMIT_S for each in ready)
         print(
             f"  {len(ready)} starts, ready p50 {middle(ready):.2f} s, p99 {ready[len(ready) * 99 // 100]:.2f} s, "
-            f"max {ready[-1]:.2f} s; without waiting for a processor {middle(own):.2f} / "
-            f"{own[len(own) * 99 // 100]:.2f} / {own[-1]:.2f} s (load {os.getloadavg()[0]:.1f})"
+            f"max {ready[-1]:.2f} s, {over} over {READY_LIMIT_S:g} s; without waiting for a processor, at the machine's usual "
+            f"pace {middle(own):.2f} / {own[len(own) * 99 // 100]:.2f} / {own[-1]:.2f} s (load {os.getloadavg()[0]:.1f})"
         )
         if own[-1] > READY_LIMIT_S:
-            found.wrong.append(f"a start took {own[-1]:.2f} s until READY=1, not counting the wait for a processor")
+            found.wrong.append(f"a start took {own[-1]:.2f} s until READY=1, at the machine's usual pace")
     for each in found.wrong[:10]:
         print(f"  WRONG: {each}")
     print(f"  {'FAILED' if found.wrong else 'OK'}", flush=True)
