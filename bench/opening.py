@@ -35,7 +35,7 @@ def fill(folder: Path, size: int) -> None:
     with open_store(folder, clock) as store:
         store.use_layouts([layout])
         count = size // BATCH_BYTES
-        db, rng = store._db, np.random.default_rng(1)
+        db, rng = store._writer.db, np.random.default_rng(1)
         db.execute("BEGIN")
         for number in range(1, count + 1):
             closed = WALL_US + number * SECOND_US

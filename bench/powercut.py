@@ -31,7 +31,8 @@ from bench.loopdisk import LoopDisk, NotHere, own_mounts
 from edge_agent.clock import SystemClock
 from edge_agent.contract import Frame
 from edge_agent.records import Gap, GapCause, JudgedFrame, Layout
-from edge_agent.store.journal import Committed, open_store
+from edge_agent.store.committed import Committed
+from edge_agent.store.journal import open_store
 
 SIGNALS = 50
 LAYOUT = Layout("press", tuple(f"s{i}" for i in range(SIGNALS)), ("running",))

@@ -46,11 +46,12 @@ from edge_agent.plant import CLOCK, DISK, OWN, Plant, compile_plant, host_name
 from edge_agent.poller import Line, Poller
 from edge_agent.publisher import STATUS, Connect, Publisher
 from edge_agent.records import Event, EventKind, Loss, Span, WarningState
+from edge_agent.store.committed import Committed
 from edge_agent.store.disk import LEFTOVERS, LIFE, TICKED
 from edge_agent.store.disk import State as StoreState
 from edge_agent.store.history import History, open_history
 from edge_agent.store.journal import FILE as STORE_FILE
-from edge_agent.store.journal import WAITING_MAX, Committed, Store, open_store
+from edge_agent.store.journal import WAITING_MAX, Store, open_store
 from edge_agent.store.notes import DeviceNotes
 from edge_agent.timekeeping import STEP_US, Change, Timekeeper
 from edge_agent.web.app import Web, open_web

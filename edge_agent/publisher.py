@@ -21,7 +21,7 @@ from edge_agent.contract import SECOND_US, Clock
 from edge_agent.messages import topics as messages
 from edge_agent.mqtt import ABOUT_A_MESSAGE, FAILURE, NO_MATCHING_SUBSCRIBERS, Link, LinkSettings, LinkState
 from edge_agent.pace import Pace
-from edge_agent.store.journal import Committed, Page
+from edge_agent.store.committed import Committed, Page
 from edge_agent.suspects import Key, Suspects
 
 log = structlog.get_logger(__name__)

@@ -16,7 +16,8 @@ import structlog
 
 from edge_agent.records import Gap, GapCause
 from edge_agent.store import disk, journal
-from edge_agent.store.journal import Committed, Store, open_store
+from edge_agent.store.committed import Committed
+from edge_agent.store.journal import Store, open_store
 from tests.conftest import StandingClock
 from tests.test_store import LAYOUT, WALL, commit, due_of, event, frame, payloads
 

@@ -9,7 +9,7 @@ import orjson
 from edge_agent.clock import SystemClock
 from edge_agent.mqtt import LinkSettings
 from edge_agent.publisher import Publisher
-from edge_agent.store.journal import Committed, Page
+from edge_agent.store.committed import Committed, Page
 from tests.conftest import StandingClock, eventually
 
 TOPIC = "plant/press/measurements"

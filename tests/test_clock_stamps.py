@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from edge_agent.contract import SECOND_US, Quality
 from edge_agent.records import SET_CLOCK, Command, Gap, GapCause, JudgedFrame
 from edge_agent.store import disk, rows
-from edge_agent.store.journal import Committed, Store, open_store
+from edge_agent.store.committed import Committed
+from edge_agent.store.journal import Store, open_store
 from edge_agent.store.stamps import Stamps
 from tests.conftest import StandingClock
 from tests.test_store import LAYOUT, commit, crashed, due_of, equal, event, frame

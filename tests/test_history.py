@@ -263,12 +263,12 @@ def steps_of(room: Room, work: Any) -> list[Path]:
 
     asyncio.run(room.history._in_thread(room.history._opened))
     assert room.history._db is not None
-    for db in (room.store._db, room.history._db):
+    for db in (room.store._writer.db, room.history._db):
         db.set_trace_callback(copy)
     try:
         work()
     finally:
-        for db in (room.store._db, room.history._db):
+        for db in (room.store._writer.db, room.history._db):
             db.set_trace_callback(None)
     copies.append(crashed(room.folder, room.folder.parent / "crash-last"))
     return copies

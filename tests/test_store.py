@@ -34,8 +34,10 @@ from edge_agent.records import (
     WarningState,
 )
 from edge_agent.store import disk, journal
-from edge_agent.store.journal import Committed, Store, open_store
+from edge_agent.store.committed import Committed
+from edge_agent.store.journal import Store, open_store
 from edge_agent.store.notes import DeviceNotes
+from edge_agent.store.writer import Work
 from tests.conftest import ROOT, StandingClock, eventually
 
 LAYOUT = Layout("press-3", ("a", "b", "c"), ("running",))
@@ -527,13 +529,13 @@ def test_a_commit_that_failed_before_a_crash_begins_no_new_epoch(tmp_path: Path,
         store.put([frame(2)])
         store.put_snapshot(b"s", "{}")
         # The disk is full once the batch is written, before it is committed.
-        store._db.execute(
+        store._writer.db.execute(
             "CREATE TEMP TRIGGER full BEFORE INSERT ON main.meta BEGIN SELECT raise(ABORT, 'disk full'); END"
         )
         with pytest.raises(sqlite3.Error):
-            store._write(store._sealed, store._state(store._sealed), None, {1: LAYOUT}, 0)
+            store._writer.write(Work(store._sealed, store._state(store._sealed), None, {1: LAYOUT}, 0, None))
         copy = crashed(tmp_path / "store", tmp_path / "copy")
-        store._db.execute("DROP TRIGGER full")
+        store._writer.db.execute("DROP TRIGGER full")
     with open_store(copy, clock) as store:
         assert store.epoch == epoch
 
@@ -575,7 +577,7 @@ def test_a_refused_topic_makes_no_commit_larger(tmp_path: Path, clock: StandingC
                 store._take_back(done)
         commit(store)
         assert max(sizes) <= 210
-        assert len(store._db.execute("SELECT text FROM meta").fetchone()[0]) < 300
+        assert len(store._writer.db.execute("SELECT text FROM meta").fetchone()[0]) < 300
         due = [each.seq for each in due_of(store, 0, 10**6)]
     with open_store(tmp_path, clock) as again:
         assert [each.seq for each in due_of(again, 0, 10**6)] == due
@@ -610,7 +612,7 @@ def test_while_the_disk_refuses_only_the_last_snapshot_waits_and_memory_is_bound
     monkeypatch.setattr(journal, "REOPENED_AFTER", 10**9)
     with open_store(tmp_path, clock) as store:
         store.use_layouts([LAYOUT])
-        store._db.execute("PRAGMA query_only=ON")
+        store._writer.db.execute("PRAGMA query_only=ON")
         tracemalloc.start()
         for number in range(3000):
             store.put([frame(number)], [event(number)] if number % 100 == 0 else [])
@@ -620,7 +622,7 @@ def test_while_the_disk_refuses_only_the_last_snapshot_waits_and_memory_is_bound
         used, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert used < 1_000_000, "what is counted is what is used"
-        store._db.execute("PRAGMA query_only=OFF")
+        store._writer.db.execute("PRAGMA query_only=OFF")
         for _ in range(5):
             asyncio.run(store._commit())
         told = [json.loads(each.payload(late=False)) for each in due_of(store, 0, 10**6)]

@@ -18,8 +18,9 @@ import structlog
 
 from edge_agent.records import Gap, GapCause
 from edge_agent.store import disk, journal, rows
+from edge_agent.store.committed import Committed
 from edge_agent.store.disk import FILE
-from edge_agent.store.journal import Committed, Store, open_store
+from edge_agent.store.journal import Store, open_store
 from tests.conftest import ROOT, StandingClock
 from tests.test_store import LAYOUT, WALL, commit, crashed, due_of, event, frame, payloads
 
@@ -182,7 +183,7 @@ def test_damage_that_comes_while_the_store_runs_is_mended_and_counted(tmp_path: 
         for page in range(2, len(body) // 4096, 3):
             body[page * 4096 : page * 4096 + 200] = bytes(200)
         (tmp_path / "s" / FILE).write_bytes(body)
-        store._db.execute("PRAGMA shrink_memory")
+        store._writer.db.execute("PRAGMA shrink_memory")
         epoch = store.epoch
         store.put([frame(500)])
         found = drained(store)
@@ -313,7 +314,7 @@ async def main():
                 except OSError:
                     pass
         else:
-            store._db.execute("PRAGMA query_only=ON")
+            store._writer.db.execute("PRAGMA query_only=ON")
         due, failed = 1, 0
         for n in range(2, 3000):
             store.put([frame(n)])
@@ -328,7 +329,7 @@ async def main():
         if how == "full":
             (place / "ballast").unlink()
         else:
-            store._db.execute("PRAGMA query_only=OFF")
+            store._writer.db.execute("PRAGMA query_only=OFF")
         store.put([], [event(1)])
         for _ in range(50):
             await store._commit()

@@ -23,7 +23,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from edge_agent.contract import Frame
 from edge_agent.records import Command, Gap, GapCause, JudgedFrame, Layout
 from edge_agent.store import disk, rows
-from edge_agent.store.journal import Committed, Store, open_store
+from edge_agent.store.committed import Committed
+from edge_agent.store.journal import Store, open_store
 from tests.conftest import StandingClock
 from tests.test_store import LAYOUT, WALL, due_of, equal, event, frame
 from tests.test_store_damage import damage, named
@@ -140,10 +141,10 @@ class Twin(RuleBasedStateMachine):
     @rule()
     def commit_on_a_full_disk(self) -> None:
         """As full as sqlite can be told to be: no page more than there are. What is refused waits, and lands later."""
-        pages = self.store._db.execute("PRAGMA page_count").fetchone()[0]
-        self.store._db.execute(f"PRAGMA max_page_count={pages}")
+        pages = self.store._writer.db.execute("PRAGMA page_count").fetchone()[0]
+        self.store._writer.db.execute(f"PRAGMA max_page_count={pages}")
         landed = self.committed()
-        self.store._db.execute("PRAGMA max_page_count=1000000")
+        self.store._writer.db.execute("PRAGMA max_page_count=1000000")
         if landed:
             self.landed()
         else:
@@ -399,14 +400,14 @@ class Forgetful(Twin):
 
     def begin(self) -> None:
         super().begin()
-        whole = self.store._write_batch
+        whole = self.store._writer.write_batch
 
-        def write(batch: Any) -> int:
+        def write(batch: Any, epoch: str) -> int:
             if batch.number % 7 == 0:
                 batch.items = []
-            return whole(batch)
+            return whole(batch, epoch)
 
-        self.store._write_batch = write  # type: ignore[method-assign]
+        self.store._writer.write_batch = write  # type: ignore[method-assign]
 
 
 class Twice(Twin):

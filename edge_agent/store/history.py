@@ -27,11 +27,11 @@ from edge_agent.contract import SECOND_US, Clock, Ints
 from edge_agent.messages import topics as messages
 from edge_agent.records import Command, Layout
 from edge_agent.store import chunks, configured, disk, rows, shelf, stretch
-from edge_agent.store.journal import Moving
 from edge_agent.store.rows import Kept
 from edge_agent.store.shelf import Piece, Position
 from edge_agent.store.stamps import Stamps
 from edge_agent.store.stretch import Axis, Placed, Stretch
+from edge_agent.store.writer import Moving
 
 log = structlog.get_logger(__name__)
 

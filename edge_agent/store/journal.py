@@ -1,4 +1,4 @@
-"""The journal: what was taken, judged and told, on disk before anybody hears of it. With `disk` the one door of sqlite3.
+"""The journal: what was taken, judged and told, on disk before anybody hears of it. With `disk` and `writer` the one door of sqlite3.
 
 Rule 1: committed means that the disk has it (WAL, synchronous=FULL). Only what is committed is published.
 Rule 2: one counter `seq` for everything that is published; a number is given once and never to other bytes.
@@ -15,9 +15,9 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import orjson
@@ -27,9 +27,11 @@ from edge_agent.contract import SECOND_US, Clock
 from edge_agent.messages import topics as messages
 from edge_agent.records import Command, Event, Gap, GapCause, JudgedFrame, Layout, Span
 from edge_agent.store import disk, rows
+from edge_agent.store.committed import Committed, Page
 from edge_agent.store.ranges import Intervals
 from edge_agent.store.rows import Kept
 from edge_agent.store.stamps import Stamps
+from edge_agent.store.writer import NOTICE_ROW, Batch, Done, Grown, Moving, Work, Writer, first_beyond, whole_numbers
 
 log = structlog.get_logger(__name__)
 
@@ -38,12 +40,6 @@ WAITING_MAX = 64_000_000
 """bytes of memory that wait for the disk; readings that come beyond that yield and are told as a gap."""
 FRAME_OVERHEAD, NOTICE_OVERHEAD = 1_800, 800
 """bytes of memory that a frame and a notice take beside their numbers (objects, arrays' heads)."""
-ROW_OVERHEAD = 200
-"""bytes on disk that a batch takes beside its frames."""
-NOTICE_ROW = 60
-"""bytes on disk that a notice takes beside its payload."""
-PAGES_A_COMMIT = 4
-"""of the log that a commit takes beside its frames, about."""
 BATCHES_A_LOOK = 16
 """Batches that one look for the backlog unpacks: the loop has others to serve."""
 TRANSACTION_MAX = 8_000_000
@@ -58,105 +54,11 @@ AGE_LOOK_EVERY = 60
 """Commits between two looks for readings that are too old."""
 MOVE_BYTES = 8_000_000
 """bytes of readings after which the history should take what is new; earlier where the buffer is small."""
-NOTICES_A_MOVE = 2_000
-WIDTHS = {"batches": 10, "notices": 5}
-"""Columns beside the number."""
 TOLD_SINCE = "SELECT * FROM notices WHERE seq > ? AND kind = 'warnings' ORDER BY seq"
 SEQ_MAX = 2**63 - 1
 NEAR_US = 400 * 86_400 * SECOND_US
 DROP_SHARE = 20
 """A twentieth of the limit goes at once, so that a long outage is a gap now and then and not one a second."""
-
-
-@dataclass(slots=True, eq=False)
-class Committed:
-    """One message that is on disk. kind: measurements, warnings or gaps. closed_us: UTC µs when its seq was given."""
-
-    seq: int
-    machine: str | None
-    kind: str
-    closed_us: int
-    _epoch: str = ""
-    _kept: Kept | None = None
-    _row: int = 0
-    _bytes: bytes = b""
-    _stamps: Stamps | None = None
-    _since_us: int | None = None
-    """Monotonic µs when it was closed."""
-
-    @property
-    def topic(self) -> str:
-        """Below the root."""
-        return f"{self.machine}/{self.kind}" if self.machine is not None else self.kind
-
-    @property
-    def late(self) -> bool:
-        """Of a past that was not judged: late whenever it is sent."""
-        return self._kept is not None and self._kept.judged.frame.late
-
-    def waited_us(self, clock: Clock) -> int:
-        """How long ago it was closed; by the monotonic clock, since a wall clock that steps makes nothing older."""
-        if self._since_us is None:
-            return clock.wall_us() - self.closed_us
-        return clock.monotonic_us() - self._since_us
-
-    @property
-    def ready(self) -> bool:
-        """Whether its bytes are settled. Where the clock was not set a commit must come first, which is asked for here."""
-        number = self._unset
-        return not number or self._stamps is None or self._stamps.ready(number, self.seq)
-
-    @property
-    def _unset(self) -> int:
-        """The span of a clock that was not set, in which it was stamped; 0: none."""
-        if self._kept is not None:
-            return self._kept.judged.frame.unset
-        span = self._stamps.span_of(self.seq) if self._stamps is not None and self._stamps.spans else None
-        return span.number if span is not None else 0
-
-    def payload(self, late: bool) -> bytes:
-        """The message, encoded when it is wanted; once it is `ready` always the same bytes but for `late`."""
-        if self._kept is None:
-            plain = self._bytes if self._stamps is None else self._stamps.right_notice(self._bytes, self.seq)
-        else:
-            judged, row = self._kept.judged, self._row
-            frame = judged.frame if self._stamps is None else self._stamps.right(judged.frame, self.seq)
-            plain = messages.measurement(
-                self._epoch,
-                self.seq,
-                self._kept.layout,
-                int(frame.ts[row]),
-                int(judged.state[row]),
-                frame.values[row],
-                frame.quality[row],
-                None if frame.at is None else frame.at[row],
-            )
-        return messages.late(plain) if late else plain
-
-    def row(self) -> tuple[Any, ...]:
-        """A warning or a gap, as its table has it."""
-        plain = (self.seq, self.machine, self.kind, self.closed_us, self._bytes)
-        return (*plain, rows.checksum(*plain))
-
-
-class Page(NamedTuple):
-    """What one look for the backlog found. reached: up to this number everything has been looked at."""
-
-    messages: list[Committed]
-    reached: int
-
-
-class Moving(NamedTuple):
-    """What the history has not yet. batches, notices: rows of their tables. more: there is still more.
-
-    stamps: what is known of the times of a clock that was not set; they are put right, or marked, on their way.
-    """
-
-    batches: list[tuple[Any, ...]]
-    notices: list[tuple[Any, ...]]
-    layouts: dict[int, Layout]
-    stamps: Stamps
-    more: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,31 +77,6 @@ class Recovery:
     last_wall_us: int | None
     last_t_us: int | None
     epoch: str = ""
-
-
-@dataclass(slots=True)
-class _Batch:
-    """What waits for one commit, in the order in which it came. seq_to, t_us, wall_us: as they stood when it was closed."""
-
-    items: list[Kept | Command] = field(default_factory=list)
-    notices: list[Committed] = field(default_factory=list)
-    snapshot: tuple[bytes, str] | None = None
-    config: tuple[str, str] | None = None
-    texts: dict[int, str] = field(default_factory=dict)
-    number: int = 0
-    size: int = 0
-    """bytes of memory."""
-    seq_from: int = 0
-    seq_to: int = 0
-    messages: int = 0
-    t_us: int | None = None
-    wall_us: int | None = None
-    closed_us: int = 0
-    """Monotonic."""
-    drop_to: int = 0
-    drop_warnings_to: int = 0
-    """A number. drop_to: a batch."""
-    written: bool = False
 
 
 class Store:
@@ -228,8 +105,8 @@ class Store:
         self._config, self._texts = opened.config, dict(opened.texts)
         self._judged_with_found, _ = (self._texts.pop(row, None) for row in (disk.JUDGED_WITH, disk.COUNTED))
         self._begin_writing(opened)
-        self._open = _Batch()
-        self._sealed: list[_Batch] = []
+        self._open = Batch()
+        self._sealed: list[Batch] = []
         self._writing = self._waiting_bytes = 0
         """How many of them are being written; the memory of all."""
         self._lost_rows, self._lost_from, self._lost_to = 0, 0, 0
@@ -260,15 +137,9 @@ class Store:
             self.put((), gaps=[opened.gap])
 
     def _begin_writing(self, opened: disk.Opened) -> None:
-        """What the commit thread knows of its file."""
-        self._db = opened.db
-        self._written_layouts = set(opened.layouts)
-        self._snapshot_seq = self._pruned_to = self._log_bytes = 0
-        """The first two are read of the file in `_begin_reading`; the bytes in its log, about."""
-        self._judged_with: str | None = None
+        self._writer = Writer(self._folder, opened)
         self._unsynced = self._stale = False
         """The disk has failed to sync the file, which is copied before anything is written; its connection has failed."""
-        self._doubt: sqlite3.Error | None = None
 
     def _begin_stamps(self, boot: str) -> None:
         self.stamps, self._settled = Stamps(boot), Stamps(boot)
@@ -285,7 +156,7 @@ class Store:
             told = self._reader.execute("SELECT total(length(payload) + ?) FROM notices", (NOTICE_ROW,))
             self._told_bytes = int(told.fetchone()[0])
             counted = self._counted()
-            self._snapshot_seq, self._pruned_to = counted.seq, counted.pruned
+            self._writer.counted(counted)
             newer = self._reader.execute("SELECT total(bytes) FROM batches WHERE id > ?", (counted.batch,))
             self._bytes = counted.size + int(newer.fetchone()[0])
         except disk.FAULTS as error:
@@ -400,7 +271,7 @@ class Store:
         """The judge's state after everything that was put before; goes with the next commit, in its place."""
         # A disk that is full for hours needs only the last one, and the first of each other configuration: what follows
         # that was judged by it, and is again, should the end come before all of it is written.
-        before = self._judged_with or self._judged_with_found
+        before = self._writer.judged_with or self._judged_with_found
         for number, batch in enumerate(self._sealed):
             if batch.snapshot is not None and batch.snapshot[1] != before:
                 before = batch.snapshot[1]
@@ -414,7 +285,7 @@ class Store:
         about = batch.snapshot is not None or batch.config is not None or batch.texts
         if not (batch.items or batch.notices or batch.drop_to or batch.drop_warnings_to or about):
             return
-        self._open = _Batch()
+        self._open = Batch()
         batch.seq_to = self._next - 1
         batch.t_us, batch.wall_us, batch.closed_us = self._t, self._wall, self._clock.monotonic_us()
         if batch.items:
@@ -482,7 +353,7 @@ class Store:
             self.stamps.hand_over(seq, self.last_committed)
             self.save_text(disk.HANDED, self.stamps.handed_text())
 
-    def _settle_stamps(self, batches: Sequence[_Batch]) -> bool:
+    def _settle_stamps(self, batches: Sequence[Batch]) -> bool:
         """Take over what these have written of stamps; whether they have."""
         kept = {row: text for batch in batches for row, text in batch.texts.items() if row in self._stamps_on_disk}
         if kept:
@@ -542,7 +413,7 @@ class Store:
         try:
             # In the commit thread: nothing is read while a damaged file is put aside.
             return await loop.run_in_executor(
-                self._thread, self._to_move, (batch, seq), until or SEQ_MAX, most, dict(self._known), stamps
+                self._thread, self._writer.to_move, (batch, seq), until or SEQ_MAX, most, dict(self._known), stamps
             )
         except disk.FAULTS as error:
             self._unreadable(error)
@@ -591,8 +462,8 @@ class Store:
                 return True
             self._writing = len(batches)
             try:
-                work = (batches, state, done, dict(self._known), self._bytes)
-                grown = await loop.run_in_executor(self._thread, self._write, *work)
+                work = Work(batches, state, done, dict(self._known), self._bytes, self._moved)
+                grown = await loop.run_in_executor(self._thread, self._writer.write, work)
             except BaseException:
                 self._take_back(done)
                 raise
@@ -602,12 +473,12 @@ class Store:
             self._failed(error)
             return False
         self._committed(batches, state, grown)
-        doubt, self._doubt = self._doubt, None
+        doubt, self._writer.doubt = self._writer.doubt, None
         if doubt is not None:
             self._failed(doubt)
         return doubt is None
 
-    def _first_sealed(self) -> list[_Batch]:
+    def _first_sealed(self) -> list[Batch]:
         taken, size = 0, 0
         for batch in self._sealed:
             if taken and size + batch.size > TRANSACTION_MAX:
@@ -615,7 +486,7 @@ class Store:
             taken, size = taken + 1, size + batch.size
         return self._sealed[:taken]
 
-    def _state(self, batches: Sequence[_Batch]) -> disk.State:
+    def _state(self, batches: Sequence[Batch]) -> disk.State:
         """How far the store has come with these."""
         delivered = self._done.ranges(disk.MARKED_MAX + 1)
         if not batches:
@@ -625,7 +496,7 @@ class Store:
         written = number or self._last_batch
         return disk.State(self.epoch, last.seq_to, written, last.t_us, last.wall_us, delivered)
 
-    def _changes(self, batches: Sequence[_Batch]) -> "_Done | None":
+    def _changes(self, batches: Sequence[Batch]) -> Done | None:
         """What is done with since it was written last; None: it need not be written now.
 
         It goes with the gap that tells of it: with the last batch. What was delivered may wait: the marker has it.
@@ -639,14 +510,14 @@ class Store:
             return None
         self._done_changed = self._done_soon = False
         self._done_waits = 0
-        return _Done(self._done.take_changes(), self._done.copy() if snapshot else None)
+        return Done(self._done.take_changes(), self._done.copy() if snapshot else None)
 
-    def _take_back(self, done: "_Done | None") -> None:
+    def _take_back(self, done: Done | None) -> None:
         if done is not None:
             self._done.give_back(done.changes)
             self._done_changed = self._done_soon = True
 
-    def _committed(self, batches: Sequence[_Batch], state: disk.State, grown: "_Grown") -> None:
+    def _committed(self, batches: Sequence[Batch], state: disk.State, grown: Grown) -> None:
         del self._sealed[: len(batches)]
         self._bytes, self._told_bytes = self._bytes + grown.readings, self._told_bytes + grown.told
         self._unmoved_bytes += sum(batch.size for batch in batches)
@@ -669,7 +540,7 @@ class Store:
             for listener in list(self.on_committed):
                 listener(told)
 
-    def _messages(self, batch: _Batch) -> list[Committed]:
+    def _messages(self, batch: Batch) -> list[Committed]:
         """What this batch has to tell, in the order of seq."""
         found = list(batch.notices)
         for item in batch.items:
@@ -727,10 +598,10 @@ class Store:
         since = [messages.loads(each[4]) for each in told if rows.sound(each)]
         return self.ends_of(row[2] if row is not None and rows.sound(row) else None, since)
 
-    def _first_notices(self, plain: Sequence[dict[str, Any]], state: disk.State) -> _Batch:
+    def _first_notices(self, plain: Sequence[dict[str, Any]], state: disk.State) -> Batch:
         """A batch that follows the file and comes before all that waits."""
         wall, now = self._clock.wall_us(), self._clock.monotonic_us()
-        batch = _Batch(seq_from=state.last_seq + 1, seq_to=state.last_seq + len(plain), closed_us=now)
+        batch = Batch(seq_from=state.last_seq + 1, seq_to=state.last_seq + len(plain), closed_us=now)
         batch.t_us, batch.wall_us = state.last_t, state.last_wall
         for seq, each in enumerate(plain, batch.seq_from):
             body = messages.renumbered(messages.dumps(each), state.epoch, seq)
@@ -800,7 +671,7 @@ class Store:
             self.put((), gaps=[opened.gap])
 
     def _rebuild(self, reason: str, state: disk.State) -> disk.Opened:
-        self._db.close()
+        self._writer.db.close()
         if self._stale and not self._unsynced:
             opened = disk.open_file(self._folder, self._clock.wall_us())
             if (opened.state.epoch, opened.gap) == (state.epoch, None):
@@ -821,7 +692,9 @@ class Store:
         excess = self._size - self.max_size + self.max_size // DROP_SHARE if over else 0
         oldest = self._clock.wall_us() - self.max_age_us, (self._t or 0) - self.max_age_us
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._thread, self._over_limit, excess, oldest, self._done.copy())
+        found = await loop.run_in_executor(
+            self._thread, self._writer.over_limit, excess, oldest, self._done.copy(), dict(self._known)
+        )
         if found is None:
             return
         last, seq_to, ts_from, ts_to = found
@@ -838,7 +711,7 @@ class Store:
         excess: bytes.
         """
         loop = asyncio.get_running_loop()
-        oldest = await loop.run_in_executor(self._thread, self._oldest_warnings, excess)
+        oldest = await loop.run_in_executor(self._thread, self._writer.oldest_warnings, excess)
         lost = [(seq, closed) for seq, closed in oldest if self._done.add(seq)]
         if not oldest:
             return
@@ -859,204 +732,6 @@ class Store:
             self.pending_count -= self._done.add(start, end)
             self._done_changed = self._done_soon = True
         return lost
-
-    # --- the commit thread ----------------------------------------------------------------------------------------------
-
-    def _over_limit(self, excess: int, oldest: tuple[int, int], done: Intervals) -> tuple[int, int, int, int] | None:
-        """(batch, seq, ts, ts): up to which batch and number readings must go, and from when to when those due reach.
-
-        From the front. What the judge needs for a restart (newer than the snapshot) yields to the size only. oldest: by
-        the wall clock and by the agent's own; what is too old must be so by both, since a wall clock may step by days.
-        """
-        snapshot = self._snapshot_batch()
-        found = self._db.execute(
-            "SELECT id, seq_from, seq_to, bytes, ts_from, ts_to, closed, messages FROM batches "
-            "WHERE id < (SELECT max(id) FROM batches) ORDER BY id"
-        )
-        last, gone, seq_to, ts_from, ts_to = 0, 0, 0, 0, 0
-        for number, first, end, size, from_ts, to_ts, closed, told in _numbers(found):
-            old = closed < oldest[0] and number <= snapshot and self._agent_time(number) < oldest[1]
-            if gone >= excess and not old:
-                break
-            last, gone = number, gone + size
-            if told:
-                seq_to = end
-                if done.count(first, end) <= end - first:
-                    ts_from, ts_to = ts_from or from_ts, to_ts
-        return (last, seq_to, ts_from, ts_to) if last else None
-
-    def _oldest_warnings(self, excess: int) -> list[tuple[int, int]]:
-        """(seq, closed) of so many bytes of them."""
-        found: list[tuple[int, int]] = []
-        told = "SELECT seq, closed, length(payload) FROM notices WHERE kind = 'warnings' ORDER BY seq"
-        for seq, closed, size in _numbers(self._db.execute(told)):
-            if excess <= 0:
-                break
-            found.append((seq, closed))
-            excess -= size + NOTICE_ROW
-        return found
-
-    def _to_move(
-        self, after: tuple[int, int], until: int, most: int, layouts: dict[int, Layout], stamps: Stamps
-    ) -> Moving:
-        """after: (batch, seq). until: the first number that stays."""
-        batches, size = [], 0
-        for (number,) in self._db.execute("SELECT id FROM batches WHERE id > ? ORDER BY id", (after[0],)):
-            row = self._row("batches", number)
-            if rows.sound(row):
-                if row[3] >= until:
-                    break
-                size += len(row[9])
-            batches.append(row)
-            if size >= most:
-                break
-        numbers = self._db.execute(
-            "SELECT seq FROM notices WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?", (after[1], until, NOTICES_A_MOVE)
-        ).fetchall()
-        notices = [self._row("notices", seq) for (seq,) in numbers]
-        return Moving(batches, notices, layouts, stamps, size >= most or len(notices) == NOTICES_A_MOVE)
-
-    def _row(self, table: str, number: int) -> tuple[Any, ...]:
-        """A row, read by itself: one that cannot be read has nothing but its number, is not sound, and holds up no other."""
-        try:
-            found = self._db.execute(f"SELECT * FROM {table} WHERE {disk.KEYS[table]} = ?", (number,)).fetchone()  # noqa: S608
-        except disk.FAULTS as error:
-            if not disk.is_damage(error):
-                raise
-            found = None
-        return tuple(found) if found is not None else (number, *[None] * WIDTHS[table])
-
-    def _agent_time(self, number: int) -> int:
-        """The agent's clock at the last row of a batch; 0 where that cannot be read."""
-        row = self._db.execute("SELECT frames FROM batches WHERE id = ?", (number,)).fetchone()
-        with contextlib.suppress(*rows.UNREADABLE):
-            items = [item for item in rows.unpacked(row[0], self._known) if isinstance(item, Kept) and len(item.seqs)]
-            return int(items[-1].judged.frame.t[-1]) if items else 0
-        return 0
-
-    def _write(
-        self, batches: Sequence[_Batch], state: disk.State, done: "_Done | None", layouts: dict[int, Layout], size: int
-    ) -> "_Grown":
-        """One transaction. size: bytes of the readings on disk before it. Returns by how many all has grown."""
-        db = self._db
-        with disk.transaction(db):
-            grown = sum(self._write_batch(batch) for batch in batches)
-            fresh = [number for number in layouts if number not in self._written_layouts]
-            db.executemany("INSERT INTO layouts VALUES (?, ?, ?, ?, ?)", [_layout_row(n, layouts[n]) for n in fresh])
-            told = sum(len(each._bytes) + NOTICE_ROW for batch in batches for each in batch.notices)  # noqa: SLF001
-            freed, told_freed = self._prune(max((batch.drop_to for batch in batches), default=0), done)
-            warnings_to = max((batch.drop_warnings_to for batch in batches), default=0)
-            told_freed += _deleted_notices(db, "seq <= ? AND kind = 'warnings'", (warnings_to,)) if warnings_to else 0
-            disk.put_state(db, state)
-            if done is not None:
-                disk.put_done(db, done.changes)
-            if freed or (done is not None and done.whole is not None):
-                counted = disk.Counted(state.last_batch, size + grown - freed, self._snapshot_seq, self._pruned_to)
-                self._write_config(disk.COUNTED, orjson.dumps(counted).decode(), "")
-        self._written_layouts.update(fresh)
-        for batch in batches:
-            batch.written = True
-        # Before anybody hears of these numbers, so that an older copy of the file is always known.
-        disk.write_marker(self._folder, state)
-        self._log_bytes += grown + PAGES_A_COMMIT * disk.PAGE_BYTES
-        if self._log_bytes >= disk.CHECKPOINT_BYTES:
-            self._move_log()
-        return _Grown(grown - freed, told - told_freed)
-
-    def _move_log(self) -> None:
-        """The log into the file. What was committed is so already; a file that cannot be synced is in doubt all the same."""
-        try:
-            if disk.checkpoint(self._db):
-                self._log_bytes = 0
-        except sqlite3.Error as error:
-            if disk.is_unsynced(error):
-                self._doubt = error
-
-    def _write_batch(self, batch: _Batch) -> int:
-        db = self._db
-        size = 0
-        if batch.items:
-            blob = rows.packed_batch(batch.items)
-            size = len(blob) + ROW_OVERHEAD
-            stamps = [item.judged.frame.ts for item in batch.items if isinstance(item, Kept) and len(item.seqs)]
-            plain = (
-                batch.number,
-                self.epoch,
-                batch.seq_from,
-                batch.seq_to,
-                batch.messages,
-                size,
-                min((int(ts[0]) for ts in stamps), default=0),
-                max((int(ts[-1]) for ts in stamps), default=0),
-                batch.wall_us or 0,
-                blob,
-            )
-            # Or replace: a commit that failed on its last step may have been written all the same.
-            db.execute("INSERT OR REPLACE INTO batches VALUES (?,?,?,?,?,?,?,?,?,?,?)", (*plain, rows.checksum(*plain)))
-        db.executemany("INSERT OR REPLACE INTO notices VALUES (?,?,?,?,?,?)", [each.row() for each in batch.notices])
-        if batch.snapshot is not None:
-            newest = db.execute("SELECT ifnull(max(id), 0) FROM batches").fetchone()[0]
-            state, config = batch.snapshot
-            row = (1, newest, state, "")
-            db.execute("INSERT OR REPLACE INTO snapshot VALUES (?,?,?,?,?)", (*row, rows.checksum(*row)))
-            if config != self._judged_with:
-                self._write_config(disk.JUDGED_WITH, config, "")
-                self._judged_with = config
-            self._snapshot_seq = batch.seq_to
-        if batch.config is not None:
-            self._write_config(disk.CONFIG, *batch.config)
-        for row_of, text in batch.texts.items():
-            self._write_config(row_of, text, "")
-        return size
-
-    def _write_config(self, row: int, text: str, sha: str) -> None:
-        plain = (row, sha, text)
-        self._db.execute("INSERT OR REPLACE INTO config VALUES (?,?,?,?)", (*plain, rows.checksum(*plain)))
-
-    def _snapshot_batch(self) -> int:
-        row = self._db.execute("SELECT batch FROM snapshot WHERE id = 1").fetchone()
-        return int(row[0]) if row else 0
-
-    def _prune(self, drop_to: int, done: "_Done | None") -> tuple[int, int]:
-        """Delete what was delivered, is covered by a snapshot and lies in the history, and readings that had to yield.
-
-        Returns the bytes freed, of readings and of notices.
-        """
-        db, snapshot = self._db, self._snapshot_batch()
-        told = self._snapshot_seq
-        if self._moved is not None:
-            snapshot, told = min(snapshot, self._moved[0]), min(told, self._moved[1])
-        freed = told_freed = 0
-        for first, last in done.changes.items() if done is not None else ():
-            if last is not None:
-                # The numbers of events since the snapshot are needed when the journal is judged again.
-                told_freed += _deleted_notices(db, "seq BETWEEN ? AND ?", (first, min(last, told)))
-                freed += _deleted(
-                    db,
-                    "id BETWEEN ? AND ? AND messages > 0 AND seq_from >= ? AND seq_to <= ?",
-                    (_first_beyond(db, first - 1), min(snapshot, _first_beyond(db, last)), first, last),
-                )
-        if done is not None and done.whole is not None:
-            covered = self._prune_covered(snapshot, told, done.whole)
-            freed, told_freed = freed + covered[0], told_freed + covered[1]
-        if drop_to:
-            freed += _deleted(db, "id <= ?", (drop_to,))
-        return freed, told_freed
-
-    def _prune_covered(self, snapshot: int, told: int, done: Intervals) -> tuple[int, int]:
-        """What was delivered before this snapshot covered it. Returns as `_prune`."""
-        db, freed = self._db, 0
-        found = db.execute("SELECT seq, length(payload) + ? FROM notices WHERE seq <= ?", (NOTICE_ROW, told))
-        gone = [(seq, size) for seq, size in _numbers(found) if seq in done]
-        db.executemany("DELETE FROM notices WHERE seq = ?", [(seq,) for seq, _ in gone])
-        found = db.execute(
-            "SELECT id, seq_from, seq_to, messages FROM batches WHERE id > ? AND id <= ?", (self._pruned_to, snapshot)
-        )
-        for number, first, last, count in list(_numbers(found)):
-            if not count or done.count(first, last) > last - first:
-                freed += _deleted(db, "id = ?", (number,))
-        self._pruned_to = snapshot
-        return freed, sum(size for _, size in gone)
 
     # --- reading --------------------------------------------------------------------------------------------------------
 
@@ -1109,11 +784,11 @@ class Store:
     def _due_readings(self, after: int, limit: int) -> Page:
         batches = self._reader.execute(
             "SELECT id, seq_from, seq_to FROM batches WHERE id >= ? AND messages > 0 AND seq_to <= ? ORDER BY id",
-            (_first_beyond(self._reader, after), self.last_committed),
+            (first_beyond(self._reader, after), self.last_committed),
         )
         found: list[Committed] = []
         looked = 0
-        for number, first, last in _numbers(batches):
+        for number, first, last in whole_numbers(batches):
             if self._done.count(first, last) <= last - first:
                 found += [each for each in self._of_batch(number) if each.seq > after and each.seq not in self._done]
                 looked += 1
@@ -1194,7 +869,7 @@ class Store:
             )
             batches = self._reader.execute(
                 "SELECT seq_from, seq_to, closed FROM batches WHERE id >= ? AND messages > 0 AND seq_to <= ? ORDER BY id",
-                (_first_beyond(self._reader, reach[0]), reach[1]),
+                (first_beyond(self._reader, reach[0]), reach[1]),
             )
             firsts = (self._first_due(notices), self._first_due(batches))
         except disk.FAULTS as error:
@@ -1204,7 +879,9 @@ class Store:
 
     def _first_due(self, found: Iterable[tuple[int, int, int]]) -> int | None:
         due = (
-            (last, closed) for first, last, closed in _numbers(found) if self._done.count(first, last) <= last - first
+            (last, closed)
+            for first, last, closed in whole_numbers(found)
+            if self._done.count(first, last) <= last - first
         )
         return next((self._closed_us(last, closed) for last, closed in due), None)
 
@@ -1320,7 +997,7 @@ class Store:
             return
         if self._unsynced:
             log.error("readings_not_kept", cause="the disk could not sync the journal", waiting_mb=self.waiting_mb)
-            self._db.close()
+            self._writer.db.close()
             return
         self._seal()
         # A cancelled commit may have been written all the same.
@@ -1328,75 +1005,15 @@ class Store:
         try:
             if self._sealed or self._done_changed:
                 state, done = self._state(self._sealed), self._changes(self._sealed)
-                self._write(self._sealed, state, done, self._known, self._bytes)
+                self._writer.write(Work(self._sealed, state, done, self._known, self._bytes, self._moved))
         except disk.FAULTS as error:
             log.error("store_failed", fault=str(error))
-        self._db.close()
-
-
-class _Grown(NamedTuple):
-    """bytes on disk, of readings and of notices; below 0: less than before."""
-
-    readings: int
-    told: int
-
-
-class _Done(NamedTuple):
-    """What is done with. changes: see Intervals.take_changes. whole: all of it, where a snapshot was taken."""
-
-    changes: dict[int, int | None]
-    whole: Intervals | None
+        self._writer.db.close()
 
 
 def _near(ts: Any, sane: int) -> int:
     """A stamp of a damaged row, if it can be true."""
     return ts if isinstance(ts, int) and abs(ts - sane) < NEAR_US else sane
-
-
-def _layout_row(number: int, layout: Layout) -> tuple[Any, ...]:
-    signals, states = orjson.dumps(layout.signals).decode(), orjson.dumps(layout.states).decode()
-    return number, layout.machine, signals, states, rows.checksum(number, layout.machine, signals, states)
-
-
-def _numbers(found: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-    """Rows of whole numbers. Raises sqlite3.DatabaseError where one has something else: its file is damaged, and is mended."""
-    for row in found:
-        if not all(isinstance(each, int) for each in row):
-            raise sqlite3.DatabaseError("a row of the journal has something else where a number must be")
-        yield row
-
-
-def _first_beyond(db: sqlite3.Connection, seq: int) -> int:
-    """The first batch that may have a number above this one: numbers grow with batches. Cheap, however many there are."""
-    # Two questions: one that asks for both looks at every row.
-    (low,) = db.execute("SELECT ifnull(min(id), 0) FROM batches").fetchone()
-    (high,) = db.execute("SELECT ifnull(max(id), 0) FROM batches").fetchone()
-    while low < high:
-        middle = (low + high) // 2
-        number, last = db.execute(
-            "SELECT id, seq_to FROM batches WHERE id >= ? ORDER BY id LIMIT 1", (middle,)
-        ).fetchone()
-        if isinstance(last, int) and last > seq:
-            high = middle
-        else:
-            low = number + 1
-    return int(low)
-
-
-def _deleted(db: sqlite3.Connection, where: str, values: tuple[int, ...]) -> int:
-    found = db.execute(f"SELECT total(bytes) FROM batches WHERE {where}", values).fetchone()[0]  # noqa: S608 - ours
-    if found:
-        db.execute(f"DELETE FROM batches WHERE {where}", values)  # noqa: S608
-    return int(found)
-
-
-def _deleted_notices(db: sqlite3.Connection, where: str, values: tuple[int, ...]) -> int:
-    """Returns the bytes freed."""
-    size = f"SELECT total(length(payload) + {NOTICE_ROW}) FROM notices WHERE {where}"  # noqa: S608 - ours
-    found = db.execute(size, values).fetchone()[0]
-    if found:
-        db.execute(f"DELETE FROM notices WHERE {where}", values)  # noqa: S608
-    return int(found)
 
 
 @contextmanager
