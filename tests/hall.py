@@ -188,16 +188,19 @@ def _fetched(url: str, body: object | None) -> tuple[int, Json]:
 @asynccontextmanager
 async def hall(folder: Path) -> AsyncIterator[Hall]:
     async with brokers.mosquitto() as broker, Consumer(broker.port, f"{ROOT_TOPIC}/#") as consumer:
-        agent = Agent(folder / "agent.yaml", log=folder / "agent.log")
+        first = Agent(folder / "agent.yaml", log=folder / "agent.log")
+        here = Hall(broker, consumer, Ear(consumer), first)
         try:
-            yield Hall(broker, consumer, Ear(consumer), agent)
+            yield here
         except BaseException:
-            if agent.log.is_file():
-                print(agent.log.read_text())
+            for agent in {first.log: first, here.agent.log: here.agent}.values():
+                if agent.log.is_file():
+                    print(agent.log.read_text())
             raise
         finally:
-            if agent.process is not None and agent.process.returncode is None:
-                await agent.kill()
+            for agent in (first, here.agent):  # a scene may have put another one in its place
+                if agent.process is not None and agent.process.returncode is None:
+                    await agent.kill()
 
 
 def played(scene: Callable[[Hall], Awaitable[None]]) -> Callable[[Path], None]:

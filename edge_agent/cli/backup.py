@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_agent.cli.run import DEFAULT_CONFIG, refusal
+from edge_agent.cli.refused import refusal
+from edge_agent.cli.run import DEFAULT_CONFIG
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction

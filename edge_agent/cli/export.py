@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_agent.cli.run import DEFAULT_CONFIG, refusal, unreadable
+from edge_agent.cli.refused import refusal, unreadable
+from edge_agent.cli.run import DEFAULT_CONFIG
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_agent.cli.run import refusal, unreadable
+from edge_agent.cli.refused import refusal, unreadable
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
