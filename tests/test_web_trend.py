@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from edge_agent.board import to_utc
+from edge_agent.board import BoardMachine, BoardSignal, to_utc
 from edge_agent.contract import SECOND_US, Frame, Quality
 from edge_agent.records import JudgedFrame, Layout
 from edge_agent.store.journal import open_store
@@ -42,6 +42,19 @@ def young(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory that begins half an hour ago; what it has of the next half hour is not asked for."""
     folder = tmp_path_factory.mktemp("young")
     write_past(folder, now_us() // SECOND_US * SECOND_US + HOUR_US // 2, hours=1)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def states(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five minutes of a signal that is 0 and then 1."""
+    folder = tmp_path_factory.mktemp("states")
+    clock = StandingClock(now_us() // SECOND_US * SECOND_US - 300 * SECOND_US)
+    with open_store(folder, clock) as store:
+        store.use_layouts([Layout("press-3", ("oil",), ())])
+        for row in range(30):
+            store.put([one_row(clock, float(row >= 15))])
+            clock.move(10 * SECOND_US)
     return folder
 
 
@@ -269,6 +282,25 @@ def test_an_agent_that_is_young_shows_what_it_has_and_not_an_empty_day(young: Pa
         visit.page.reload()
         expect(visit.page.locator(".readout")).to_contain_text("readings")
         expect(visit.page.locator('[data-period="day"]')).to_have_attribute("aria-pressed", "true")
+
+
+def test_values_that_have_names_are_told_by_them(states: Path, visit: Visit) -> None:
+    names = {0: "stopped", 1: "running", 2: "waiting for material"}
+    mill = BoardMachine("press-3", "Mill", "", (BoardSignal("oil", "Mode", "", 10 * SECOND_US, names=names),))
+    with serving(states) as site:
+        site.do(lambda: site.board.use([mill]))
+        visit.page.goto(f"{site.url}/machines/press-3/oil")
+        expect(visit.page.locator(".readout")).to_have_text("stopped … running · 30 readings")
+        axis = visit.page.locator(".chart text.scale").all_text_contents()
+        assert axis[:3] == ["stopped", "running", "waiting…waiting for material"]
+        visit.page.locator(".chart").focus()
+        visit.page.keyboard.press("End")
+        told = set()
+        for _ in range(20):  # a point is shorter than the signal's period: between its readings it is unchanged
+            visit.page.keyboard.press("ArrowLeft")
+            told.add(visit.page.locator(".readout strong").text_content())
+        assert told == {"running", "unchanged"}
+    assert visit.errors == []
 
 
 def test_a_period_by_hand_and_one_without_readings(site: Site, visit: Visit) -> None:

@@ -10,13 +10,16 @@ const LANE = 16;
 const MINUTE = 60e3;
 const HOUR = 60 * MINUTE;
 const DAY = 24 * HOUR;
+// As many characters as stand beside the plot.
+const NAME_MAX = 8;
 const STEPS = [1e3, 5e3, 10e3, 30e3, MINUTE, 2 * MINUTE, 5 * MINUTE, 10 * MINUTE, 15 * MINUTE, 30 * MINUTE, HOUR, 2 * HOUR, 3 * HOUR, 6 * HOUR, 12 * HOUR];
 
 // found: the answer of the API. fit: the scale follows the readings, not the limits. width, height: of the whole, in pixels.
-export function draw(found, { fit, width, height }) {
+// names: by value, where values have names.
+export function draw(found, { fit, width, height, names = {} }) {
   const from = Date.parse(found.from);
   const to = Date.parse(found.to);
-  const scale = scaleOf(found, fit);
+  const scale = scaleOf(found, fit, Object.keys(names).map(Number));
   const plot = { left: SIDE, right: width - RIGHT, top: TOP + LANE, bottom: height - FOOT };
   const x = (ms) => plot.left + ((Math.min(to, Math.max(from, ms)) - from) / (to - from)) * (plot.right - plot.left);
   const y = (value) => plot.bottom - ((Math.min(scale.high, Math.max(scale.low, value)) - scale.low) / (scale.high - scale.low)) * (plot.bottom - plot.top);
@@ -34,7 +37,7 @@ export function draw(found, { fit, width, height }) {
         svg("rect", { class: "hatch", width: 4, height: 8 }))),
     svg("rect", { class: "ground", x: plot.left, y: plot.top, width: plot.right - plot.left, height: plot.bottom - plot.top }),
     svg("g", { "clip-path": `url(#${clip})` }, bands(found.limits, scale, plot, y), gaps(found, x, plot, begin, step)),
-    grid(scale, from, to, plot, x, y),
+    grid(scale, names, from, to, plot, x, y),
     svg("g", { "clip-path": `url(#${clip})` }, lines(found, at, x, y)),
     limits(found.limits, scale, plot, y), warnings(found.warnings, from, to, x, plot), cursor);
   return {
@@ -64,10 +67,10 @@ export function draw(found, { fit, width, height }) {
 
 // -- scale ---------------------------------------------------------------------------------------------------------
 
-function scaleOf({ low, high, limits, before }, fit) {
+function scaleOf({ low, high, limits, before }, fit, named) {
   const seen = [...low, ...high, before].filter(Number.isFinite);
   const set = fit && seen.length ? [] : Object.values(limits).flatMap((band) => [band.low, band.high]).filter(Number.isFinite);
-  const all = [...seen, ...set];
+  const all = [...seen, ...set, ...named];
   if (all.length === 0) return { low: 0, high: 1 };
   const bottom = all.reduce((a, b) => Math.min(a, b));
   const top = all.reduce((a, b) => Math.max(a, b));
@@ -129,19 +132,28 @@ function days(from, to, most) {
 
 // -- pieces --------------------------------------------------------------------------------------------------------
 
-function grid(scale, from, to, plot, x, y) {
-  const { found, step } = roundSteps(scale.low, scale.high, Math.max(3, Math.floor((plot.bottom - plot.top) / 56)));
+// Where the axis says what a value is: at round ones, or at those that have names.
+function values(scale, names, most) {
+  const named = Object.entries(names).map(([value, name]) => ({ value: Number(value), name }));
+  if (named.length) {
+    return named.map(({ value, name }) => name.length > NAME_MAX ? { value, text: `${name.slice(0, NAME_MAX - 1)}…`, whole: name } : { value, text: name, whole: null });
+  }
+  const { found, step } = roundSteps(scale.low, scale.high, most);
   const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
-  const values = found.map((value) => [
+  return found.map((value) => ({ value, text: number(value, decimals), whole: null }));
+}
+
+function grid(scale, names, from, to, plot, x, y) {
+  const levels = values(scale, names, Math.max(3, Math.floor((plot.bottom - plot.top) / 56))).map(({ value, text, whole }) => [
     svg("line", { class: "rule", x1: plot.left, x2: plot.right, y1: y(value), y2: y(value) }),
-    svg("text", { class: "scale", x: plot.left - 8, y: y(value) + 4, "text-anchor": "end" }, number(value, decimals)),
+    svg("text", { class: "scale", x: plot.left - 8, y: y(value) + 4, "text-anchor": "end" }, text, whole !== null && svg("title", {}, whole)),
   ]);
   const most = Math.max(2, Math.floor((plot.right - plot.left) / 92));
   const stamps = times(from, to, most).map(({ ms, text }) => [
     svg("line", { class: "rule", x1: x(ms), x2: x(ms), y1: plot.top, y2: plot.bottom + 5 }),
     x(ms) < plot.right - 22 && x(ms) > plot.left + 8 && svg("text", { class: "scale", x: x(ms), y: plot.bottom + 20, "text-anchor": "middle" }, text),
   ]);
-  return svg("g", {}, values.flat(), stamps.flat());
+  return svg("g", {}, levels.flat(), stamps.flat());
 }
 
 function bands({ warning = {}, alarm = {} }, scale, plot, y) {
@@ -238,8 +250,9 @@ function warnings(all, from, to, x, plot) {
   return svg("g", { class: "warned" }, made);
 }
 
-export function valueText(value, found) {
+export function valueText(value, found, names = {}) {
   if (value === null) return "–";
+  if (names[String(value)] !== undefined) return names[String(value)];
   const all = [...found.low, ...found.high].filter(Number.isFinite);
   const span = all.length ? Math.max(...all) - Math.min(...all) : 0;
   return `${number(value, decimalsFor(span || Math.abs(value) * 2))} ${found.unit}`.trim();

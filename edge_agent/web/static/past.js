@@ -25,6 +25,7 @@ export function signalView(machine, name, now) {
   if (!signal) return { elements: [back, h("p", { class: "calm" }, say("machine.gone"))], show() {}, tick() {} };
 
   // A period that ends now follows the clock; another stays where it is.
+  const names = signal.names ?? {};
   let length = DAY;
   let end = null;
   let chose = false;
@@ -167,7 +168,7 @@ export function signalView(machine, name, now) {
   function redraw() {
     if (found === null || box.clientWidth === 0) return;
     const width = box.clientWidth;
-    chart = draw(found, { fit, width, height: width < 600 ? 300 : Math.round(Math.min(460, Math.max(340, width * 0.36))) });
+    chart = draw(found, { fit, names, width, height: width < 600 ? 300 : Math.round(Math.min(460, Math.max(340, width * 0.36))) });
     box.replaceChildren(chart.element);
     const some = found.count.some((count) => count > 0) || found.held.some(Boolean);
     if (!some) box.append(h("p", { class: "nothing" }, say("trend.none")));
@@ -188,8 +189,12 @@ export function signalView(machine, name, now) {
     const total = found.mean.reduce((sum, value, index) => sum + (value === null ? 0 : value * found.count[index]), 0);
     const low = Math.min(...found.low.filter(Number.isFinite));
     const high = Math.max(...found.high.filter(Number.isFinite));
-    return [say("trend.summary", { low: valueText(low, found), mean: valueText(total / counted, found), high: valueText(high, found) }), ...counts(counted, found.bad.reduce((a, b) => a + b, 0))].join(" · ");
+    // A mean of states has no name, and says nothing.
+    const figures = signal.names ? valuesBetween(low, high) : say("trend.summary", { low: valueText(low, found), mean: valueText(total / counted, found), high: valueText(high, found) });
+    return [figures, ...counts(counted, found.bad.reduce((a, b) => a + b, 0))].join(" · ");
   }
+
+  function valuesBetween(low, high) { return low === high ? valueText(low, found, names) : `${valueText(low, found, names)} … ${valueText(high, found, names)}`; }
 
   function counts(readings, bad) {
     return [say("trend.readings", { count: readings }), ...(bad ? [say("trend.bad", { count: bad })] : [])];
@@ -206,8 +211,10 @@ export function signalView(machine, name, now) {
     }
     const begins = Date.parse(found.begin) + at * found.step * 1000;
     const count = found.count[at];
-    const range = count > 1 && found.low[at] !== found.high[at] ? ` (${valueText(found.low[at], found)} … ${valueText(found.high[at], found)})` : "";
-    const value = count ? `${valueText(found.mean[at], found)}${range}` : say(found.bad[at] ? "trend.unread" : found.held[at] ? "trend.held" : "trend.empty");
+    const several = count > 1 && found.low[at] !== found.high[at];
+    const figure = () => (signal.names && several ? valuesBetween(found.low[at], found.high[at])
+      : `${valueText(found.mean[at], found, names)}${several ? ` (${valuesBetween(found.low[at], found.high[at])})` : ""}`);
+    const value = count ? figure() : say(found.bad[at] ? "trend.unread" : found.held[at] ? "trend.held" : "trend.empty");
     readout.replaceChildren(h("time", {}, timeText(begins, STAMP)), " ", h("strong", {}, value), " ", h("span", {}, counts(count, found.bad[at]).join(" · ")));
   }
 
