@@ -166,6 +166,30 @@ def test_what_lies_beside_a_file_named_in_full_keeps_its_layout(plant: Path, tmp
     assert not [each for each in done.notes if "configuration" in each and "belongs" not in each]
 
 
+def test_files_of_a_pattern_from_the_root_on_are_told_where_they_belong(plant: Path, tmp_path: Path) -> None:
+    write(plant, {**MAIN, "include": [str(plant.parent / "machines" / "*.yaml")]})
+    file = made(plant).file
+    shutil.move(plant.parent.parent, tmp_path / "away")
+    done = put(file, tmp_path / "new")
+    lacks = plant.parent / "machines" / "press.yaml"
+    assert any(f"names {lacks}; put it there: {tmp_path / 'new' / 'machines'}" in each for each in done.notes)
+
+
+def test_a_certificate_in_the_data_directory_that_the_configuration_names_is_restored(
+    plant: Path, tmp_path: Path
+) -> None:
+    """It is a file of both."""
+    ca = "state/pki/trusted/press-1.der"
+    write(plant, {**MAIN, "mqtt": {"url": "mqtts://127.0.0.1:8883", "tls": {"ca": ca}}})
+    file = made(plant).file
+    assert (put(file, tmp_path / "new").target.main.parent / ca).read_text() == "trusted"
+    with archive.opened(file) as found:
+        apart = restore.target_of(found.manifest, tmp_path / "apart", tmp_path / "data", Path("/nowhere"))
+        restore.restore(found, apart, wall_us=WALL)
+    for place in (apart.main.parent / ca, tmp_path / "data" / "pki" / "trusted" / "press-1.der"):
+        assert place.read_text() == "trusted"
+
+
 @pytest.mark.parametrize("content", [KEY, "sesame, in another form"])
 def test_a_private_key_in_the_data_directory_is_secret_too(plant: Path, content: str) -> None:
     write(plant.parent / "state" / "pki" / "mqtt.key", content)
@@ -279,6 +303,114 @@ def test_force_moves_aside_what_lies_there_and_removes_nothing(plant: Path, tmp_
     assert set(old.values()) <= kept | {b""} | {each for path, each in old.items() if path.endswith("/lock")}
     assert done.count is not None
     assert done.count.seq == 5
+
+
+def test_what_was_moved_aside_is_not_written_over_when_the_clock_stands(plant: Path, tmp_path: Path) -> None:
+    file = made(plant).file
+    put(file, tmp_path / "new")
+    for word in ("first", "second"):
+        write(tmp_path / "new" / "here" / "agent.yaml", word)
+        write(tmp_path / "new" / "here" / "state" / "journal.db", word)
+        done = put(file, tmp_path / "new", force=True)
+        assert {tree(each).get("journal.db", word.encode()) for each in done.aside} == {word.encode()}
+    kept = [each.read_text() for each in (tmp_path / "new").rglob("before-restore*/**/*") if each.stat().st_size < 10]
+    assert sorted(each for each in kept if each in {"first", "second"}) == ["first", "first", "second", "second"]
+
+
+def test_a_file_that_bears_the_name_of_what_was_moved_aside_is_moved_aside_too(plant: Path, tmp_path: Path) -> None:
+    other = plant.rename(plant.with_name("before-restore.yaml"))
+    file = made(other).file
+    mine = write(tmp_path / "new" / "here" / other.name, "mine")
+    with pytest.raises(restore.Refused, match="would be overwritten"):
+        put(file, tmp_path / "new")
+    put(file, tmp_path / "new", force=True)
+    assert "mine" in {each.read_text() for each in (tmp_path / "new").rglob(mine.name)}
+
+
+@pytest.mark.parametrize("to", ["sub/../new", "link"])
+def test_a_folder_may_be_named_by_detours(plant: Path, tmp_path: Path, to: str) -> None:
+    """Its data directory lies within it, by whatever name."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "link").symlink_to("new")
+    file = made(plant).file
+    put(file, tmp_path / to)
+    done = put(file, tmp_path / to, force=True)
+    assert done.target.main == tmp_path / "new" / "here" / "agent.yaml"
+    assert not [each for each in done.notes if "data_dir" in each]
+
+
+def test_the_data_go_where_the_restored_configuration_looks_for_them(
+    plant: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the file says that is moved aside, and whoever has a data directory where the command is given."""
+    write(plant, {**MAIN, "agent": {"id": "hall2"}})
+    filled(plant.parent / "data")
+    file = made(plant).file
+    filled(tmp_path / "here" / "data")
+    monkeypatch.chdir(tmp_path / "here")
+    old = tree(tmp_path / "here")
+    write(tmp_path / "new" / "here" / "agent.yaml", {"agent": {"id": "old", "data_dir": str(tmp_path / "old")}})
+    done = put(file, tmp_path / "new", force=True)
+    assert done.target.data == config.load(done.target.main).config.agent.data_dir
+    assert (done.target.data / "journal.db").exists()
+    assert tree(tmp_path / "here") == old
+    assert not (tmp_path / "old").exists()
+
+
+def test_the_configuration_of_an_agent_that_works_is_not_moved_aside(plant: Path, tmp_path: Path) -> None:
+    file = made(plant).file
+    there = tmp_path / "new" / "here" / "agent.yaml"
+    write(there, {"agent": {"id": "old", "data_dir": str(tmp_path / "old")}})
+    with control.hold(tmp_path / "old"):
+        with pytest.raises(control.AlreadyRunning):
+            put(file, tmp_path / "new", force=True)
+    assert "old" in there.read_text()
+
+
+def test_a_restore_that_fails_leaves_everything_as_it_was(plant: Path, tmp_path: Path) -> None:
+    """Here at a file that would have to lie below another file."""
+    with archive.opened(made(plant).file) as found:
+        manifest = found.manifest
+    text = write(tmp_path / "text", "x")
+    sources = [
+        Source(manifest.config, plant), Source("data/journal.db", plant.parent / "state" / "journal.db"),
+        Source("data/pki/trusted/a.der", text), Source("config/here/state/journal.db/x", text),
+    ]  # fmt: skip
+    file = tmp_path / "x.tar.gz"
+    archive.write(file, replace(manifest, files=tuple(map(archive.hashed, sources)), elsewhere={}), sources)
+    put(made(plant).file, tmp_path / "new")
+    before = names_of(tmp_path / "new"), tree(tmp_path / "new")
+    for folder in ("new", "other"):
+        with pytest.raises(OSError, match="Not a directory"):
+            put(file, tmp_path / folder, force=True)
+    assert (names_of(tmp_path / "new"), tree(tmp_path / "new")) == before
+    assert not (tmp_path / "other").exists()
+
+
+def names_of(folder: Path) -> list[str]:
+    return sorted(str(each) for each in folder.rglob("*"))
+
+
+def test_a_data_directory_is_made_for_the_agent_alone_and_may_be_a_disk_of_its_own(plant: Path, tmp_path: Path) -> None:
+    file = made(plant).file
+    data = put(file, tmp_path / "new").target.data
+    assert data.stat().st_mode & 0o777 == 0o700
+    (tmp_path / "disk" / "here" / "state" / "lost+found").mkdir(parents=True)
+    assert put(file, tmp_path / "disk").aside == ()
+
+
+@pytest.mark.root
+def test_what_root_restores_can_be_read_by_the_agent(plant: Path, tmp_path: Path) -> None:
+    """The folder of the configuration is root's, as it is where the agent was installed as a service."""
+    data = tmp_path / "new" / "here" / "state"
+    data.mkdir(parents=True)
+    os.chown(data, 4711, 4711)
+    done = put(made(plant, secrets=True).file, tmp_path / "new")
+    private = [data / "lock", data.parent / "certs" / "agent.key", *(each for each in data.rglob("*"))]
+    assert {each.stat().st_uid for each in private} == {4711}
+    assert (data.parent / "agent.yaml").stat().st_uid == 0
+    assert any("the data belong to 4711, the configuration to root" in note for note in done.notes)
 
 
 def test_secrets_that_lie_there_already_stay(plant: Path, tmp_path: Path) -> None:
