@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from tests.system import Agent
 FLIPS = int(os.environ.get("EDGE_AGENT_FLIPS", "60"))
 SEED = int(os.environ.get("EDGE_AGENT_SEED", "20261128"))
 WALL = 1_795_000_000_000_000
+NOBODY = 65_534
 LINK = "pki/trusted/link.der"
 KEY = "-----BEGIN PRIVATE KEY-----\nsesame\n"
 MAIN = {
@@ -545,6 +547,20 @@ def a_disk_that_fails(folder: Path) -> None:
         assert count is not None
         assert (count.seq, count.undelivered) == (3, undelivered)
     assert not list(folder.glob("*.db-*"))
+
+
+@pytest.mark.root
+def test_a_journal_that_may_not_be_read_is_refused_in_the_systems_words() -> None:
+    with tempfile.TemporaryDirectory() as name:  # a folder into which every user may look
+        Path(name).chmod(0o755)
+        filled(Path(name) / "data")
+        (Path(name) / "data").chmod(0o755)
+        os.seteuid(NOBODY)
+        try:
+            with pytest.raises(PermissionError):
+                copy.copy(Path(name) / "data" / disk.FILE, Path(name) / "copy.db")
+        finally:
+            os.seteuid(0)
 
 
 def test_a_copy_is_whole_while_the_store_writes_on(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Count:
 
 def copy(source: Path, target: Path) -> None:
     """A consistent copy of a database, whoever writes to it. Raises NotCopied, FileNotFoundError; OSError where the disk of the
-    target refuses.
+    target refuses, or the source may not be read.
 
     A damaged one is copied as it lies there: whoever opens the copy saves of it what can be saved.
     """
@@ -52,6 +52,7 @@ def copy(source: Path, target: Path) -> None:
         if (number := _refused_by_target(error)) is not None:
             raise OSError(number, os.strerror(number), str(target)) from error
         if not disk.is_damage(error) and not disk.is_read_only(source):
+            source.open("rb").close()  # the system says why not; sqlite says no more than that it cannot
             raise NotCopied(f"{source} cannot be copied: {error}") from error
         for suffix in ("", *BESIDE):
             target.with_name(target.name + suffix).unlink(missing_ok=True)
