@@ -121,7 +121,7 @@ def hashed(source: Source) -> Item:
 def write(target: Path, manifest: Manifest, sources: Sequence[Source]) -> int:
     """The whole archive or none, 0600. sources: in the order of manifest.files. Returns its bytes.
 
-    Raises OSError as it comes, ValueError when a file has another size than it had, or a name that is too long.
+    Raises OSError as it comes, ValueError when a file is not what it was, or has a name that is too long.
     """
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)  # 0600
     fresh = Path(name)
@@ -145,12 +145,13 @@ def _pack(packed: gzip.GzipFile, manifest: Manifest, sources: Sequence[Source]) 
     packed.write(_header(MANIFEST, len(text), 0o600, 0) + text + _padding(len(text)))
     for item, source in zip(manifest.files, sources, strict=True):
         packed.write(_header(item.path, item.bytes, item.mode, int(source.file.stat().st_mtime)))
-        left = item.bytes
+        left, sha = item.bytes, hashlib.sha256()
         with source.file.open("rb") as file:
             while left and (chunk := file.read(min(CHUNK, left))):
                 packed.write(chunk)
+                sha.update(chunk)
                 left -= len(chunk)
-            if left or file.read(1):
+            if left or file.read(1) or sha.hexdigest() != item.sha256:
                 raise ValueError(f"{source.file} was changed while it was read: begin again")
         packed.write(_padding(item.bytes))
     packed.write(bytes(2 * BLOCK))
@@ -200,6 +201,8 @@ class Archive:
 def opened(path: Path) -> Iterator[Archive]:
     """Read it through, writing nothing. Raises NotABackup in words, OSError as it comes."""
     with path.open("rb") as file:
+        if not file.seekable():
+            raise NotABackup(f"{path}: it is read twice, which this cannot be: save it in a file first")
         yield Archive(file, str(path), _read(file, str(path), lambda _: contextlib.nullcontext(None)))
 
 
@@ -330,6 +333,9 @@ def _check_types(plain: dict[str, Any]) -> None:
         raise NotABackup(f"its manifest names more than {FILES_MAX} files, or something that is none")
     if not all(isinstance(each, str) and each.startswith("/") for each in plain["elsewhere"].values()):
         raise NotABackup("elsewhere in its manifest is not what it should be")
+    if "\0" in (plain["data_dir"] or ""):
+        raise NotABackup("data_dir in its manifest is not what it should be")
+    json.dumps(plain, ensure_ascii=False).encode()  # raises UnicodeError for what nobody could be shown
 
 
 def _item(plain: dict[str, Any]) -> Item:
@@ -355,6 +361,15 @@ def _check_names(manifest: Manifest) -> None:
         raise NotABackup("holds no configuration")
     if not seen.issuperset(manifest.elsewhere):
         raise NotABackup("its manifest names files that are not in it")
+
+
+def is_name(path: str) -> bool:
+    """Whether a file may be called so in a backup."""
+    try:
+        check_name(path)
+    except NotABackup:
+        return False
+    return True
 
 
 def check_name(path: str) -> None:

@@ -11,10 +11,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
-from edge_agent import archive, config
+from edge_agent import archive, config, yamlfile
 from edge_agent.archive import LeftOut, Manifest, Source
 from edge_agent.config import Loaded
 from edge_agent.messages import topics as messages
@@ -28,6 +29,8 @@ FILE_BYTES_MAX = 64_000_000
 """Of a certificate or a learned norm: a larger file is none."""
 PRIVATE = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----")
 KEY_FIELDS = ("key", "private_key")
+ODD = "its name is too long for a backup, or has a sign that cannot be printed"
+"""A restore would refuse the whole file for such a name."""
 
 
 class NoBackup(Exception):
@@ -50,6 +53,8 @@ class _Gathered:
     left_out: list[LeftOut] = field(default_factory=list)
     elsewhere: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    withheld: set[Path] = field(default_factory=set)
+    """Private keys that are named among what is left out."""
 
 
 def make(
@@ -62,13 +67,13 @@ def make(
     made = messages.to_utc(wall_us)
     agent = loaded.config.agent
     target = target or Path(f"{agent.id}-{re.sub(r'[-:]', '', made)[:15]}Z.tar.gz")
-    _check_target(target)
+    _check_target(target, agent.id)
     data_dir = agent.data_dir
     with tempfile.TemporaryDirectory(prefix=".backup-", dir=target.parent) as beside:  # 0700
         found = _Gathered()
         root = _configuration(found, loaded, secrets=secrets)
         _certificates(found, data_dir, secrets=secrets)
-        _tree(found, data_dir / LEARNED, f"{archive.DATA}/{LEARNED}")
+        _tree(found, data_dir / LEARNED, f"{archive.DATA}/{LEARNED}", secrets=secrets)
         _secrets(found, loaded, Path(beside), secrets=secrets)
         counted = _databases(found, data_dir, Path(beside), history=history)
         main = _normal(loaded.files[0])
@@ -97,15 +102,20 @@ def make(
     return Made(target, size, manifest, tuple(found.notes))
 
 
-def _check_target(target: Path) -> None:
+def _check_target(target: Path, agent: str) -> None:
     if not target.parent.is_dir():
         raise NoBackup(f"{target.parent}: there is no such folder")
+    if target.exists() and not target.is_file():
+        # A pipe or a device would be gone, /dev/null for everybody.
+        raise NoBackup(f"{target} exists and is no file: name a file")
     if target.exists() and target.stat().st_size:
         try:
-            with archive.opened(target):
-                pass
+            with archive.opened(target) as found:
+                whose = found.manifest.agent
         except archive.NotABackup:
             raise NoBackup(f"{target} exists and is no whole backup: name another file, or remove it") from None
+        if whose != agent:
+            raise NoBackup(f"{target} is the backup of agent {whose}: name another file, or remove it")
 
 
 # ------------------------------------------------------------------------------------------------ the configuration
@@ -114,17 +124,17 @@ def _check_target(target: Path) -> None:
 def _configuration(found: _Gathered, loaded: Loaded, *, secrets: bool) -> Path:
     """The files of the configuration and those it names. Returns the folder above all that it names by relative paths."""
     files = [_normal(each) for each in loaded.files]
-    texts = [each.read_text("utf-8", "replace") for each in files]
+    in_full = set(_named_in_full(files))
     named = list(_named_files(loaded))
-    near = [files[0], *(path for path in (*files[1:], *(path for _, path in named)) if not _is_absolute(path, texts))]
+    near = [files[0], *(path for path in (*files[1:], *(path for _, path in named)) if path not in in_full)]
     root = Path(os.path.commonpath([each.parent for each in near]))
     for path in dict.fromkeys(files):
         _put(found, path, root)
     for key, path in named:
         _put_named(found, key, path, root, secrets=secrets)
-    found.elsewhere.update(
-        {f"{archive.CONFIG}/{path.relative_to(root)}": str(path) for path in _by_full_name(found, root, texts)}
-    )
+    # Below the root, and yet named from the root of the disk on: they must lie there again.
+    inside = [each.file for each in found.sources if each.file in in_full and each.file.is_relative_to(root)]
+    found.elsewhere.update({f"{archive.CONFIG}/{path.relative_to(root)}": str(path) for path in inside})
     return root
 
 
@@ -132,18 +142,24 @@ def _normal(path: Path) -> Path:
     return Path(os.path.normpath(path.absolute()))
 
 
-def _by_full_name(found: _Gathered, root: Path, texts: Sequence[str]) -> list[Path]:
-    """Files below the root that the configuration names from the root of the disk on: they must lie there again."""
-    return [
-        each.file
-        for each in found.sources
-        if each.file.is_relative_to(root) and any(str(each.file) in t for t in texts)
-    ]
+def _named_in_full(files: Sequence[Path]) -> Iterator[Path]:
+    """Whatever these files name from the root of the disk on, patterns of `include` as the files that they mean.
+
+    A file in the folder of such a one may be named by a relative path all the same.
+    """
+    for root in (yamlfile.load(file).root for file in files):
+        yield from (_normal(Path(text)) for text in _texts(root) if text.startswith("/"))
+        for pattern in root.get("include") or ():
+            if pattern.startswith("/"):
+                yield from (_normal(each) for each in Path("/").glob(pattern.lstrip("/")))
 
 
-def _is_absolute(path: Path, texts: Sequence[str]) -> bool:
-    """Whether the configuration names this file, or a pattern that means it, from the root on."""
-    return any(str(path) in text or f"{folder}/" in text for text in texts for folder in [path.parent] if folder.name)
+def _texts(node: Any) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, yamlfile.Table | yamlfile.Items):
+        for each in node.values() if isinstance(node, yamlfile.Table) else node:
+            yield from _texts(each)
 
 
 def _named_files(loaded: Loaded) -> Iterator[tuple[str, Path]]:
@@ -175,6 +191,7 @@ def _put_named(found: _Gathered, key: str, path: Path, root: Path, *, secrets: b
     private = key.rpartition(".")[2] in KEY_FIELDS or PRIVATE.search(content) is not None
     if private and not secrets:
         found.left_out.append(LeftOut(str(path), f"{key}, a private key: copy it by hand, or use --secrets"))
+        found.withheld.add(path)
         return
     _put(found, path, root, 0o600 if private else None)
 
@@ -192,6 +209,8 @@ def _put(found: _Gathered, path: Path, root: Path, mode: int | None = None) -> N
     place = f"{archive.CONFIG}/{path.relative_to(root)}" if inside else f"{archive.ELSEWHERE}{path}"
     if any(each.path == place for each in found.sources):
         return
+    if not archive.is_name(place):
+        raise NoBackup(f"{path}: {ODD}: give it another name")
     if not inside:
         found.elsewhere[place] = str(path)
     found.sources.append(Source(place, path, (path.stat().st_mode & 0o644) | 0o600 if mode is None else mode))
@@ -213,7 +232,7 @@ def _certificates(found: _Gathered, data_dir: Path, *, secrets: bool) -> None:
     """All of the pki folder. The agent's own pair goes whole or not at all: half of it keeps a line from starting."""
     folder = data_dir / PKI
     own = folder / OWN
-    _tree(found, folder, f"{archive.DATA}/{PKI}", None if secrets else own)
+    _tree(found, folder, f"{archive.DATA}/{PKI}", None if secrets else own, secrets=secrets)
     if not secrets and own.is_dir() and any(own.iterdir()):
         found.left_out.append(
             LeftOut(
@@ -224,17 +243,31 @@ def _certificates(found: _Gathered, data_dir: Path, *, secrets: bool) -> None:
         )
 
 
-def _tree(found: _Gathered, folder: Path, path: str, but: Path | None = None) -> None:
-    """Every plain file below a folder, sorted; links, sockets and hidden leftovers are not followed or taken."""
+def _tree(found: _Gathered, folder: Path, path: str, but: Path | None = None, *, secrets: bool) -> None:
+    """Every plain file below a folder, sorted, but hidden leftovers; links are not followed."""
     if not folder.is_dir():
         return
     for each in sorted(folder.iterdir()):
-        if each == but or each.is_symlink() or each.name.startswith("."):
+        place = f"{path}/{each.name}"
+        if each == but or each in found.withheld or each.name.startswith("."):
             continue
-        if each.is_dir():
-            _tree(found, each, f"{path}/{each.name}", but)
-        elif each.is_file() and each.stat().st_size <= FILE_BYTES_MAX:
-            found.sources.append(Source(f"{path}/{each.name}", each))
+        if each.is_dir() and not each.is_symlink():
+            _tree(found, each, place, but, secrets=secrets)
+        elif why := _why_not(each, place, secrets=secrets):
+            found.left_out.append(LeftOut(place.partition("/")[2], why))
+        else:
+            found.sources.append(Source(place, each))
+
+
+def _why_not(file: Path, place: str, *, secrets: bool) -> str | None:
+    """Why this file of the data directory stays out; None when it is taken."""
+    if file.is_symlink():
+        return "a link, which is not followed: copy what it names by hand"
+    if not file.is_file() or file.stat().st_size > FILE_BYTES_MAX:
+        return "no plain file, or too large for a certificate or a norm"
+    if not secrets and PRIVATE.search(file.read_bytes()):
+        return "a private key: copy it by hand, or use --secrets"
+    return None if archive.is_name(place) else f"{ODD}: copy it by hand, or give it another name"
 
 
 def _secrets(found: _Gathered, loaded: Loaded, beside: Path, *, secrets: bool) -> None:

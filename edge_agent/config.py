@@ -202,10 +202,19 @@ def data_dir_of(path: Path, holds: str, environment: Mapping[str, str] = os.envi
         return stated[0] / stated[1]
     if tree.problems and path.is_file() and (line := _DATA_DIR.search(path.read_text(errors="replace"))):
         return path.parent / line[1]
+    defaults = [*_defaults(path, environment), Path("data")]
+    return next((each for each in defaults if _is_there(each / holds)), defaults[0])
+
+
+def default_data_dir(path: Path, environment: Mapping[str, str] = os.environ) -> Path:
+    """Where an agent whose configuration will lie here has its data, when that says nothing of it. Nothing is read."""
+    return _defaults(path, environment)[0]
+
+
+def _defaults(path: Path, environment: Mapping[str, str]) -> list[Path]:
     state = environment.get(sections.STATE_DIRECTORY, "").partition(":")[0]
     installed = [SERVICE_STATE] if path.resolve().is_relative_to(SERVICE_FOLDER) else []
-    defaults = [*([Path(state)] if state else []), *installed, path.parent / "data", Path("data")]
-    return next((each for each in defaults if _is_there(each / holds)), defaults[0])
+    return [*([Path(state)] if state else []), *installed, path.parent / "data"]
 
 
 def stated_data_dir(path: Path) -> tuple[Path, str] | None:

@@ -5,6 +5,7 @@ with it the old files are moved aside. Rule 3: the main file of the configuratio
 from half of a restore, and the next restore begins anew.
 """
 
+import itertools
 import os
 import pwd
 import shutil
@@ -21,8 +22,8 @@ from edge_agent.store import copy, disk
 
 STAGING = ".restoring"
 ASIDE = "before-restore"
-OURS = frozenset({control.LOCK, control.SOCKET, STAGING})
-"""What may lie in a data directory that counts as empty."""
+OURS = frozenset({control.LOCK, control.SOCKET, STAGING, "lost+found"})
+"""What may lie in a data directory that counts as empty; the last where it is a disk of its own."""
 SECRETS = "secrets"
 SPARE_BYTES = 16_000_000
 
@@ -88,23 +89,25 @@ def target_of(manifest: Manifest, to: Path | None, data_dir: Path | None, defaul
     """Where this backup goes: to the folder that is named, else to `default` when it came from there. Raises Refused."""
     if to is None and manifest.config_from != str(default):
         raise Refused(f"say where the configuration goes: --to FOLDER (it came from {_shown(manifest.config_from)})")
-    folder = (to or default).absolute()
+    folder = (to or default).resolve()
     main = folder / manifest.config.partition("/")[2]
     if data_dir is not None:
-        data = data_dir.absolute()
+        data = data_dir
     elif manifest.data_dir is not None:
         data = Path(os.path.normpath(folder / manifest.data_dir))
     else:
-        data = config.data_dir_of(main, disk.FILE).absolute()
-    return Target(folder, data, main)
+        data = config.default_data_dir(main)
+    # Which of the two lies within the other is seen in their names: each must have one only.
+    return Target(folder, data.resolve(), main)
 
 
 def restore(found: Archive, target: Target, *, wall_us: int, force: bool = False) -> Restored:
     """Put everything in its place. Raises Refused, archive.NotABackup, control.AlreadyRunning, OSError."""
     manifest = found.manifest
-    if (target.data / control.LOCK).exists():
-        with control.hold(target.data):
-            pass  # no agent works there
+    for folder in dict.fromkeys([target.data, *_data_of_what_lies_there(target)]):
+        if (folder / control.LOCK).exists():
+            with control.hold(folder):
+                pass  # no agent works there
     in_the_way = list(_in_the_way(manifest, target))
     if in_the_way and not force:
         more = f" and {len(in_the_way) - 3} more" if len(in_the_way) > 3 else ""
@@ -114,8 +117,8 @@ def restore(found: Archive, target: Target, *, wall_us: int, force: bool = False
         )
     _check_room(manifest, target)
     with ExitStack() as undo:
-        for folder in (target.data, target.config):
-            _make(folder, undo)
+        _make(target.config, 0o755, undo)
+        _make(target.data, 0o700, undo)  # as the agent makes it
         with control.hold(target.data):
             count, aside, notes = _write(found, target, in_the_way, wall_us)
         undo.pop_all()
@@ -123,30 +126,45 @@ def restore(found: Archive, target: Target, *, wall_us: int, force: bool = False
     return Restored(manifest, target, count, missing, aside, (*notes, *_owned(target), *found_notes))
 
 
+def _data_of_what_lies_there(target: Target) -> list[Path]:
+    """The data directory of the configuration that would be moved aside: its agent may run."""
+    if not target.main.is_file():
+        return []
+    stated = config.stated_data_dir(target.main)
+    return [(stated[0] / stated[1] if stated else config.default_data_dir(target.main)).resolve()]
+
+
 def _owned(target: Target) -> list[str]:
     """Whoever restores as root may leave an agent that cannot read its own files."""
     if os.geteuid() != 0:
         return []
-    owner = target.data.stat().st_uid
+    data, folder = (_owner(each) for each in (target.data, target.config))
+    whose = (
+        f"everything belongs to {data}"
+        if data == folder
+        else f"the data belong to {data}, the configuration to {folder}"
+    )
+    return [f"{whose}; for an agent that runs as another user: chown -R USER: {target.data} {target.config}"]
+
+
+def _owner(folder: Path) -> str:
+    owner = folder.stat().st_uid
     try:
-        name = pwd.getpwuid(owner).pw_name
+        return pwd.getpwuid(owner).pw_name
     except KeyError:
-        name = str(owner)
-    return [
-        f"everything belongs to {name}; for an agent that runs as another user: chown -R USER: {target.data} {target.config}"
-    ]
+        return str(owner)
 
 
 def _in_the_way(manifest: Manifest, target: Target) -> Iterator[Path]:
     """Whatever a restored agent would find beside what was restored, and files that would be written over."""
-    for place in sorted(
-        path for path in map(target.place, manifest.files) if path.is_relative_to(target.data / SECRETS)
-    ):
-        if place.exists():
-            yield place
-    yield from _entries(target.data, target.config, OURS | {SECRETS})
+    found = list(_entries(target.data, target.config, OURS | {SECRETS}))
     if target.config != target.data:
-        yield from _entries(target.config, target.data, frozenset({STAGING}))
+        found += _entries(target.config, target.data, frozenset({STAGING}))
+    known = frozenset(found)
+    for place in sorted(set(map(target.place, manifest.files))):
+        if os.path.lexists(place) and known.isdisjoint([place, *place.parents]):
+            yield place
+    yield from found
 
 
 def _entries(folder: Path, but: Path, names: AbstractSet[str]) -> Iterator[Path]:
@@ -172,10 +190,10 @@ def _check_room(manifest: Manifest, target: Target) -> None:
             raise Refused(f"{there} has {free / 1e6:.0f} MB free and {need / 1e6:.0f} MB are needed: make room first")
 
 
-def _make(folder: Path, undo: ExitStack) -> None:
+def _make(folder: Path, mode: int, undo: ExitStack) -> None:
     """The folder with those above it; removed again, as far as they are new and empty, when the restore fails."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    folder.mkdir(mode=mode, parents=True, exist_ok=True)
     undo.callback(_remove_empty, missing)
 
 
@@ -205,6 +223,7 @@ def _write(
         count = _begin_anew(target, notes)
         aside = _move_aside(in_the_way, target, wall_us, undo)
         _move_in(found.manifest, staged, target, undo)
+        _give(target.data / control.LOCK, target.data.stat())  # we have made it, and the agent must hold it
         undo.pop_all()
     return count, aside, notes
 
@@ -214,14 +233,18 @@ def _moved(path: Path, place: Path, undo: ExitStack) -> None:
     undo.callback(place.replace, path)
 
 
+def _new_folder(folder: Path, mode: int, undo: ExitStack) -> None:
+    folder.mkdir(mode=mode)
+    undo.callback(_remove_empty, [folder])
+
+
 def _staged(item: Item, target: Target) -> Path:
-    place = target.place(item)
-    root = target.root(place)
-    return root / STAGING / place.relative_to(root)
+    """By its name in the archive: two of them may have one place, such as a certificate in `pki` that the configuration names."""
+    return target.root(target.place(item)) / STAGING / item.path
 
 
 def _begin_anew(target: Target, notes: list[str]) -> copy.Count | None:
-    staging = target.data / STAGING
+    staging = target.data / STAGING / archive.DATA
     if not (staging / disk.FILE).exists():
         return None
     count = copy.begin_anew(staging)
@@ -238,29 +261,40 @@ def _move_aside(in_the_way: Sequence[Path], target: Target, wall_us: int, undo: 
     stamp = messages.to_utc(wall_us).replace(":", "").replace("-", "")[:15]
     for path in in_the_way:
         root = target.root(path)
-        folder = made.setdefault(root, root / f"{ASIDE}-{stamp}")
-        place = folder / path.relative_to(root)
-        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if root not in made:
+            made[root] = _unused(root / f"{ASIDE}-{stamp}")
+        place = made[root] / path.relative_to(root)
+        for folder in reversed([each for each in place.parents if each.is_relative_to(root) and not each.exists()]):
+            _new_folder(folder, 0o700, undo)
         _moved(path, place, undo)
     return tuple(made.values())
+
+
+def _unused(folder: Path) -> Path:
+    """Two restores may bear one time, on a PC whose clock is not set."""
+    others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([folder], others) if not os.path.lexists(each))
 
 
 def _move_in(manifest: Manifest, staged: dict[Item, Path], target: Target, undo: ExitStack) -> None:
     """Each file with its mode and its owner; the marker beside the journal; the main file of the configuration last."""
     owners = {root: root.stat() for root in dict.fromkeys((target.data, target.config))}
     ordered = sorted(staged, key=lambda item: (item.path == manifest.config, item.path.startswith(archive.CONFIG)))
-    marker = target.data / STAGING / disk.MARKER
-    moves = [(staged[item], target.place(item), _mode(item)) for item in ordered]
+    marker = target.data / STAGING / archive.DATA / disk.MARKER
+    moves: dict[Path, tuple[Path, int]] = {}
     if marker.exists():
-        moves.insert(0, (marker, target.data / disk.MARKER, 0o600))
-    for source, place, mode in moves:
+        moves[target.data / disk.MARKER] = marker, 0o600
+    for item in ordered:
+        moves.setdefault(target.place(item), (staged[item], _mode(item)))
+    for place, (source, mode) in moves.items():
         root = target.root(place)
         private = root == target.data
         for folder in reversed([each for each in place.parents if each.is_relative_to(root) and not each.exists()]):
-            folder.mkdir(mode=0o700 if private else 0o755)
+            _new_folder(folder, 0o700 if private else 0o755, undo)
             _give(folder, owners[root])
         source.chmod(mode)
-        _give(source, owners[root])
+        # What only one may read, such as a private key of the configuration, is for the agent.
+        _give(source, owners[target.data if mode & 0o077 == 0 else root])
         _moved(source, place, undo)
         archive.sync_folder(place.parent)
 
@@ -278,9 +312,9 @@ def _give(path: Path, owner: os.stat_result) -> None:
 def _looked(manifest: Manifest, target: Target) -> tuple[list[str], tuple[str, ...]]:
     """What the restored configuration still lacks here: (notes, names of secrets)."""
     notes = [
-        f"the configuration names {_shown(path)}; put it there: {target.config / place}"
-        for place, path in manifest.elsewhere.items()
-        if not Path(path).exists()
+        f"the configuration names {_shown(path)}; put it there: {target.place(item)}"
+        for item in manifest.files
+        if (path := manifest.elsewhere.get(item.path)) is not None and not Path(path).exists()
     ]
     try:
         loaded = config.load(target.main)
@@ -288,7 +322,7 @@ def _looked(manifest: Manifest, target: Target) -> tuple[list[str], tuple[str, .
         return [*notes, *(f"not valid here: {each}" for each in error.errors)], ()
     if loaded.sha != manifest.config_sha:
         notes.append("the configuration is not the one of the backup: other files are included here too")
-    if loaded.config.agent.data_dir != target.data:
+    if loaded.config.agent.data_dir.resolve() != target.data:
         notes.append(f"change agent.data_dir to {target.data}: it says {loaded.config.agent.data_dir}")
     wanted = config.secrets_of(loaded.config)
     absent = {each.path for each in config.missing_secrets(loaded)}

@@ -7,7 +7,12 @@ import json
 import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
+import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +25,7 @@ from edge_agent.__main__ import main
 from edge_agent.archive import Item, Manifest, Source
 from edge_agent.contract import Frame
 from edge_agent.records import JudgedFrame, Layout
-from edge_agent.store import copy, disk, moment
+from edge_agent.store import copy, disk, moment, rows
 from edge_agent.store.journal import Store, open_store
 from tests import disks
 from tests.conftest import StandingClock
@@ -30,6 +35,9 @@ from tests.system import Agent
 FLIPS = int(os.environ.get("EDGE_AGENT_FLIPS", "60"))
 SEED = int(os.environ.get("EDGE_AGENT_SEED", "20261128"))
 WALL = 1_795_000_000_000_000
+NOBODY = 65_534
+LINK = "pki/trusted/link.der"
+KEY = "-----BEGIN PRIVATE KEY-----\nsesame\n"
 MAIN = {
     "agent": {"id": "hall2", "data_dir": "./state"},
     "mqtt": {
@@ -125,10 +133,10 @@ def test_nothing_secret_is_in_a_backup_unless_it_is_asked_for(plant: Path) -> No
     plain = made(plant)
     assert b"sesame" not in gzip.decompress(plain.file.read_bytes())
     names = {each.name for each in plain.manifest.left_out}
-    assert names == {"secret broker", "pki/own", str(plant.parent / "certs" / "agent.key")}
+    assert names == {LINK, "secret broker", "pki/own", str(plant.parent / "certs" / "agent.key")}
     whole = made(plant, secrets=True)
     assert gzip.decompress(whole.file.read_bytes()).count(b"sesame") == 3  # not the stray file
-    assert whole.manifest.left_out == ()
+    assert {each.name for each in whole.manifest.left_out} == {LINK}
     done = put(whole.file, plant.parent.parent.parent / "new")
     assert done.missing == ()
     for name in ("state/secrets/broker", "certs/agent.key", "state/pki/own/key.pem"):
@@ -149,6 +157,112 @@ def test_a_file_named_from_the_root_on_goes_along_and_is_told_where_it_belongs(t
     copied = tmp_path / "new" / "elsewhere" / str(ca).lstrip("/")
     assert copied.read_text() == "a certificate"
     assert any(str(ca) in note and str(copied) in note for note in done.notes)
+
+
+def test_what_lies_beside_a_file_named_in_full_keeps_its_layout(plant: Path, tmp_path: Path) -> None:
+    """A folder that both have says nothing: ../shared/types.yaml is still found from where the main file lies."""
+    ca = write(plant.parent.parent / "shared" / "ca.pem", "a certificate")
+    write(plant, {**MAIN, "mqtt": {"url": "mqtts://127.0.0.1:8883", "tls": {"ca": str(ca)}}})
+    done = put(made(plant).file, tmp_path / "new")
+    assert (tmp_path / "new" / "shared" / "types.yaml").exists()
+    assert not [each for each in done.notes if "configuration" in each and "belongs" not in each]
+
+
+def test_files_of_a_pattern_from_the_root_on_are_told_where_they_belong(plant: Path, tmp_path: Path) -> None:
+    write(plant, {**MAIN, "include": [str(plant.parent / "machines" / "*.yaml")]})
+    file = made(plant).file
+    shutil.move(plant.parent.parent, tmp_path / "away")
+    done = put(file, tmp_path / "new")
+    lacks = plant.parent / "machines" / "press.yaml"
+    assert any(f"names {lacks}; put it there: {tmp_path / 'new' / 'machines'}" in each for each in done.notes)
+
+
+def test_a_certificate_in_the_data_directory_that_the_configuration_names_is_restored(
+    plant: Path, tmp_path: Path
+) -> None:
+    """It is a file of both."""
+    ca = "state/pki/trusted/press-1.der"
+    write(plant, {**MAIN, "mqtt": {"url": "mqtts://127.0.0.1:8883", "tls": {"ca": ca}}})
+    file = made(plant).file
+    assert (put(file, tmp_path / "new").target.main.parent / ca).read_text() == "trusted"
+    with archive.opened(file) as found:
+        apart = restore.target_of(found.manifest, tmp_path / "apart", tmp_path / "data", Path("/nowhere"))
+        restore.restore(found, apart, wall_us=WALL)
+    for place in (apart.main.parent / ca, tmp_path / "data" / "pki" / "trusted" / "press-1.der"):
+        assert place.read_text() == "trusted"
+
+
+@pytest.mark.parametrize("content", [KEY, "sesame, in another form"])
+def test_a_private_key_in_the_data_directory_is_secret_too(plant: Path, content: str) -> None:
+    write(plant.parent / "state" / "pki" / "mqtt.key", content)
+    if content == KEY:
+        write(plant.parent / "state" / "pki" / "another.pem", KEY)
+    tls = {"ca": "certs/ca.pem", "cert": "certs/agent.pem", "key": "state/pki/mqtt.key"}
+    write(plant, {**MAIN, "mqtt": {"url": "mqtts://127.0.0.1:8883", "tls": tls}})
+    plain = made(plant)
+    assert b"sesame" not in gzip.decompress(plain.file.read_bytes())
+    names = [each.name for each in plain.manifest.left_out]
+    assert names.count(str(plant.parent / "state" / "pki" / "mqtt.key")) == 1
+    assert ("pki/another.pem" in names) == (content == KEY)
+
+
+def test_a_name_that_a_restore_would_refuse_is_not_packed_and_told(plant: Path, tmp_path: Path) -> None:
+    write(plant.parent / "state" / "pki" / "trusted" / "press\u00a03.der", "copied from a mail")
+    done = made(plant)
+    assert "pki/trusted/press\u00a03.der" in {each.name for each in done.manifest.left_out}
+    put(done.file, tmp_path / "new")
+    write(plant.parent / "machines" / "press\u00a03.yaml", {"machines": {"press-3": press()}})
+    with pytest.raises(backup.NoBackup, match="cannot be printed: give it another name"):
+        made(plant)
+
+
+def test_a_pipe_or_a_device_is_not_replaced_by_a_backup(plant: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "out.tar.gz")
+    with pytest.raises(backup.NoBackup, match="exists and is no file"):
+        made(plant)
+    assert (tmp_path / "out.tar.gz").is_fifo()
+
+
+def test_a_backup_takes_the_place_of_an_earlier_one_and_of_no_other_agents(plant: Path) -> None:
+    made(plant)
+    content = made(plant).file.read_bytes()
+    write(plant, {**MAIN, "agent": {"id": "hall3", "data_dir": "./state"}})
+    with pytest.raises(backup.NoBackup, match="is the backup of agent hall2"):
+        made(plant)
+    assert (plant.parent.parent.parent / "out.tar.gz").read_bytes() == content
+
+
+def test_a_file_alone_is_no_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`edge-agent backup FILE.tar.gz` backs up the agent of this PC, as the usage says."""
+    main(["backup", str(tmp_path / "b.tar.gz")])
+    assert "b.tar.gz is not valid" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_who_is_told_to_stop_leaves_no_secrets_behind(plant: Path, tmp_path: Path, number: signal.Signals) -> None:
+    with contextlib.closing(disk.connect(plant.parent / "state" / "history.db")) as db:
+        db.execute("CREATE TABLE big (x)")
+        db.executemany("INSERT INTO big VALUES (?)", ([os.urandom(1_000_000)] for _ in range(100)))
+    stick = tmp_path / "stick"
+    stick.mkdir()
+    words = [
+        sys.executable,
+        "-m",
+        "edge_agent",
+        "backup",
+        str(plant),
+        str(stick / "b.tar.gz"),
+        "--secrets",
+        "--history",
+    ]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL) as making:
+        until = time.monotonic() + 30
+        while not list(stick.glob(".backup-*/secret-broker")) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert list(stick.iterdir()), "the negative control"
+        making.send_signal(number)
+        assert making.wait(30) == 128 + number
+    assert not list(stick.iterdir())
 
 
 def test_the_commands_tell_what_they_did_and_what_to_do_next(
@@ -191,6 +305,114 @@ def test_force_moves_aside_what_lies_there_and_removes_nothing(plant: Path, tmp_
     assert set(old.values()) <= kept | {b""} | {each for path, each in old.items() if path.endswith("/lock")}
     assert done.count is not None
     assert done.count.seq == 5
+
+
+def test_what_was_moved_aside_is_not_written_over_when_the_clock_stands(plant: Path, tmp_path: Path) -> None:
+    file = made(plant).file
+    put(file, tmp_path / "new")
+    for word in ("first", "second"):
+        write(tmp_path / "new" / "here" / "agent.yaml", word)
+        write(tmp_path / "new" / "here" / "state" / "journal.db", word)
+        done = put(file, tmp_path / "new", force=True)
+        assert {tree(each).get("journal.db", word.encode()) for each in done.aside} == {word.encode()}
+    kept = [each.read_text() for each in (tmp_path / "new").rglob("before-restore*/**/*") if each.stat().st_size < 10]
+    assert sorted(each for each in kept if each in {"first", "second"}) == ["first", "first", "second", "second"]
+
+
+def test_a_file_that_bears_the_name_of_what_was_moved_aside_is_moved_aside_too(plant: Path, tmp_path: Path) -> None:
+    other = plant.rename(plant.with_name("before-restore.yaml"))
+    file = made(other).file
+    mine = write(tmp_path / "new" / "here" / other.name, "mine")
+    with pytest.raises(restore.Refused, match="would be overwritten"):
+        put(file, tmp_path / "new")
+    put(file, tmp_path / "new", force=True)
+    assert "mine" in {each.read_text() for each in (tmp_path / "new").rglob(mine.name)}
+
+
+@pytest.mark.parametrize("to", ["sub/../new", "link"])
+def test_a_folder_may_be_named_by_detours(plant: Path, tmp_path: Path, to: str) -> None:
+    """Its data directory lies within it, by whatever name."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "link").symlink_to("new")
+    file = made(plant).file
+    put(file, tmp_path / to)
+    done = put(file, tmp_path / to, force=True)
+    assert done.target.main == tmp_path / "new" / "here" / "agent.yaml"
+    assert not [each for each in done.notes if "data_dir" in each]
+
+
+def test_the_data_go_where_the_restored_configuration_looks_for_them(
+    plant: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the file says that is moved aside, and whoever has a data directory where the command is given."""
+    write(plant, {**MAIN, "agent": {"id": "hall2"}})
+    filled(plant.parent / "data")
+    file = made(plant).file
+    filled(tmp_path / "here" / "data")
+    monkeypatch.chdir(tmp_path / "here")
+    old = tree(tmp_path / "here")
+    write(tmp_path / "new" / "here" / "agent.yaml", {"agent": {"id": "old", "data_dir": str(tmp_path / "old")}})
+    done = put(file, tmp_path / "new", force=True)
+    assert done.target.data == config.load(done.target.main).config.agent.data_dir
+    assert (done.target.data / "journal.db").exists()
+    assert tree(tmp_path / "here") == old
+    assert not (tmp_path / "old").exists()
+
+
+def test_the_configuration_of_an_agent_that_works_is_not_moved_aside(plant: Path, tmp_path: Path) -> None:
+    file = made(plant).file
+    there = tmp_path / "new" / "here" / "agent.yaml"
+    write(there, {"agent": {"id": "old", "data_dir": str(tmp_path / "old")}})
+    with control.hold(tmp_path / "old"):
+        with pytest.raises(control.AlreadyRunning):
+            put(file, tmp_path / "new", force=True)
+    assert "old" in there.read_text()
+
+
+def test_a_restore_that_fails_leaves_everything_as_it_was(plant: Path, tmp_path: Path) -> None:
+    """Here at a file that would have to lie below another file."""
+    with archive.opened(made(plant).file) as found:
+        manifest = found.manifest
+    text = write(tmp_path / "text", "x")
+    sources = [
+        Source(manifest.config, plant), Source("data/journal.db", plant.parent / "state" / "journal.db"),
+        Source("data/pki/trusted/a.der", text), Source("config/here/state/journal.db/x", text),
+    ]  # fmt: skip
+    file = tmp_path / "x.tar.gz"
+    archive.write(file, replace(manifest, files=tuple(map(archive.hashed, sources)), elsewhere={}), sources)
+    put(made(plant).file, tmp_path / "new")
+    before = names_of(tmp_path / "new"), tree(tmp_path / "new")
+    for folder in ("new", "other"):
+        with pytest.raises(OSError, match="Not a directory"):
+            put(file, tmp_path / folder, force=True)
+    assert (names_of(tmp_path / "new"), tree(tmp_path / "new")) == before
+    assert not (tmp_path / "other").exists()
+
+
+def names_of(folder: Path) -> list[str]:
+    return sorted(str(each) for each in folder.rglob("*"))
+
+
+def test_a_data_directory_is_made_for_the_agent_alone_and_may_be_a_disk_of_its_own(plant: Path, tmp_path: Path) -> None:
+    file = made(plant).file
+    data = put(file, tmp_path / "new").target.data
+    assert data.stat().st_mode & 0o777 == 0o700
+    (tmp_path / "disk" / "here" / "state" / "lost+found").mkdir(parents=True)
+    assert put(file, tmp_path / "disk").aside == ()
+
+
+@pytest.mark.root
+def test_what_root_restores_can_be_read_by_the_agent(plant: Path, tmp_path: Path) -> None:
+    """The folder of the configuration is root's, as it is where the agent was installed as a service."""
+    data = tmp_path / "new" / "here" / "state"
+    data.mkdir(parents=True)
+    os.chown(data, 4711, 4711)
+    done = put(made(plant, secrets=True).file, tmp_path / "new")
+    private = [data / "lock", data.parent / "certs" / "agent.key", *(each for each in data.rglob("*"))]
+    assert {each.stat().st_uid for each in private} == {4711}
+    assert (data.parent / "agent.yaml").stat().st_uid == 0
+    assert any("the data belong to 4711, the configuration to root" in note for note in done.notes)
 
 
 def test_secrets_that_lie_there_already_stay(plant: Path, tmp_path: Path) -> None:
@@ -300,6 +522,45 @@ def a_full_stick(folder: Path) -> None:
         status = main(["backup", str(folder / "agent.yaml"), str(file)])
     says = f"edge-agent: {file}: No space left on device; make room there, or write to another place\n"
     assert (status, told.getvalue()) == (2, says), told.getvalue()
+
+
+@pytest.mark.root
+def test_a_disk_that_has_become_read_only_can_still_be_backed_up(tmp_path: Path) -> None:
+    disks.alone("tests.test_backup", "a_disk_that_fails", tmp_path)
+
+
+def a_disk_that_fails(folder: Path) -> None:
+    """Its agent has ended in order, or was killed: then what was committed stands in the log yet."""
+    place = folder / "disk"
+    disks.memory_disk(place)
+    filled(folder / "data", rows=3)
+    shutil.copytree(folder / "data", place / "ended")
+    with contextlib.closing(disk.connect(folder / "data" / disk.FILE)) as db:
+        db.execute("INSERT INTO done VALUES (1, 2, ?)", (rows.checksum(1, 2),))
+        shutil.copytree(folder / "data", place / "killed")
+    (place / "killed" / "journal.db-shm").unlink()
+    assert (place / "killed" / "journal.db-wal").stat().st_size > 0
+    disks.remount(place, "ro")
+    for name, undelivered in (("ended", 3), ("killed", 1)):
+        copy.copy(place / name / disk.FILE, folder / f"{name}.db")
+        count = copy.count(folder / f"{name}.db")
+        assert count is not None
+        assert (count.seq, count.undelivered) == (3, undelivered)
+    assert not list(folder.glob("*.db-*"))
+
+
+@pytest.mark.root
+def test_a_journal_that_may_not_be_read_is_refused_in_the_systems_words() -> None:
+    with tempfile.TemporaryDirectory() as name:  # a folder into which every user may look
+        Path(name).chmod(0o755)
+        filled(Path(name) / "data")
+        (Path(name) / "data").chmod(0o755)
+        os.seteuid(NOBODY)
+        try:
+            with pytest.raises(PermissionError):
+                copy.copy(Path(name) / "data" / disk.FILE, Path(name) / "copy.db")
+        finally:
+            os.seteuid(0)
 
 
 def test_a_copy_is_whole_while_the_store_writes_on(tmp_path: Path) -> None:
@@ -437,6 +698,20 @@ def test_what_is_no_backup_is_refused_in_words(plant: Path, tmp_path: Path) -> N
             _open(tmp_path / "x.tar.gz", content)
 
 
+def test_what_can_be_read_only_once_is_refused_in_words(small: bytes, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, small[:1000])
+    os.close(writing)
+    try:
+        with (
+            pytest.raises(archive.NotABackup, match="save it in a file first"),
+            archive.opened(Path(f"/dev/fd/{reading}")),
+        ):
+            pass
+    finally:
+        os.close(reading)
+
+
 def _open(path: Path, content: bytes) -> Manifest:
     path.write_bytes(content)
     with archive.opened(path) as found:
@@ -467,17 +742,20 @@ def test_a_manifest_that_lies_is_refused(plant: Path, tmp_path: Path) -> None:
         ({"files": (one, one)}, sources * 2, "stands twice"),
         ({"files": (one, replace(one, path="config/agent.yaml/x"))}, sources * 2, "a file and a folder"),
         ({"config": "config/other.yaml"}, sources, "no configuration"),
-        ({"files": (replace(one, sha256="0" * 64),)}, sources, "checksum is wrong"),
         ({"files": (replace(one, path="config/../../../x"),)}, sources, "no place"),
         ({"files": (replace(one, mode=0o4755),)}, sources, "cannot be"),
         ({"elsewhere": {"config/none": "/x"}}, sources, "not in it"),
         ({"elsewhere": {"config/agent.yaml": "x"}}, sources, "elsewhere"),
+        ({"data_dir": "\0"}, sources, "data_dir"),
         ({"secrets": "no"}, sources, "secrets"),
     ]
     file = tmp_path / "x.tar.gz"
     archive.write(file, honest, sources)
     with archive.opened(file):
         pass
+    other = gzip.decompress(file.read_bytes()).replace(one.sha256.encode(), b"0" * 64)
+    with pytest.raises(archive.NotABackup, match="checksum is wrong"):
+        _open(file, gzip.compress(other))
     for change, files, words in lies:
         archive.write(file, replace(honest, **change), files)
         with pytest.raises(archive.NotABackup, match=words), archive.opened(file):
@@ -487,6 +765,27 @@ def test_a_manifest_that_lies_is_refused(plant: Path, tmp_path: Path) -> None:
             pytest.raises(ValueError, match="was changed while it was read") if size == 3 else pytest.raises(ValueError)
         ):
             archive.write(file, replace(honest, files=(replace(one, bytes=size),)), sources)
+
+
+def test_a_file_that_changes_while_it_is_packed_makes_no_backup_that_is_refused_later(
+    small: bytes, tmp_path: Path
+) -> None:
+    manifest = _open(tmp_path / "small.tar.gz", small)
+    text = write(tmp_path / "text", "high: 5")
+    source = Source("config/agent.yaml", text)
+    one = archive.hashed(source)
+    write(text, "high: 6")
+    with pytest.raises(ValueError, match="was changed while it was read"):
+        archive.write(tmp_path / "x.tar.gz", replace(manifest, files=(one,), config=one.path, elsewhere={}), [source])
+    assert not list(tmp_path.glob("*x.tar.gz*"))
+
+
+def test_a_manifest_with_what_cannot_be_shown_is_refused(small: bytes, tmp_path: Path) -> None:
+    plain = gzip.decompress(small)
+    lie = plain.replace(b'"agent": "hall2",\n ', rb'"agent": "\ud800",' + b"\n", 1)  # as long as it was
+    assert len(lie) == len(plain)
+    with pytest.raises(archive.NotABackup, match="surrogates not allowed"):
+        _open(tmp_path / "x.tar.gz", gzip.compress(lie))
 
 
 def test_links_and_additions_are_refused(small: bytes, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ Rule: both say in words what is not there (secrets, the history) and what to do 
 """
 
 import argparse
+import contextlib
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -70,13 +72,44 @@ def add_restore(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> Non
     parser.set_defaults(run=restore)
 
 
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM, and a terminal that goes away, end it as Ctrl-C does: what was begun is removed, secrets above all."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    heard = [
+        each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL
+    ]  # not nohup's
+    for each in heard:
+        signal.signal(each, end)
+    try:
+        yield
+    finally:
+        for each in heard:
+            signal.signal(each, signal.SIG_DFL)
+
+
 def backup(arguments: argparse.Namespace) -> int:
+    with _ended_in_order():
+        return _backup(arguments)
+
+
+def restore(arguments: argparse.Namespace) -> int:
+    with _ended_in_order():
+        return _restore(arguments)
+
+
+def _backup(arguments: argparse.Namespace) -> int:
     from importlib import metadata
 
     from edge_agent import backup as making
     from edge_agent import config
     from edge_agent.clock import SystemClock
 
+    if arguments.file is None and arguments.config.name.endswith(".tar.gz"):  # the one word that is given is the second
+        arguments.config, arguments.file = DEFAULT_CONFIG, arguments.config
     try:
         loaded = config.load(arguments.config)
         made = making.make(
@@ -100,7 +133,7 @@ def backup(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def restore(arguments: argparse.Namespace) -> int:
+def _restore(arguments: argparse.Namespace) -> int:
     from edge_agent import archive, control
     from edge_agent import restore as putting
 
@@ -151,9 +184,11 @@ def _list(arguments: argparse.Namespace, manifest: "Manifest") -> int:
 
 
 def _failed(arguments: argparse.Namespace, error: str, status: int) -> int:
+    from edge_agent.config import printable
+
     if arguments.json:
         print(json.dumps({"ok": False, "error": error}, ensure_ascii=False))
-    print(f"edge-agent: {error}", file=sys.stderr)
+    print(f"edge-agent: {printable(error)}", file=sys.stderr)
     return status
 
 

@@ -17,6 +17,8 @@ from edge_agent.store import disk, rows
 from edge_agent.store.ranges import Intervals
 
 READ_FAULTS = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ)
+BESIDE = ("-wal", "-shm", "-journal")
+"""What sqlite lays beside a file."""
 
 
 class NotCopied(Exception):
@@ -34,7 +36,7 @@ class Count:
 
 def copy(source: Path, target: Path) -> None:
     """A consistent copy of a database, whoever writes to it. Raises NotCopied, FileNotFoundError; OSError where the disk of the
-    target refuses.
+    target refuses, or the source may not be read.
 
     A damaged one is copied as it lies there: whoever opens the copy saves of it what can be saved.
     """
@@ -49,12 +51,26 @@ def copy(source: Path, target: Path) -> None:
     except disk.FAULTS as error:
         if (number := _refused_by_target(error)) is not None:
             raise OSError(number, os.strerror(number), str(target)) from error
-        if not disk.is_damage(error):
+        if not disk.is_damage(error) and not disk.is_read_only(source):
+            source.open("rb").close()  # the system says why not; sqlite says no more than that it cannot
             raise NotCopied(f"{source} cannot be copied: {error}") from error
-        # Its schema is damaged, so that sqlite reads nothing of it; whoever opens the copy mends it and tells.
-        for suffix in ("", "-wal", "-shm", "-journal"):
+        for suffix in ("", *BESIDE):
             target.with_name(target.name + suffix).unlink(missing_ok=True)
-        shutil.copyfile(source, target)
+        if disk.is_damage(error):
+            # Its schema is damaged, so that sqlite reads nothing of it; whoever opens the copy mends it and tells.
+            shutil.copyfile(source, target)
+        else:
+            _copy_at_rest(source, target)
+
+
+def _copy_at_rest(source: Path, target: Path) -> None:
+    """From a disk that is mounted read-only, as a failing one is: sqlite wants to write beside a file, and nobody writes to it."""
+    shutil.copyfile(source, target)
+    log = source.with_name(f"{source.name}-wal")
+    if log.exists():
+        shutil.copyfile(log, target.with_name(f"{target.name}-wal"))
+    with contextlib.suppress(*disk.FAULTS), contextlib.closing(disk.connect(target)) as fresh:
+        fresh.execute("PRAGMA journal_mode=DELETE")
 
 
 def _refused_by_target(error: Exception) -> int | None:
