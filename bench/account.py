@@ -19,6 +19,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
@@ -28,8 +29,15 @@ from bench.plant import Answer
 
 LATE = b',"late":true}'
 KINDS = ("measurements", "warnings", "gaps")
+SLACK_US = 500_000
+"""Between a question's way to the device and what the agent says of its answer, on a machine with much to do."""
 Key = tuple[str, int]
 """Epoch and seq."""
+
+
+def _us(stamp: str) -> int:
+    """UTC µs of a stamp of the contract."""
+    return round(datetime.fromisoformat(stamp).timestamp() * 1e6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +134,16 @@ class Ledger:
         if not found:
             return None
         first, last = min(each.us for each in found.values()), max(each.us for each in found.values())
-        if last - first >= self.period_us:
-            self.wrong.append(f"answers of two beats in one row of {machine} (seq {plain['seq']})")
+        # An agent that stood still while it read brings what is further apart, with a stamp of its own (contract section 2).
+        own = plain.get("at") or {}
+        for name, value in values.items():
+            if last - (asked := found[int(value)].us) >= self.period_us + SLACK_US:
+                said = None if name not in own else _us(plain["ts"]) - _us(own[name])
+                if said is None or abs(said - (last - asked)) > SLACK_US:
+                    self.wrong.append(
+                        f"{machine}.{name} was read {(last - asked) / 1e6:.2f} s before others of its row (seq {plain['seq']}), "
+                        f"and says {'nothing of it' if said is None else f'{said / 1e6:.2f} s'}"
+                    )
         return first // self.period_us
 
     def begin(self) -> None:

@@ -126,7 +126,11 @@ class ModbusSession:
     # ------------------------------------------------------------------------------------------------- the promises
 
     async def read(self, due: Ints) -> Readings:
-        """See contract.Session.read. ts is when each answer was complete, for silence when it was given up."""
+        """See contract.Session.read. ts is when each answer was complete, for silence when it was given up.
+
+        An answer that is found after its time has the stamp of its question: this process stood still meanwhile, so that the
+        value may be as old as that.
+        """
         self._reconnects_left, self._timeouts_left = RECONNECTS_PER_READ, TIMEOUTS_PER_READ
         self._extra_left = EXTRA_REQUESTS_MAX
         if not self._guarded and len(self.neighbours) > 1:

@@ -63,6 +63,14 @@ class Round:
         self.timeouts_left = timeouts_left
 
 
+def stood_still_us(now_s: float, deadline_s: float, wait_us: int) -> int:
+    """How old an answer may be (µs) beside the time in which it is awaited; 0 where that is not over.
+
+    Whoever finds one after that has stood still meanwhile: the device may have given it right after the question.
+    """
+    return 0 if now_s < deadline_s else round((now_s - deadline_s) * 1e6) + wait_us
+
+
 @dataclass(slots=True)
 class _Flight:
     block: Block
@@ -194,7 +202,9 @@ class Line(asyncio.BufferedProtocol):
         start = at + HEAD_BYTES
         round_.plan.payload[block.offset : block.offset + block.size] = self._view[start : start + block.size]
         round_.outcomes[flight.number] = Outcome.OK
-        round_.stamps[flight.number] = self.clock.wall_us()
+        round_.stamps[flight.number] = self.clock.wall_us() - stood_still_us(
+            self._loop.time(), flight.deadline_s, self._wait_us
+        )
         self._last = flight.number
         if self.pipeline > 1:
             self._answered.append((self._loop.time(), flight.number))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from drivers.modbus_frames import IDENTIFY, OPEN_SIZE, Ask, Found, Framing, Shape, canaries, judged, longer, of_block
-from drivers.modbus_line import Counts, Patience, Round
+from drivers.modbus_line import Counts, Patience, Round, stood_still_us
 from drivers.modbus_map import UNREACHED, Outcome
 from edge_agent.contract import Clock
 
@@ -112,6 +112,9 @@ class Wire:
     """Under the number of the request that is under way came an older answer."""
     _heard: set[int] = field(default_factory=set)
     _heard_s: float = 0.0
+    _ends_s: float = 0.0
+    _waits_us: int = 0
+    """Until when (loop's time) the answer of now is awaited, and for how long."""
     _silent_until_s: float = 0.0
 
     # ----------------------------------------------------------------------------------------- what the channel calls
@@ -228,7 +231,8 @@ class Wire:
         self._channel.send(sent)
         longest = LONGEST_PDU if ask.size == OPEN_SIZE else ask.size + 2
         on_the_wire_s = self.pace.char_s * (len(sent) + self.framing.length(longest))
-        deadline_s = _now_s() + on_the_wire_s + timeout_us / 1e6
+        self._waits_us = round(on_the_wire_s * 1e6) + timeout_us
+        self._ends_s = deadline_s = _now_s() + self._waits_us / 1e6
         try:
             while (answer := self._look(ask, sent)) is None:
                 if not self.up:
@@ -311,7 +315,8 @@ class Wire:
         else:
             self._counts.exceptions += 1
         data = found.pdu if ask.size == OPEN_SIZE else found.pdu[2:]
-        return self._end(outcome, words)._replace(data=data)
+        answer = self._end(outcome, words)
+        return answer._replace(data=data, at_us=answer.at_us - stood_still_us(_now_s(), self._ends_s, self._waits_us))
 
     def _wrong(self, ask: Ask, words: str) -> Answer:
         self._counts.protocol_errors += 1

@@ -195,6 +195,31 @@ def test_a_device_that_allows_one_connection_is_read_over_one() -> None:
     run(test())
 
 
+def test_an_answer_that_lay_there_while_we_stood_still_is_as_old_as_its_question() -> None:
+    """Also on a wire: it is taken, and its value does not look newer than it is."""
+
+    async def test() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while len(question := await reader.read(8)) == 8:
+                pdu = bytes([question[0], 3, 2, 0, 7])
+                writer.write(pdu + crc16(pdu))
+                if question[0] == 1:
+                    virtual.stand_still(2)
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with session(f"rtu+tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}", (1, 2)) as its:
+            before_us = its._clock.wall_us()
+            readings = await its.read(np.arange(2))
+            first, second = (readings.ts - before_us).tolist()
+            assert readings.quality.tolist() == [GOOD, GOOD]
+            assert 0 <= first < 300_000
+            assert second >= 2_000_000
+        server.close()
+
+    run(test())
+
+
 def test_what_a_peer_says_unasked_between_two_reads_takes_no_memory_and_no_reading_after_it() -> None:
     async def test() -> None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -549,6 +549,26 @@ def test_the_stamp_of_a_reading_is_when_its_own_answer_was_complete() -> None:
     run(test())
 
 
+def test_an_answer_that_lay_there_while_we_stood_still_is_as_old_as_its_question() -> None:
+    """Whether the device gave it at once or at the end nobody knows; its value must not look newer than it is."""
+
+    def stands_still(question: Question) -> str:
+        if question.unit == 1:
+            virtual.stand_still(2 * TIMEOUT_S)
+        return "honest"
+
+    async def test() -> None:
+        async with bench(stands_still, [(1, 0), (2, 0)]) as b:
+            before_us = b.clock.wall_us()
+            readings = await b.session.read(b.due)
+            first, second = (readings.ts - before_us).tolist()
+            assert readings.quality.tolist() == [Quality.GOOD, Quality.GOOD]
+            assert 0 <= first < 0.1 * TIMEOUT_S * 1e6
+            assert second >= 2 * TIMEOUT_S * 1e6
+
+    run(test())
+
+
 def test_a_block_too_small_for_a_value_is_a_matter_for_a_person() -> None:
     async def test() -> None:
         points = [Point("x", DRIVER.Address.model_validate({"address": "holding:0", "type": "float64"}))]

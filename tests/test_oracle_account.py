@@ -1,6 +1,7 @@
 """The law of the oracle run on small ledgers: what it lets pass and what it finds."""
 
 from collections.abc import Callable
+from typing import Any
 
 import orjson
 import pytest
@@ -55,6 +56,21 @@ def test_each_beat_with_a_row_is_all_that_is_due() -> None:
 
     found = told(story)
     assert (found.due, found.received, found.bad_rows, found.told, found.wrong) == (3, 3, 1, 0, [])
+
+
+@pytest.mark.parametrize(
+    ("more", "wrong"),
+    [
+        ({}, "m0.s0 was read 3.00 s before others of its row (seq 2), and says nothing of it"),
+        ({"at": {"s0": "2026-11-28T10:00:00.100Z"}}, None),
+        ({"at": {"s0": "2026-11-28T10:00:02.000Z"}}, "m0.s0 was read 3.00 s before others of its row (seq 2), and says 1.00 s"),
+    ],
+)  # fmt: skip
+def test_what_was_read_long_before_the_rest_of_its_row_has_to_say_so(more: dict[str, Any], wrong: str | None) -> None:
+    def story(s: Story) -> None:
+        s.says("m0/measurements", ts="2026-11-28T10:00:03.000Z", values={"s0": 2.0, "s1": 5.0}, **more)
+
+    assert told(story).wrong == ([] if wrong is None else [wrong])
 
 
 def test_a_restart_has_to_count_just_the_beats_that_have_no_row() -> None:

@@ -130,6 +130,17 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return heard
 
 
+def stand_still(span_s: float) -> None:
+    """As if this process got no processor for so long, from the next turn of the loop on, while the others ran."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+
+    def later() -> None:
+        loop.now_us += round(span_s * 1e6)
+
+    loop.call_soon(later)
+
+
 class VirtualClock:
     """A Clock on the running VirtualLoop."""
 
