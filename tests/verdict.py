@@ -142,7 +142,9 @@ def uncounted(world: World, received: Received, apart: int) -> Iterator[str]:
 
 def between_beats(plain: Message) -> bool:
     """A row of the agent's own: of a restart, or of time that passed until nothing was known any more (contract §6)."""
-    return not plain["values"] and bool({"restart", "missing"} & set(plain.get("bad", {}).values()))
+    why = set(plain.get("bad", {}).values())
+    # A row of a beat may tell at the same moment that of another signal nothing is known any more.
+    return not plain["values"] and bool(why) and why <= {"restart", "missing"}
 
 
 def lives_of_warnings(received: Received) -> Iterator[str]:
