@@ -63,6 +63,8 @@ WIDTHS = {"batches": 10, "notices": 5}
 """Columns beside the number."""
 TOLD_SINCE = "SELECT * FROM notices WHERE seq > ? AND kind = 'warnings' ORDER BY seq"
 SEQ_MAX = 2**63 - 1
+SIZE = f"length(frames) + {ROW_OVERHEAD}"
+"""bytes on disk of a batch. Not as its row says it (`bytes`): a damaged number would be counted with all others for ever."""
 NEAR_US = 400 * 86_400 * SECOND_US
 DROP_SHARE = 20
 """A twentieth of the limit goes at once, so that a long outage is a gap now and then and not one a second."""
@@ -286,7 +288,8 @@ class Store:
             self._told_bytes = int(told.fetchone()[0])
             counted = self._counted()
             self._snapshot_seq, self._pruned_to = counted.seq, counted.pruned
-            newer = self._reader.execute("SELECT total(bytes) FROM batches WHERE id > ?", (counted.batch,))
+            asked = f"SELECT total({SIZE}) FROM batches WHERE id > ?"  # noqa: S608 - ours
+            newer = self._reader.execute(asked, (counted.batch,))
             self._bytes = counted.size + int(newer.fetchone()[0])
         except disk.FAULTS as error:
             self._unreadable(error)
@@ -542,7 +545,13 @@ class Store:
         try:
             # In the commit thread: nothing is read while a damaged file is put aside.
             return await loop.run_in_executor(
-                self._thread, self._to_move, (batch, seq), until or SEQ_MAX, most, dict(self._known), stamps
+                self._thread,
+                self._to_move,
+                (batch, seq),
+                (self._last_batch, until or SEQ_MAX),
+                most,
+                dict(self._known),
+                stamps,
             )
         except disk.FAULTS as error:
             self._unreadable(error)
@@ -828,8 +837,9 @@ class Store:
         lost = self._forget(1, seq_to)
         self._open.drop_to = last
         if lost:
-            count = sum(b - a + 1 for a, b in lost)
-            self.put((), gaps=[Gap(GapCause.BUFFER_LIMIT, count, ts_from, ts_to, lost[0][0], lost[-1][1])])
+            count, wall = sum(b - a + 1 for a, b in lost), self._clock.wall_us()
+            begin, end = (each if _is_time(each) else wall for each in (ts_from, ts_to))
+            self.put((), gaps=[Gap(GapCause.BUFFER_LIMIT, count, begin, end, lost[0][0], lost[-1][1])])
             log.error("readings_dropped", cause="buffer_limit", rows=count)
 
     async def _drop_warnings(self, excess: int) -> None:
@@ -846,7 +856,8 @@ class Store:
         if lost:
             self.pending_count -= len(lost)
             self._done_changed = self._done_soon = True
-            since, until = (f(closed for _, closed in lost) for f in (min, max))
+            stamps = [closed for _, closed in lost if _is_time(closed)] or [self._clock.wall_us()]
+            since, until = min(stamps), max(stamps)
             self.put((), gaps=[Gap(GapCause.BUFFER_LIMIT, 0, since, until, lost[0][0], lost[-1][0])])
             log.error("warnings_dropped", cause="buffer_limit", warnings=len(lost))
 
@@ -870,7 +881,7 @@ class Store:
         """
         snapshot = self._snapshot_batch()
         found = self._db.execute(
-            "SELECT id, seq_from, seq_to, bytes, ts_from, ts_to, closed, messages FROM batches "
+            f"SELECT id, seq_from, seq_to, {SIZE}, ts_from, ts_to, closed, messages FROM batches "  # noqa: S608 - ours
             "WHERE id < (SELECT max(id) FROM batches) ORDER BY id"
         )
         last, gone, seq_to, ts_from, ts_to = 0, 0, 0, 0, 0
@@ -897,11 +908,12 @@ class Store:
         return found
 
     def _to_move(
-        self, after: tuple[int, int], until: int, most: int, layouts: dict[int, Layout], stamps: Stamps
+        self, after: tuple[int, int], reach: tuple[int, int], most: int, layouts: dict[int, Layout], stamps: Stamps
     ) -> Moving:
-        """after: (batch, seq). until: the first number that stays."""
-        batches, size = [], 0
-        for (number,) in self._db.execute("SELECT id FROM batches WHERE id > ? ORDER BY id", (after[0],)):
+        """after: (batch, seq). reach: the last batch that there can be, and the first number that stays."""
+        batches, size, until = [], 0, reach[1]
+        asked = "SELECT id FROM batches WHERE id > ? AND id <= ? ORDER BY id"
+        for (number,) in self._db.execute(asked, (after[0], reach[0])):
             row = self._row("batches", number)
             if rows.sound(row):
                 if row[3] >= until:
@@ -940,7 +952,7 @@ class Store:
         """One transaction. size: bytes of the readings on disk before it. Returns by how many all has grown."""
         db = self._db
         with disk.transaction(db):
-            grown = sum(self._write_batch(batch) for batch in batches)
+            grown = sum(self._write_batch(batch, state.last_batch) for batch in batches)
             fresh = [number for number in layouts if number not in self._written_layouts]
             db.executemany("INSERT INTO layouts VALUES (?, ?, ?, ?, ?)", [_layout_row(n, layouts[n]) for n in fresh])
             told = sum(len(each._bytes) + NOTICE_ROW for batch in batches for each in batch.notices)  # noqa: SLF001
@@ -972,7 +984,8 @@ class Store:
             if disk.is_unsynced(error):
                 self._doubt = error
 
-    def _write_batch(self, batch: _Batch) -> int:
+    def _write_batch(self, batch: _Batch, last: int) -> int:
+        """last: no batch has a higher number; one that has is damaged, and a snapshot does not stand behind it."""
         db = self._db
         size = 0
         if batch.items:
@@ -995,7 +1008,7 @@ class Store:
             db.execute("INSERT OR REPLACE INTO batches VALUES (?,?,?,?,?,?,?,?,?,?,?)", (*plain, rows.checksum(*plain)))
         db.executemany("INSERT OR REPLACE INTO notices VALUES (?,?,?,?,?,?)", [each.row() for each in batch.notices])
         if batch.snapshot is not None:
-            newest = db.execute("SELECT ifnull(max(id), 0) FROM batches").fetchone()[0]
+            newest = db.execute("SELECT ifnull(max(id), 0) FROM batches WHERE id <= ?", (last,)).fetchone()[0]
             state, config = batch.snapshot
             row = (1, newest, state, "")
             db.execute("INSERT OR REPLACE INTO snapshot VALUES (?,?,?,?,?)", (*row, rows.checksum(*row)))
@@ -1204,7 +1217,9 @@ class Store:
 
     def _first_due(self, found: Iterable[tuple[int, int, int]]) -> int | None:
         due = (
-            (last, closed) for first, last, closed in _numbers(found) if self._done.count(first, last) <= last - first
+            (last, closed)
+            for first, last, closed in _numbers(found)
+            if self._done.count(first, last) <= last - first and _is_time(closed)
         )
         return next((self._closed_us(last, closed) for last, closed in due), None)
 
@@ -1353,6 +1368,11 @@ def _near(ts: Any, sane: int) -> int:
     return ts if isinstance(ts, int) and abs(ts - sane) < NEAR_US else sane
 
 
+def _is_time(us: int) -> bool:
+    """Whether a stamp (UTC µs) of a row that may be damaged can be written down."""
+    return 0 <= us < disk.NEVER_US
+
+
 def _layout_row(number: int, layout: Layout) -> tuple[Any, ...]:
     signals, states = orjson.dumps(layout.signals).decode(), orjson.dumps(layout.states).decode()
     return number, layout.machine, signals, states, rows.checksum(number, layout.machine, signals, states)
@@ -1384,7 +1404,7 @@ def _first_beyond(db: sqlite3.Connection, seq: int) -> int:
 
 
 def _deleted(db: sqlite3.Connection, where: str, values: tuple[int, ...]) -> int:
-    found = db.execute(f"SELECT total(bytes) FROM batches WHERE {where}", values).fetchone()[0]  # noqa: S608 - ours
+    found = db.execute(f"SELECT total({SIZE}) FROM batches WHERE {where}", values).fetchone()[0]  # noqa: S608 - ours
     if found:
         db.execute(f"DELETE FROM batches WHERE {where}", values)  # noqa: S608
     return int(found)

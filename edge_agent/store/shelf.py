@@ -92,6 +92,10 @@ class Piece(NamedTuple):
     """Of the journal, the last that the step took whose rows these are."""
 
 
+TIMED = " AND ".join(
+    f"typeof({each}) = 'integer' AND {each} BETWEEN 0 AND {disk.NEVER_US - 1}" for each in ("ts_from", "ts_to")
+)
+"""Of blocks, axes and batches, those that say from when to when: a damaged number may be anything."""
 PIECE = "id, layout, epoch, place_from, place_to, rows, ts_from, ts_to, t_to, batch"
 
 
