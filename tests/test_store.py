@@ -529,6 +529,25 @@ def test_a_damaged_number_of_a_batch_hides_none_that_comes_later_from_a_restart(
         assert [int(item.frame.t[0]) for item in recovery.items if isinstance(item, JudgedFrame)] == [4_000_000]
 
 
+def test_a_snapshot_that_came_with_a_commit_that_failed_keeps_its_configuration(tmp_path: Path) -> None:
+    """The disk was full for one commit, and the next one writes the same again."""
+    with open_store(tmp_path, StandingClock()) as store:
+        store.use_layouts([LAYOUT])
+        store.put([frame(1)])
+        store.put_snapshot(b"1", "then")
+        commit(store)
+        (pages,) = store._db.execute("PRAGMA page_count").fetchone()
+        store._db.execute(f"PRAGMA max_page_count={pages}")
+        store.put_snapshot(b"2", "now")
+        store.put([frame(number) for number in range(2, 2_000)])
+        assert not asyncio.run(store._commit())
+        store._db.execute("PRAGMA max_page_count=1000000")
+        commit(store)
+    with open_store(tmp_path, StandingClock()) as store:
+        recovery = store.recovery()
+        assert (recovery.snapshot, recovery.config_json) == (b"2", "now")
+
+
 def test_a_flipped_byte_in_a_warning_is_told_as_damage_and_not_as_a_warning(tmp_path: Path) -> None:
     due = small_store(tmp_path / "good")
     place = (tmp_path / "good" / journal.FILE).read_bytes().find(b'"id":"id-4"') + 8

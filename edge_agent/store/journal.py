@@ -951,7 +951,7 @@ class Store:
     ) -> "_Grown":
         """One transaction. size: bytes of the readings on disk before it. Returns by how many all has grown."""
         db = self._db
-        with disk.transaction(db):
+        with self._all_or_nothing():
             grown = sum(self._write_batch(batch, state.last_batch) for batch in batches)
             fresh = [number for number in layouts if number not in self._written_layouts]
             db.executemany("INSERT INTO layouts VALUES (?, ?, ?, ?, ?)", [_layout_row(n, layouts[n]) for n in fresh])
@@ -974,6 +974,17 @@ class Store:
         if self._log_bytes >= disk.CHECKPOINT_BYTES:
             self._move_log()
         return _Grown(grown - freed, told - told_freed)
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """A transaction; what is remembered of the file is as before when it fails."""
+        before = self._judged_with, self._snapshot_seq, self._pruned_to
+        try:
+            with disk.transaction(self._db):
+                yield
+        except BaseException:
+            self._judged_with, self._snapshot_seq, self._pruned_to = before
+            raise
 
     def _move_log(self) -> None:
         """The log into the file. What was committed is so already; a file that cannot be synced is in doubt all the same."""
