@@ -286,6 +286,7 @@ class Past:
                 self._reader.left_out += 1
             elif not position.has_seq(epoch, row[0]):
                 seq, machine, kind, closed, payload, _ = row
+                closed = history.closed_of(stamps, seq, closed)
                 yield Told(epoch, seq, machine, kind, closed, stamps.right_notice(payload, seq))
 
     def _kept_events(self, from_us: int, to_us: int, met: set[tuple[str, int]]) -> Iterator[Told]:
