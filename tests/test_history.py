@@ -782,6 +782,22 @@ def test_a_place_that_is_no_number_costs_a_replay_its_own_rows_only(
     assert len(read(tmp_path)) == len(room.put) - lost
 
 
+def test_a_history_whose_saving_ended_between_the_two_renames_is_found_again(
+    tmp_path: Path, clock: StandingClock
+) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(3)
+        put = room.put
+        room.store.delivered(range(1, room.store.last_committed + 1))
+        room.store.put_snapshot(b"", "")
+        commit(room.store)
+        assert not batches(room), "the journal has it no more"
+    (tmp_path / shelf.FILE).rename(tmp_path / f"{shelf.FILE}.new")
+    with Room(tmp_path, clock) as room:
+        assert room.move()
+        assert read(tmp_path) == put
+
+
 def test_a_batch_whose_number_is_damaged_hides_none_that_comes_later(tmp_path: Path, clock: StandingClock) -> None:
     """Up to which number the history has come, it would otherwise believe for ever."""
     with Room(tmp_path, clock) as room:

@@ -198,7 +198,9 @@ def chunk_id(axis: int, column: int) -> int:
 
 def open_for_writing(folder: Path, wall: int, progress: disk.Progress = lambda: None) -> sqlite3.Connection:
     """Open or create. What is damaged is moved aside and saved row by row. Raises OSError when the disk refuses."""
-    path = folder / FILE
+    path, fresh = folder / FILE, folder / f"{FILE}.new"
+    if not path.exists() and fresh.exists():
+        fresh.replace(path)  # the end came between the two renames of `saved`
     try:
         try:
             db = _connect(path)
