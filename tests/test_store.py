@@ -548,6 +548,22 @@ def test_a_snapshot_that_came_with_a_commit_that_failed_keeps_its_configuration(
         assert (recovery.snapshot, recovery.config_json) == (b"2", "now")
 
 
+def test_a_start_looks_at_nothing_again_that_waits_for_the_broker(tmp_path: Path) -> None:
+    """Its first snapshot comes before the history has said how far it has come; a long outage is a million batches."""
+    for start in range(2):
+        with open_store(tmp_path, StandingClock()) as store:
+            store.keep_for_history()
+            store.use_layouts([LAYOUT])
+            if not start:
+                for number in range(1, 6):
+                    store.put([frame(number)])
+                    commit(store)
+                store.moved(5, 0)
+            store.put_snapshot(b"", "")
+            commit(store)
+            assert store._counted().pruned == 5
+
+
 def test_a_flipped_byte_in_a_warning_is_told_as_damage_and_not_as_a_warning(tmp_path: Path) -> None:
     due = small_store(tmp_path / "good")
     place = (tmp_path / "good" / journal.FILE).read_bytes().find(b'"id":"id-4"') + 8

@@ -1079,7 +1079,8 @@ class Store:
         for number, first, last, count in list(_numbers(found)):
             if not count or done.count(first, last) > last - first:
                 freed += _deleted(db, "id = ?", (number,))
-        self._pruned_to = snapshot
+        # At a start the history has not said yet how far it has come, and all that waits would be looked at again.
+        self._pruned_to = max(self._pruned_to, snapshot)
         return freed, sum(size for _, size in gone)
 
     # --- reading --------------------------------------------------------------------------------------------------------
