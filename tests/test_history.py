@@ -609,6 +609,21 @@ def test_a_reader_that_cannot_read_how_far_it_has_come_doubles_nothing(tmp_path:
     assert seen == [(0, 0), (1, 1)], "and it is told"
 
 
+@pytest.mark.parametrize("harm", ["blocks SET batch", "blocks SET place_to", "axes SET place_to", "events SET seq"])
+def test_a_row_that_lost_its_number_tells_nobody_how_far_the_history_has_come(
+    tmp_path: Path, clock: StandingClock, harm: str
+) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(8)
+        room.beats(20)
+        last = f"(SELECT max(id) FROM {harm.split(maxsplit=1)[0]})"
+        in_history(tmp_path, "UPDATE meta SET crc = 1", f"UPDATE {harm} = 'x' WHERE id = {last}")
+        with open_past(tmp_path) as found:
+            assert bits(list(found.frames())[-1].what) == room.put[-1]
+            assert len(list(found.events(0, 2**62))) >= 18
+            assert found.left_out
+
+
 @pytest.mark.parametrize(
     ("table", "change"),
     [

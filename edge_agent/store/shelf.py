@@ -399,11 +399,14 @@ def guessed_position(db: sqlite3.Connection) -> Position:
     moved: dict[str, tuple[int, int]] = {}
     place = 0
     for table in ("axes", "blocks"):
-        asked = f"SELECT epoch, max(batch), max(place_to) FROM {table} GROUP BY epoch ORDER BY max(place_to)"  # noqa: S608
+        asked = (
+            f"SELECT epoch, max(batch), max(place_to) FROM {table} "  # noqa: S608
+            "WHERE typeof(batch) = 'integer' AND typeof(place_to) = 'integer' GROUP BY epoch ORDER BY max(place_to)"
+        )
         for epoch, batch, last in db.execute(asked):
             moved[epoch] = (max(moved.get(epoch, (0, 0))[0], batch), 0)
             place = max(place, last)
-    for epoch, seq in db.execute("SELECT epoch, max(seq) FROM events GROUP BY epoch"):
+    for epoch, seq in db.execute("SELECT epoch, max(seq) FROM events WHERE typeof(seq) = 'integer' GROUP BY epoch"):
         moved[epoch] = (moved.get(epoch, (0, 0))[0], seq)
     (last,) = db.execute("SELECT ifnull(max(id), 0) FROM commands").fetchone()
     return Position(max(place, int(last)) + 1, moved)
