@@ -759,6 +759,24 @@ def test_a_damaged_number_of_a_piece_holds_up_neither_what_comes_nor_what_goes(
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("harm", [f"{2**62} WHERE id = (SELECT max(id)", f"-{2**62} WHERE id = (SELECT min(id)"])
+def test_a_damaged_number_of_an_axis_ends_neither_the_packing_nor_what_must_go(
+    tmp_path: Path, clock: StandingClock, harm: str
+) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(8)
+        in_history(tmp_path, f"UPDATE axes SET id = {harm} FROM axes)")
+        with standing(tmp_path) as moment:
+            for ago in range(0, 5_400, 600):
+                moment.held("press", "oil", clock.wall_us() - ago * SECOND)
+            assert sum(len(rows.ts) for rows in moment.rows("press", 0, 2**62)) > 100
+        room.turns(8)
+        clock.move(3 * 3_600 * SECOND)
+        room.history.limit(2 * 3_600 * SECOND, 10**9)
+        room.turns(1)
+        assert room.history._file.execute("SELECT count(*) FROM axes WHERE id BETWEEN 1 AND 9").fetchone() == (0,)
+
+
 def test_what_lost_its_times_goes_with_what_came_after_it(tmp_path: Path, clock: StandingClock) -> None:
     with Room(tmp_path, clock) as room:
         room.turns(14)

@@ -500,7 +500,8 @@ class History:
     def _put_axis(self, db: sqlite3.Connection, key: _Key, part: Stretch, batch: int) -> None:
         # Not one that chunks have whose axis was damaged.
         highest, chunk = db.execute(
-            "SELECT ifnull((SELECT max(id) FROM axes), 0), ifnull((SELECT max(id) FROM chunks), 0)"
+            "SELECT ifnull((SELECT max(id) FROM axes WHERE id < ?), 0), ifnull((SELECT max(id) FROM chunks), 0)",
+            (shelf.AXES_MAX,),
         ).fetchone()
         number = max(highest, chunk >> shelf.COLUMN_BITS) + 1
         blob = stretch.pack_axis(part.axis)
@@ -573,8 +574,9 @@ class History:
     def _drop_axes(self, axes: Sequence[int]) -> None:
         with self._transaction() as db:
             for axis in axes:
-                first = shelf.chunk_id(axis, 0)
-                db.execute("DELETE FROM chunks WHERE id BETWEEN ? AND ?", (first, first + shelf.COLUMNS_MAX - 1))
+                if 0 < axis < shelf.AXES_MAX:
+                    first = shelf.chunk_id(axis, 0)
+                    db.execute("DELETE FROM chunks WHERE id BETWEEN ? AND ?", (first, first + shelf.COLUMNS_MAX - 1))
                 db.execute("DELETE FROM axes WHERE id = ?", (axis,))
             place = self._first_place(db)
             # The configuration that was in force when the oldest readings were judged stays.

@@ -196,7 +196,7 @@ class Moment:
 
     def _is_silent(self, piece: Piece, signal: str, number: int) -> bool:
         """Whether the index says, and is sound, that a packed piece has no reading of a signal."""
-        if not piece.chunks or self._reader.kept is None:
+        if not piece.chunks or self._reader.kept is None or not 0 < piece.id < shelf.AXES_MAX:
             return False
         chunk = shelf.chunk_id(piece.id, self._layouts[piece.layout].signals.index(signal))
         row = self._reader.kept.execute(

@@ -35,6 +35,8 @@ CHECKED_MAX = 250_000_000
 COLUMN_BITS = 20
 """A chunk's number is its axis' number and its column."""
 COLUMNS_MAX = 1 << COLUMN_BITS
+AXES_MAX = 1 << (63 - COLUMN_BITS)
+"""The number of an axis lies below it, or its chunks would have none; one that says more is damaged."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (id INTEGER PRIMARY KEY, text TEXT, crc INTEGER);
 CREATE TABLE IF NOT EXISTS layouts (id INTEGER PRIMARY KEY, machine TEXT, signals TEXT, states TEXT, crc INTEGER);
