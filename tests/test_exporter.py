@@ -1,6 +1,9 @@
 """The daily export: each day once, also after down time, and what goes wrong is told and tried again."""
 
 import asyncio
+import contextlib
+import shutil
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from edge_agent import config, exporter
 from edge_agent.clock import SystemClock
 from edge_agent.exporter import AFTER_US, DAY_US, Exporter, Target
 from edge_agent.records import Layout
+from edge_agent.store import disk
 from edge_agent.store.journal import open_store
 from tests.conftest import StandingClock
 from tests.hall import Hall, Json, picky, played, press
@@ -112,6 +116,17 @@ def test_a_clock_that_stood_in_the_future_loses_no_day(target: Target) -> None:
     exporter.remember(target, DAY + 2 * DAY_US)
     turned(StandingClock(DAY + 3 * DAY_US + AFTER_US), target, asked)
     assert asked.days == [DAYS[2]]
+
+
+@pytest.mark.parametrize("wrong", ["ts_from = -(1 << 62)", "ts_from = 1", "ts_to = (1 << 62)", "ts_from = NULL"])
+def test_a_damaged_time_of_a_batch_makes_no_day_of_it(target: Target, tmp_path: Path, wrong: str) -> None:
+    """Nor millions of them: they are looked for in the agent itself."""
+    folder = tmp_path / "data"
+    shutil.copytree(target.data_dir, folder)
+    with contextlib.closing(sqlite3.connect(folder / disk.FILE)) as db, db:
+        assert db.execute(f"UPDATE batches SET {wrong} WHERE id = (SELECT max(id) FROM batches)").rowcount
+    now = START + 30 * DAY_US
+    assert set(exporter.due(Target("hall2", folder, target.out), now)) <= set(exporter.due(target, now))
 
 
 def test_where_nothing_was_taken_yet_nothing_is_due(tmp_path: Path) -> None:

@@ -609,6 +609,21 @@ def test_a_reader_that_cannot_read_how_far_it_has_come_doubles_nothing(tmp_path:
     assert seen == [(0, 0), (1, 1)], "and it is told"
 
 
+@pytest.mark.parametrize("harm", ["blocks SET batch", "blocks SET place_to", "axes SET place_to", "events SET seq"])
+def test_a_row_that_lost_its_number_tells_nobody_how_far_the_history_has_come(
+    tmp_path: Path, clock: StandingClock, harm: str
+) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(8)
+        room.beats(20)
+        last = f"(SELECT max(id) FROM {harm.split(maxsplit=1)[0]})"
+        in_history(tmp_path, "UPDATE meta SET crc = 1", f"UPDATE {harm} = 'x' WHERE id = {last}")
+        with open_past(tmp_path) as found:
+            assert bits(list(found.frames())[-1].what) == room.put[-1]
+            assert len(list(found.events(0, 2**62))) >= 18
+            assert found.left_out
+
+
 @pytest.mark.parametrize(
     ("table", "change"),
     [
@@ -712,6 +727,126 @@ def in_history(folder: Path, *asked: str) -> None:
     with contextlib.closing(sqlite3.connect(folder / shelf.FILE)) as db, db:
         for each in asked:
             db.execute(each)
+
+
+WRONG = ("NULL", "'abc'", "x'00'", "1.5", str(2**62), str(-(2**62)))
+
+
+@pytest.mark.parametrize("column", ["layout", "place_from", "ts_from", "ts_to", "t_to"])
+@pytest.mark.parametrize("table", ["axes", "blocks"])
+def test_a_damaged_number_of_a_piece_holds_up_neither_what_comes_nor_what_goes(
+    tmp_path: Path, clock: StandingClock, table: str, column: str
+) -> None:
+    """And the health can be told: the first piece is the oldest that there is."""
+    kept, folder = tmp_path / "kept", tmp_path / "data"
+    with Room(kept, clock) as room:
+        room.turns(8)
+    for wrong in WRONG[:2] + WRONG[4:]:
+        shutil.copytree(kept, folder)
+        in_history(folder, f"UPDATE {table} SET {column} = {wrong} WHERE id = (SELECT min(id) FROM {table})")
+        with Room(folder, clock) as room:
+            room.number = 10_000
+            room.store.use_layouts([Layout("fan", ("speed",), ())])
+            room.beats(60)
+            assert room.move(), (wrong, room.history.fault)
+            assert room.history.status()["state"] == "ok"
+            assert read(folder)[-1] == room.put[-1]
+            clock.move(3 * 3_600 * SECOND)
+            room.history.limit(2 * 3_600 * SECOND, 10**9)
+            room.beats(10)
+            assert room.move(), (wrong, room.history.fault)
+            assert room.history.status()["state"] == "ok"
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("harm", [f"{2**62} WHERE id = (SELECT max(id)", f"-{2**62} WHERE id = (SELECT min(id)"])
+def test_a_damaged_number_of_an_axis_ends_neither_the_packing_nor_what_must_go(
+    tmp_path: Path, clock: StandingClock, harm: str
+) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(8)
+        in_history(tmp_path, f"UPDATE axes SET id = {harm} FROM axes)")
+        with standing(tmp_path) as moment:
+            for ago in range(0, 5_400, 600):
+                moment.held("press", "oil", clock.wall_us() - ago * SECOND)
+            assert sum(len(rows.ts) for rows in moment.rows("press", 0, 2**62)) > 100
+        room.turns(8)
+        clock.move(3 * 3_600 * SECOND)
+        room.history.limit(2 * 3_600 * SECOND, 10**9)
+        room.turns(1)
+        assert room.history._file.execute("SELECT count(*) FROM axes WHERE id BETWEEN 1 AND 9").fetchone() == (0,)
+
+
+def test_what_lost_its_times_goes_with_what_came_after_it(tmp_path: Path, clock: StandingClock) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(14)
+    in_history(tmp_path, "UPDATE axes SET ts_to = NULL WHERE id = 1")
+    clock.move(6 * 3_600 * SECOND)
+    with Room(tmp_path, clock) as room:
+        room.number = 10_000
+        room.history.limit(2 * 3_600 * SECOND, 10**9)
+        room.beats(60)
+        assert room.move(), room.history.fault
+        assert room.history._file.execute("SELECT count(*) FROM axes WHERE id = 1").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_damaged_sums_within_a_chunk_cost_a_trend_nothing(tmp_path: Path, clock: StandingClock, wrong: str) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(14)
+    asked = ("press", "oil", clock.wall_us() - history.DAY_US, clock.wall_us(), 200)
+    with open_past(tmp_path) as found:
+        count = found.trend(*asked).count.sum()
+    in_history(tmp_path, f"UPDATE chunks SET cells = {wrong} WHERE id = (SELECT min(id) FROM chunks)")
+    with open_past(tmp_path) as found:
+        assert count / 2 < found.trend(*asked).count.sum() < count, "its readings have one checksum with them"
+        assert found.left_out == 1
+
+
+@pytest.mark.parametrize("wrong", WRONG[1:3])
+def test_a_place_that_is_no_number_costs_a_replay_its_own_rows_only(
+    tmp_path: Path, clock: StandingClock, wrong: str
+) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(14)
+    with contextlib.closing(sqlite3.connect(tmp_path / shelf.FILE)) as db:
+        (lost,) = db.execute("SELECT rows FROM axes ORDER BY id LIMIT 1").fetchone()
+    in_history(tmp_path, f"UPDATE axes SET place_to = {wrong} WHERE id = (SELECT min(id) FROM axes)")
+    assert len(read(tmp_path)) == len(room.put) - lost
+
+
+def test_a_history_whose_saving_ended_between_the_two_renames_is_found_again(
+    tmp_path: Path, clock: StandingClock
+) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(3)
+        put = room.put
+        room.store.delivered(range(1, room.store.last_committed + 1))
+        room.store.put_snapshot(b"", "")
+        commit(room.store)
+        assert not batches(room), "the journal has it no more"
+    (tmp_path / shelf.FILE).rename(tmp_path / f"{shelf.FILE}.new")
+    with Room(tmp_path, clock) as room:
+        assert room.move()
+        assert read(tmp_path) == put
+
+
+def test_a_batch_whose_number_is_damaged_hides_none_that_comes_later(tmp_path: Path, clock: StandingClock) -> None:
+    """Up to which number the history has come, it would otherwise believe for ever."""
+    with Room(tmp_path, clock) as room:
+        room.turns(1)
+        known = len(room.put)
+        room.beats(10)
+        in_journal(room, "UPDATE batches SET id = ? WHERE id = (SELECT max(id) FROM batches)", 2**62)
+        assert room.move()
+        after = len(room.put)
+        for _ in range(3):
+            room.beats(10)
+            room.store.delivered(range(1, room.store.last_committed + 1))
+            room.store.put_snapshot(b"", "")
+            commit(room.store)
+            assert room.move()
+        assert read(tmp_path) == room.put[:known] + room.put[after:]
 
 
 def test_a_damaged_history_that_cannot_be_saved_takes_no_space_and_is_saved_later(

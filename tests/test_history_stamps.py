@@ -100,6 +100,21 @@ def test_an_event_of_before_the_clock_was_set_stands_at_the_right_time(tmp_path:
     one.close()
 
 
+def test_an_event_that_was_put_right_is_found_at_the_right_time_before_it_is_moved_too(tmp_path: Path) -> None:
+    one = Boot(tmp_path).begin()
+    one.store.keep_for_history()
+    one.store.put([], [event(1)])
+    one.put(1)
+    commit(one.store)
+    by = set_clock(one.store, one.clock)
+    commit(one.store)
+    for _ in range(2):
+        with open_past(tmp_path) as past:
+            assert [told.closed_us for told in past.events(NOW - DAY_US, FUTURE, ("warnings",))] == [BOOT + by]
+        moved(one, tmp_path)
+    one.close()
+
+
 def test_an_event_goes_when_it_is_too_old_by_the_agents_clock_too(tmp_path: Path) -> None:
     """Of a clock that nobody can put right any more: by the wall clock it is of 1970."""
     one = Boot(tmp_path).begin()

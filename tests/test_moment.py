@@ -5,6 +5,7 @@ import contextlib
 import csv
 import math
 import sqlite3
+import tracemalloc
 from pathlib import Path
 from typing import Self
 
@@ -123,6 +124,38 @@ def test_a_damaged_number_of_a_piece_is_told_and_ends_nothing(tmp_path: Path, co
                 assert moment.reach()
                 assert moment.days(export.DAY_US)
                 assert past.signals()
+
+
+@pytest.mark.parametrize(
+    ("harm", "first", "last"),
+    [
+        ("axes SET place_to = 1 << 60 WHERE id = 3", 3, 3),
+        ("axes SET place_from = 0 WHERE id = 3", 3, 3),
+        ("axes SET place_from = 'abc' WHERE id = 3", 3, 3),
+        ("blocks SET place_from = 0", 8, 8),
+    ],
+)
+def test_a_damaged_place_costs_its_own_piece_and_not_all_that_it_reaches_over(
+    tmp_path: Path, harm: str, first: int, last: int
+) -> None:
+    """An hour of rows each: the third piece, or the last, which is not packed yet."""
+    data = tmp_path / "data"
+    with Press(data) as press:
+        for hour in range(8):
+            press.beats(NARROW, 360, float(hour))
+            press.move()
+        before = exported(data, tmp_path / "before")
+        spoilt(data, shelf.FILE, f"UPDATE {harm}")
+        tracemalloc.start()
+        held = press.held()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert math.isnan(held) if first == 8 else held == 7.0
+        assert peak < 1_000_000, "all of it was read at once"
+        after = exported(data, tmp_path / "after")
+    rows = 360
+    assert after[: (first - 1) * rows - 1] == before[: (first - 1) * rows - 1]
+    assert after[-(8 - last) * rows :] == before[-(8 - last) * rows :] or last == 8
 
 
 # --- a reload that is taken back --------------------------------------------------------------------------------------------

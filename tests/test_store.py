@@ -472,6 +472,100 @@ def test_a_row_that_lost_a_number_is_mended_and_ends_nothing(tmp_path: Path, har
         assert "damage" in {json.loads(each.payload(late=False)).get("cause") for each in due_of(store, 0, 99)}
 
 
+FAR = 2**62
+
+
+@pytest.mark.parametrize("wrong", [-FAR, FAR])
+@pytest.mark.parametrize("column", ["batches.ts_from", "batches.ts_to", "batches.closed", "notices.closed"])
+def test_a_time_that_nobody_can_write_down_ends_nothing(tmp_path: Path, column: str, wrong: int) -> None:
+    """Told in a gap of what had to yield, and asked for what waits longest."""
+    table, name = column.split(".")
+    with open_store(tmp_path, StandingClock()) as store:
+        store.use_layouts([LAYOUT])
+        for number in range(1, 7):
+            store.put([frame(number)], [event(number)])
+            commit(store)
+        with closing(sqlite3.connect(tmp_path / journal.FILE)) as db, db:
+            db.execute(f"UPDATE {table} SET {name} = ? WHERE rowid = (SELECT min(rowid) FROM {table})", (wrong,))
+        assert store.status()["oldest"]
+        store.limit(1, 10**15, 1_000_000)
+        commit(store)
+        assert store.status()["state"] == "ok"
+        assert "buffer_limit" in {json.loads(each.payload(late=False)).get("cause") for each in due_of(store, 0, 99)}
+
+
+@pytest.mark.parametrize("wrong", [-FAR, FAR])
+def test_a_damaged_size_of_a_batch_makes_no_other_yield(tmp_path: Path, wrong: int) -> None:
+    with open_store(tmp_path, StandingClock()) as store:
+        store.use_layouts([LAYOUT])
+        for number in range(1, 7):
+            store.put([frame(number)])
+            commit(store)
+        with closing(sqlite3.connect(tmp_path / journal.FILE)) as db, db:
+            db.execute("UPDATE batches SET bytes = ? WHERE id = 1", (wrong,))
+        store.put_snapshot(b"", "")
+        commit(store)
+        store.delivered([1])
+        store.put_snapshot(b"", "")
+        commit(store)
+        store.put([frame(7)])
+        commit(store)
+        assert 0 < store.status()["mb"] < 1
+        assert [each.seq for each in due_of(store, 0, 99)] == [2, 3, 4, 5, 6, 7]
+
+
+def test_a_damaged_number_of_a_batch_hides_none_that_comes_later_from_a_restart(tmp_path: Path) -> None:
+    with open_store(tmp_path, StandingClock()) as store:
+        store.use_layouts([LAYOUT])
+        for number in range(1, 4):
+            store.put([frame(number)])
+            commit(store)
+        with closing(sqlite3.connect(tmp_path / journal.FILE)) as db, db:
+            db.execute("UPDATE batches SET id = ? WHERE id = 3", (FAR,))
+        store.put_snapshot(b"then", "")
+        store.put([frame(4)])
+        commit(store)
+    with open_store(tmp_path, StandingClock()) as store:
+        recovery = store.recovery()
+        assert recovery.snapshot == b"then"
+        assert [int(item.frame.t[0]) for item in recovery.items if isinstance(item, JudgedFrame)] == [4_000_000]
+
+
+def test_a_snapshot_that_came_with_a_commit_that_failed_keeps_its_configuration(tmp_path: Path) -> None:
+    """The disk was full for one commit, and the next one writes the same again."""
+    with open_store(tmp_path, StandingClock()) as store:
+        store.use_layouts([LAYOUT])
+        store.put([frame(1)])
+        store.put_snapshot(b"1", "then")
+        commit(store)
+        (pages,) = store._writer.db.execute("PRAGMA page_count").fetchone()
+        store._writer.db.execute(f"PRAGMA max_page_count={pages}")
+        store.put_snapshot(b"2", "now")
+        store.put([frame(number) for number in range(2, 2_000)])
+        assert not asyncio.run(store._commit())
+        store._writer.db.execute("PRAGMA max_page_count=1000000")
+        commit(store)
+    with open_store(tmp_path, StandingClock()) as store:
+        recovery = store.recovery()
+        assert (recovery.snapshot, recovery.config_json) == (b"2", "now")
+
+
+def test_a_start_looks_at_nothing_again_that_waits_for_the_broker(tmp_path: Path) -> None:
+    """Its first snapshot comes before the history has said how far it has come; a long outage is a million batches."""
+    for start in range(2):
+        with open_store(tmp_path, StandingClock()) as store:
+            store.keep_for_history()
+            store.use_layouts([LAYOUT])
+            if not start:
+                for number in range(1, 6):
+                    store.put([frame(number)])
+                    commit(store)
+                store.moved(5, 0)
+            store.put_snapshot(b"", "")
+            commit(store)
+            assert store._counted().pruned == 5
+
+
 def test_a_flipped_byte_in_a_warning_is_told_as_damage_and_not_as_a_warning(tmp_path: Path) -> None:
     due = small_store(tmp_path / "good")
     place = (tmp_path / "good" / journal.FILE).read_bytes().find(b'"id":"id-4"') + 8

@@ -402,10 +402,10 @@ class Forgetful(Twin):
         super().begin()
         whole = self.store._writer.write_batch
 
-        def write(batch: Any, epoch: str) -> int:
+        def write(batch: Any, state: disk.State) -> int:
             if batch.number % 7 == 0:
                 batch.items = []
-            return whole(batch, epoch)
+            return whole(batch, state)
 
         self.store._writer.write_batch = write  # type: ignore[method-assign]
 

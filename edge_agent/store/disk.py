@@ -46,6 +46,8 @@ WAL_KEPT = 16_000_000
 GLIMPSED_MAX = 64_000_000
 """bytes: what of a file that cannot be opened is copied into memory, to be read there."""
 MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of a random name, for us alone
+NEVER_US = 253_402_300_800 * SECOND_US
+"""The end of the year 9999: no time is written beyond it."""
 EPOCH_LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (id INTEGER PRIMARY KEY, text TEXT, crc INTEGER);

@@ -94,6 +94,8 @@ class _Open:
     t_to: int = 0
 
     def add(self, count: int, ts_from: int, ts_to: int, t_to: int) -> None:
+        if not (_are_whole(count, ts_from, ts_to, t_to) and ts_from >= 0 and ts_to < disk.NEVER_US):
+            count = 0  # damaged, and nothing of it is believed; it goes with those beside it
         if count:
             self.t_to = max(self.t_to, t_to)
             self.ts_from = min(self.ts_from, ts_from) if self.rows else ts_from
@@ -240,10 +242,8 @@ class History:
         self._cursor = None
         self._layouts = {layout: number for number, layout in shelf.read_layouts(self._db).items()}
         self._signals = shelf.read_signals(self._db)
-        self._used_layout, self._used_signal = self._db.execute(
-            "SELECT max(ifnull((SELECT max(layout) FROM blocks), 0), ifnull((SELECT max(layout) FROM axes), 0)), "
-            "ifnull((SELECT max(signal) FROM chunks), 0)"
-        ).fetchone()
+        self._used_layout = max(self._highest("layout", table) for table in ("blocks", "axes"))
+        self._used_signal = self._highest("signal", "chunks")
         self._open = {}
         for layout, epoch, *about in self._db.execute(
             "SELECT layout, epoch, rows, ts_from, ts_to, t_to FROM blocks ORDER BY id"
@@ -251,10 +251,18 @@ class History:
             self._open.setdefault(_Key(layout, epoch), _Open()).add(*about)
         self._measure()
 
+    def _highest(self, column: str, table: str) -> int:
+        """The highest number that a row uses; one that is damaged counts for nothing."""
+        asked = f"SELECT max({column}) FROM {table}"  # noqa: S608 - names of our own
+        (found,) = self._file.execute(asked).fetchone()
+        if found is not None and not _are_whole(found):
+            (found,) = self._file.execute(f"{asked} WHERE typeof({column}) = 'integer'").fetchone()
+        return int(found or 0)
+
     def _measure(self) -> None:
         db = self._file
         self._size = self._used()
-        row = db.execute("SELECT ts_from FROM axes ORDER BY id LIMIT 1").fetchone()
+        row = db.execute(f"SELECT ts_from FROM axes WHERE {shelf.TIMED} ORDER BY id LIMIT 1").fetchone()  # noqa: S608 - ours
         self._oldest = min(
             [row[0]] if row else [each.ts_from for each in self._open.values() if each.rows], default=None
         )
@@ -492,7 +500,8 @@ class History:
     def _put_axis(self, db: sqlite3.Connection, key: _Key, part: Stretch, batch: int) -> None:
         # Not one that chunks have whose axis was damaged.
         highest, chunk = db.execute(
-            "SELECT ifnull((SELECT max(id) FROM axes), 0), ifnull((SELECT max(id) FROM chunks), 0)"
+            "SELECT ifnull((SELECT max(id) FROM axes WHERE id < ?), 0), ifnull((SELECT max(id) FROM chunks), 0)",
+            (shelf.AXES_MAX,),
         ).fetchone()
         number = max(highest, chunk >> shelf.COLUMN_BITS) + 1
         blob = stretch.pack_axis(part.axis)
@@ -529,21 +538,22 @@ class History:
         newest = self._newest(db)
         before = self._clock.wall_us() - self.keep_us
         found = db.execute("SELECT id, ts_to, t_to FROM axes ORDER BY id LIMIT ?", (AXES_AT_ONCE * 4,)).fetchall()
-        old = [axis for axis, ts_to, t_to in found if ts_to < before and t_to < newest - self.keep_us]
+        known = [row for row in found if _are_whole(*row)]
+        old = [axis for axis, ts_to, t_to in known if ts_to < before and t_to < newest - self.keep_us]
         if old:
-            self._drop_axes(old[:AXES_AT_ONCE])
+            # What lost its times is as old as what came after it.
+            old += [row[0] for row in found if row[0] < old[-1] and not _are_whole(*row)]
+            self._drop_axes(sorted(old)[:AXES_AT_ONCE])
             return True
-        row = db.execute("SELECT ts_from FROM axes ORDER BY id LIMIT 1").fetchone()
-        kept = [each.ts_from for each in self._open.values()] + ([row[0]] if row else [])
+        row = db.execute(f"SELECT ts_from FROM axes WHERE {shelf.TIMED} ORDER BY id LIMIT 1").fetchone()  # noqa: S608 - ours
+        kept = [each.ts_from for each in self._open.values() if each.rows] + ([row[0]] if row else [])
         return self._drop_told(min([before, *kept]))
 
     @staticmethod
     def _newest(db: sqlite3.Connection) -> int:
         """The agent's clock at the last row that came here."""
-        (newest,) = db.execute(
-            "SELECT max(ifnull((SELECT t_to FROM axes ORDER BY id DESC LIMIT 1), 0), "
-            "ifnull((SELECT t_to FROM blocks ORDER BY id DESC LIMIT 1), 0))"
-        ).fetchone()
+        last = "ifnull((SELECT t_to FROM {} WHERE typeof(t_to) = 'integer' ORDER BY id DESC LIMIT 1), 0)"
+        (newest,) = db.execute(f"SELECT max({last.format('axes')}, {last.format('blocks')})").fetchone()
         return int(newest)
 
     def _drop_excess(self) -> bool:
@@ -564,8 +574,9 @@ class History:
     def _drop_axes(self, axes: Sequence[int]) -> None:
         with self._transaction() as db:
             for axis in axes:
-                first = shelf.chunk_id(axis, 0)
-                db.execute("DELETE FROM chunks WHERE id BETWEEN ? AND ?", (first, first + shelf.COLUMNS_MAX - 1))
+                if 0 < axis < shelf.AXES_MAX:
+                    first = shelf.chunk_id(axis, 0)
+                    db.execute("DELETE FROM chunks WHERE id BETWEEN ? AND ?", (first, first + shelf.COLUMNS_MAX - 1))
                 db.execute("DELETE FROM axes WHERE id = ?", (axis,))
             place = self._first_place(db)
             # The configuration that was in force when the oldest readings were judged stays.
@@ -580,7 +591,8 @@ class History:
         for number in self._layouts.values():
             for table in ("axes", "blocks"):
                 row = db.execute(
-                    f"SELECT place_from FROM {table} WHERE layout = ? ORDER BY place_to LIMIT 1",  # noqa: S608 - ours
+                    f"SELECT place_from FROM {table} WHERE layout = ? AND typeof(place_from) = 'integer' "  # noqa: S608 - ours
+                    "ORDER BY place_to LIMIT 1",
                     (number,),
                 ).fetchone()
                 found += row or ()
@@ -707,6 +719,11 @@ def _before(moved: dict[str, tuple[int, int]], epoch: str, number: int, after: i
     """
     known = [moved[epoch]] if epoch in moved else moved.values()
     return max([after, *(batch for batch, _ in known if batch < number)])
+
+
+def _are_whole(*numbers: Any) -> bool:
+    """Whether columns that hold whole numbers have such: one flipped bit in the head of a row makes something else of them."""
+    return all(isinstance(each, int) for each in numbers)
 
 
 def _reach(ts: Ints) -> tuple[int, int]:

@@ -31,7 +31,18 @@ from edge_agent.store.committed import Committed, Page
 from edge_agent.store.ranges import Intervals
 from edge_agent.store.rows import Kept
 from edge_agent.store.stamps import Stamps
-from edge_agent.store.writer import NOTICE_ROW, Batch, Done, Grown, Moving, Work, Writer, first_beyond, whole_numbers
+from edge_agent.store.writer import (
+    NOTICE_ROW,
+    SIZE,
+    Batch,
+    Done,
+    Grown,
+    Moving,
+    Work,
+    Writer,
+    first_beyond,
+    whole_numbers,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -157,7 +168,8 @@ class Store:
             self._told_bytes = int(told.fetchone()[0])
             counted = self._counted()
             self._writer.counted(counted)
-            newer = self._reader.execute("SELECT total(bytes) FROM batches WHERE id > ?", (counted.batch,))
+            asked = f"SELECT total({SIZE}) FROM batches WHERE id > ?"  # noqa: S608 - ours
+            newer = self._reader.execute(asked, (counted.batch,))
             self._bytes = counted.size + int(newer.fetchone()[0])
         except disk.FAULTS as error:
             self._unreadable(error)
@@ -413,7 +425,13 @@ class Store:
         try:
             # In the commit thread: nothing is read while a damaged file is put aside.
             return await loop.run_in_executor(
-                self._thread, self._writer.to_move, (batch, seq), until or SEQ_MAX, most, dict(self._known), stamps
+                self._thread,
+                self._writer.to_move,
+                (batch, seq),
+                (self._last_batch, until or SEQ_MAX),
+                most,
+                dict(self._known),
+                stamps,
             )
         except disk.FAULTS as error:
             self._unreadable(error)
@@ -701,8 +719,9 @@ class Store:
         lost = self._forget(1, seq_to)
         self._open.drop_to = last
         if lost:
-            count = sum(b - a + 1 for a, b in lost)
-            self.put((), gaps=[Gap(GapCause.BUFFER_LIMIT, count, ts_from, ts_to, lost[0][0], lost[-1][1])])
+            count, wall = sum(b - a + 1 for a, b in lost), self._clock.wall_us()
+            begin, end = (each if _is_time(each) else wall for each in (ts_from, ts_to))
+            self.put((), gaps=[Gap(GapCause.BUFFER_LIMIT, count, begin, end, lost[0][0], lost[-1][1])])
             log.error("readings_dropped", cause="buffer_limit", rows=count)
 
     async def _drop_warnings(self, excess: int) -> None:
@@ -719,7 +738,8 @@ class Store:
         if lost:
             self.pending_count -= len(lost)
             self._done_changed = self._done_soon = True
-            since, until = (f(closed for _, closed in lost) for f in (min, max))
+            stamps = [closed for _, closed in lost if _is_time(closed)] or [self._clock.wall_us()]
+            since, until = min(stamps), max(stamps)
             self.put((), gaps=[Gap(GapCause.BUFFER_LIMIT, 0, since, until, lost[0][0], lost[-1][0])])
             log.error("warnings_dropped", cause="buffer_limit", warnings=len(lost))
 
@@ -881,7 +901,7 @@ class Store:
         due = (
             (last, closed)
             for first, last, closed in whole_numbers(found)
-            if self._done.count(first, last) <= last - first
+            if self._done.count(first, last) <= last - first and _is_time(closed)
         )
         return next((self._closed_us(last, closed) for last, closed in due), None)
 
@@ -1014,6 +1034,11 @@ class Store:
 def _near(ts: Any, sane: int) -> int:
     """A stamp of a damaged row, if it can be true."""
     return ts if isinstance(ts, int) and abs(ts - sane) < NEAR_US else sane
+
+
+def _is_time(us: int) -> bool:
+    """Whether a stamp (UTC µs) of a row that may be damaged can be written down."""
+    return 0 <= us < disk.NEVER_US
 
 
 @contextmanager

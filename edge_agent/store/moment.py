@@ -6,6 +6,7 @@ Rule: what is damaged is bad here (`missing`), never a value that holds; and wha
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import numpy as np
 
 from edge_agent.contract import CODE_MASK, Bools, Codes, Floats, Ints, Quality
 from edge_agent.records import Layout
-from edge_agent.store import shelf, stretch
-from edge_agent.store.reader import TIMED, Reader, reading
+from edge_agent.store import rows, shelf, stretch
+from edge_agent.store.reader import Reader, reading
 from edge_agent.store.rows import LATE, Kept
 from edge_agent.store.shelf import Piece, Position
 from edge_agent.store.stretch import Placed, Stretch
@@ -79,27 +80,30 @@ class Moment:
 
     def days(self, day_us: int) -> set[int]:
         """The days (their numbers, of this length) in which rows may lie; all others have none."""
-        found = self._spans(
-            f"DISTINCT ts_from / {day_us:d}, ts_to / {day_us:d}", day_us, f"ts_to - ts_from < {3 * day_us:d}"
-        )
+        short, long = f"ts_to - ts_from < {3 * day_us:d}", f"{shelf.TIMED} AND ts_to - ts_from >= {3 * day_us:d}"
+        found = self._spans(f"DISTINCT ts_from / {day_us:d}, ts_to / {day_us:d}", day_us, short)
         days = {day for first, last in found for day in range(first, last + 1)}
-        # A piece with rows of a clock that nobody had set reaches from 1970 to now, and between them is nothing.
-        for piece in self._pieces(None, f"{TIMED} AND ts_to - ts_from >= ?", (3 * day_us,)):
-            days |= set(np.unique(self._times(piece) // day_us).tolist())
-        return days
+        # A piece with rows of a clock that nobody had set reaches from 1970 to now, and between them is nothing; and so
+        # does one, or a batch, that says so since it is damaged.
+        stamps = [self._times(piece) for piece in self._pieces(None, long, ())]
+        if self._reader.journal is not None and not self._reader.stamps().spans:
+            for (number,) in self._reader.journal.execute(f"SELECT id FROM batches WHERE {long}").fetchall():  # noqa: S608 - ours
+                items = self._reader.items(number) or ()
+                stamps += [item.judged.frame.ts for item in items if isinstance(item, Kept)]
+        return days.union(*(np.unique(ts // day_us).tolist() for ts in stamps))
 
     def _spans(self, columns: str, unit_us: int = 1, which: str = "TRUE") -> list[tuple[Any, ...]]:
-        """columns: what to ask for, in these units. which: pieces of the history only."""
+        """columns: what to ask for, in these units. which: of pieces and batches, by what they say of their times."""
         found = []
         if self._reader.kept is not None:
             for table in ("axes", "blocks"):
-                asked = f"SELECT {columns} FROM {table} WHERE rows > 0 AND {TIMED} AND {which}"  # noqa: S608 - ours
+                asked = f"SELECT {columns} FROM {table} WHERE rows > 0 AND {shelf.TIMED} AND {which}"  # noqa: S608 - ours
                 found += self._reader.kept.execute(asked).fetchall()
         if self._reader.stamps().spans:  # its batches know the times before they were put right
             stamps = [judged.judged.frame.ts for _, judged in self._reader.frames(self._position)]
             found += [(int(ts.min()) // unit_us, int(ts.max()) // unit_us) for ts in stamps if len(ts)]
         elif self._reader.journal is not None:
-            asked = f"SELECT {columns} FROM batches WHERE ts_to > 0 AND {TIMED}"  # noqa: S608 - ours
+            asked = f"SELECT {columns} FROM batches WHERE ts_to > 0 AND {shelf.TIMED} AND {which}"  # noqa: S608 - ours
             found += self._reader.journal.execute(asked).fetchall()
         return found
 
@@ -161,7 +165,7 @@ class Moment:
 
     def _times(self, piece: Piece) -> Ints:
         """The stamps of a piece's rows; none where they cannot be read."""
-        axis = self._reader.axis(piece.id, "axes" if piece.chunks else "blocks")
+        axis = self._reader.axis(piece.id, _table(piece))
         return np.empty(0, dtype=np.int64) if axis is None else axis.ts
 
     # --- where it lies ------------------------------------------------------------------------------------------------
@@ -192,7 +196,7 @@ class Moment:
 
     def _is_silent(self, piece: Piece, signal: str, number: int) -> bool:
         """Whether the index says, and is sound, that a packed piece has no reading of a signal."""
-        if not piece.chunks or self._reader.kept is None:
+        if not piece.chunks or self._reader.kept is None or not 0 < piece.id < shelf.AXES_MAX:
             return False
         chunk = shelf.chunk_id(piece.id, self._layouts[piece.layout].signals.index(signal))
         row = self._reader.kept.execute(
@@ -212,7 +216,18 @@ class Moment:
         for table in ("axes", "blocks"):
             asked = f"SELECT {shelf.PIECE} FROM {table} WHERE layout IN ({its}) AND {when}"  # noqa: S608 - ours
             found += [_placed(Piece(table == "axes", *row)) for row in kept.execute(asked, values)]
-        return sorted(found, key=lambda piece: piece.place_from)
+        found.sort(key=_begin)
+        over = [piece for piece, after in pairwise(found) if piece.place_to >= after.place_from]
+        wrong = {piece for piece in over if not self._is_sound(piece)}
+        if not wrong:
+            return found
+        # All that such a piece reaches over would be read at once, and that may be years.
+        sound = [piece for piece in found if piece not in wrong]
+        return sorted([*sound, *(_between(piece, sound) for piece in wrong)], key=_begin)
+
+    def _is_sound(self, piece: Piece) -> bool:
+        row = self._reader.row(_table(piece), piece.id)
+        return row is not None and rows.sound(row)
 
     def _in_order(self, pieces: Sequence[Piece], signal: str | None = None) -> Iterator[Stretch | Lost]:
         """Pieces that are tangled, frame by frame in the order in which they were judged; perhaps one signal only."""
@@ -270,6 +285,23 @@ def _placed(piece: Piece) -> Piece:
     if all(isinstance(each, int) for each in (piece.place_from, piece.place_to, piece.ts_from)):
         return piece
     return piece._replace(place_from=0, place_to=NEVER, ts_from=0)
+
+
+def _between(piece: Piece, sound: Sequence[Piece]) -> Piece:
+    """A piece that cannot be read, where it must have stood: pieces of a layout are packed in order, and blocks come after them."""
+    its = [each for each in sound if each.layout == piece.layout]
+    before = [each.place_to for each in its if each.chunks and (not piece.chunks or each.id < piece.id)]
+    after = [each.place_from for each in its if piece.chunks and (not each.chunks or each.id > piece.id)]
+    first, last = max(before, default=-1) + 1, min(after, default=NEVER) - 1
+    return piece._replace(place_from=first, place_to=max(first, last))
+
+
+def _begin(piece: Piece) -> int:
+    return piece.place_from
+
+
+def _table(piece: Piece) -> str:
+    return "axes" if piece.chunks else "blocks"
 
 
 def _tangled(pieces: Sequence[Piece]) -> list[list[Piece]]:

@@ -20,7 +20,7 @@ import orjson
 from edge_agent.contract import SECOND_US, Codes, Floats, Ints
 from edge_agent.records import Command, Layout
 from edge_agent.store import disk, history, rows, shelf, stretch
-from edge_agent.store.reader import TIMED, Reader, reading
+from edge_agent.store.reader import Reader, reading
 from edge_agent.store.rows import Kept
 from edge_agent.store.shelf import NoHistory, Piece, Position
 from edge_agent.store.stretch import CELL_US, CELLS, Cells, Stretch
@@ -36,6 +36,7 @@ sums of chunks into those of an hour and more."""
 DAY_US = 86_400 * SECOND_US
 BATCHES_A_LOOK = 50
 EVENTS_A_LOOK = 1_000
+PLACE_MAX = 2**63 - 1
 _CRC = struct.Struct("<I")
 
 
@@ -134,7 +135,7 @@ class Past:
                 row
                 for order in ("ASC", "DESC")
                 for row in kept.execute(
-                    f"SELECT ts_from, ts_to FROM axes WHERE layout = ? AND rows > 0 AND {TIMED} ORDER BY place_to {order} LIMIT 1",  # noqa: S608
+                    f"SELECT ts_from, ts_to FROM axes WHERE layout = ? AND rows > 0 AND {shelf.TIMED} ORDER BY place_to {order} LIMIT 1",  # noqa: S608
                     (number,),
                 )
             ]
@@ -145,7 +146,7 @@ class Past:
         if (kept := self._reader.kept) is not None:
             layouts = self._reader.layouts()
             for number, first, last in kept.execute(
-                f"SELECT layout, min(ts_from), max(ts_to) FROM blocks WHERE rows > 0 AND {TIMED} GROUP BY layout"  # noqa: S608 - ours
+                f"SELECT layout, min(ts_from), max(ts_to) FROM blocks WHERE rows > 0 AND {shelf.TIMED} GROUP BY layout"  # noqa: S608 - ours
             ):
                 if number in layouts:
                     yield layouts[number], first, last
@@ -206,7 +207,11 @@ class Past:
         assert self._reader.kept is not None
         row = self._reader.kept.execute("SELECT cells FROM chunks WHERE id = ?", (number,)).fetchone()
         blob = row[0] if row else b""
-        if len(blob) <= _CRC.size or _CRC.unpack_from(blob)[0] != zlib.crc32(blob[_CRC.size :]):
+        if (
+            not isinstance(blob, bytes)
+            or len(blob) <= _CRC.size
+            or _CRC.unpack_from(blob)[0] != zlib.crc32(blob[_CRC.size :])
+        ):
             return b""
         return bytes(blob[_CRC.size :])
 
@@ -281,6 +286,7 @@ class Past:
                 self._reader.left_out += 1
             elif not position.has_seq(epoch, row[0]):
                 seq, machine, kind, closed, payload, _ = row
+                closed = history.closed_of(stamps, seq, closed)
                 yield Told(epoch, seq, machine, kind, closed, stamps.right_notice(payload, seq))
 
     def _kept_events(self, from_us: int, to_us: int, met: set[tuple[str, int]]) -> Iterator[Told]:
@@ -368,9 +374,10 @@ class Past:
         found = []
         for table in ("axes", "blocks"):
             row = self._reader.kept.execute(
+                # Up to the last number that there is: one that is damaged may be a text, which comes after all of them.
                 f"SELECT place_to, id FROM {table} INDEXED BY {table}_in_order "  # noqa: S608 - names of our own
-                "WHERE layout = ? AND place_to > ? ORDER BY place_to LIMIT 1",
-                (layout, after),
+                "WHERE layout = ? AND place_to > ? AND place_to <= ? ORDER BY place_to LIMIT 1",
+                (layout, after, PLACE_MAX),
             ).fetchone()
             if row is not None:
                 found.append((row[0], table, row[1]))

@@ -19,9 +19,6 @@ from edge_agent.store.shelf import NoHistory, Piece, Position
 from edge_agent.store.stamps import Stamps
 from edge_agent.store.stretch import Axis, Stretch
 
-TIMED = "typeof(ts_from) = 'integer' AND typeof(ts_to) = 'integer'"
-"""Of blocks, axes and batches, those that say from when to when: a damaged number may be anything."""
-
 
 class Reader:
     """Looks into both files. One thread at a time. Raises sqlite3.Error where a file cannot be read."""

@@ -35,6 +35,8 @@ CHECKED_MAX = 250_000_000
 COLUMN_BITS = 20
 """A chunk's number is its axis' number and its column."""
 COLUMNS_MAX = 1 << COLUMN_BITS
+AXES_MAX = 1 << (63 - COLUMN_BITS)
+"""The number of an axis lies below it, or its chunks would have none; one that says more is damaged."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (id INTEGER PRIMARY KEY, text TEXT, crc INTEGER);
 CREATE TABLE IF NOT EXISTS layouts (id INTEGER PRIMARY KEY, machine TEXT, signals TEXT, states TEXT, crc INTEGER);
@@ -92,6 +94,10 @@ class Piece(NamedTuple):
     """Of the journal, the last that the step took whose rows these are."""
 
 
+TIMED = " AND ".join(
+    f"typeof({each}) = 'integer' AND {each} BETWEEN 0 AND {disk.NEVER_US - 1}" for each in ("ts_from", "ts_to")
+)
+"""Of blocks, axes and batches, those that say from when to when: a damaged number may be anything."""
 PIECE = "id, layout, epoch, place_from, place_to, rows, ts_from, ts_to, t_to, batch"
 
 
@@ -194,7 +200,9 @@ def chunk_id(axis: int, column: int) -> int:
 
 def open_for_writing(folder: Path, wall: int, progress: disk.Progress = lambda: None) -> sqlite3.Connection:
     """Open or create. What is damaged is moved aside and saved row by row. Raises OSError when the disk refuses."""
-    path = folder / FILE
+    path, fresh = folder / FILE, folder / f"{FILE}.new"
+    if not path.exists() and fresh.exists():
+        fresh.replace(path)  # the end came between the two renames of `saved`
     try:
         try:
             db = _connect(path)
@@ -393,11 +401,14 @@ def guessed_position(db: sqlite3.Connection) -> Position:
     moved: dict[str, tuple[int, int]] = {}
     place = 0
     for table in ("axes", "blocks"):
-        asked = f"SELECT epoch, max(batch), max(place_to) FROM {table} GROUP BY epoch ORDER BY max(place_to)"  # noqa: S608
+        asked = (
+            f"SELECT epoch, max(batch), max(place_to) FROM {table} "  # noqa: S608
+            "WHERE typeof(batch) = 'integer' AND typeof(place_to) = 'integer' GROUP BY epoch ORDER BY max(place_to)"
+        )
         for epoch, batch, last in db.execute(asked):
             moved[epoch] = (max(moved.get(epoch, (0, 0))[0], batch), 0)
             place = max(place, last)
-    for epoch, seq in db.execute("SELECT epoch, max(seq) FROM events GROUP BY epoch"):
+    for epoch, seq in db.execute("SELECT epoch, max(seq) FROM events WHERE typeof(seq) = 'integer' GROUP BY epoch"):
         moved[epoch] = (moved.get(epoch, (0, 0))[0], seq)
     (last,) = db.execute("SELECT ifnull(max(id), 0) FROM commands").fetchone()
     return Position(max(place, int(last)) + 1, moved)

@@ -24,6 +24,8 @@ ROW_OVERHEAD = 200
 """bytes on disk that a batch takes beside its frames."""
 NOTICE_ROW = 60
 """bytes on disk that a notice takes beside its payload."""
+SIZE = f"length(frames) + {ROW_OVERHEAD}"
+"""bytes on disk of a batch. Not as its row says it (`bytes`): a damaged number would be counted with all others for ever."""
 PAGES_A_COMMIT = 4
 """of the log that a commit takes beside its frames, about."""
 NOTICES_A_MOVE = 2_000
@@ -125,7 +127,7 @@ class Writer:
         """
         snapshot = self._snapshot_batch()
         found = self.db.execute(
-            "SELECT id, seq_from, seq_to, bytes, ts_from, ts_to, closed, messages FROM batches "
+            f"SELECT id, seq_from, seq_to, {SIZE}, ts_from, ts_to, closed, messages FROM batches "  # noqa: S608 - ours
             "WHERE id < (SELECT max(id) FROM batches) ORDER BY id"
         )
         last, gone, seq_to, ts_from, ts_to = 0, 0, 0, 0, 0
@@ -152,11 +154,12 @@ class Writer:
         return found
 
     def to_move(
-        self, after: tuple[int, int], until: int, most: int, layouts: dict[int, Layout], stamps: Stamps
+        self, after: tuple[int, int], reach: tuple[int, int], most: int, layouts: dict[int, Layout], stamps: Stamps
     ) -> Moving:
-        """after: (batch, seq). until: the first number that stays."""
-        batches, size = [], 0
-        for (number,) in self.db.execute("SELECT id FROM batches WHERE id > ? ORDER BY id", (after[0],)):
+        """after: (batch, seq). reach: the last batch that there can be, and the first number that stays."""
+        batches, size, until = [], 0, reach[1]
+        asked = "SELECT id FROM batches WHERE id > ? AND id <= ? ORDER BY id"
+        for (number,) in self.db.execute(asked, (after[0], reach[0])):
             row = self._row("batches", number)
             if rows.sound(row):
                 if row[3] >= until:
@@ -193,8 +196,8 @@ class Writer:
         """One transaction. Returns by how many bytes all has grown."""
         batches, state, done, layouts = work.batches, work.state, work.done, work.layouts
         db = self.db
-        with disk.transaction(db):
-            grown = sum(self.write_batch(batch, state.epoch) for batch in batches)
+        with self._all_or_nothing():
+            grown = sum(self.write_batch(batch, state) for batch in batches)
             fresh = [number for number in layouts if number not in self._written_layouts]
             db.executemany("INSERT INTO layouts VALUES (?, ?, ?, ?, ?)", [_layout_row(n, layouts[n]) for n in fresh])
             told = sum(len(each._bytes) + NOTICE_ROW for batch in batches for each in batch.notices)  # noqa: SLF001
@@ -217,6 +220,17 @@ class Writer:
             self._move_log()
         return Grown(grown - freed, told - told_freed)
 
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """A transaction; what is remembered of the file is as before when it fails."""
+        before = self.judged_with, self._snapshot_seq, self._pruned_to
+        try:
+            with disk.transaction(self.db):
+                yield
+        except BaseException:
+            self.judged_with, self._snapshot_seq, self._pruned_to = before
+            raise
+
     def _move_log(self) -> None:
         """The log into the file. What was committed is so already; a file that cannot be synced is in doubt all the same."""
         try:
@@ -226,7 +240,8 @@ class Writer:
             if disk.is_unsynced(error):
                 self.doubt = error
 
-    def write_batch(self, batch: Batch, epoch: str) -> int:
+    def write_batch(self, batch: Batch, state: disk.State) -> int:
+        """state: how far the store comes with all of them. A batch with a higher number is damaged, and no snapshot stands behind it."""
         db = self.db
         size = 0
         if batch.items:
@@ -235,7 +250,7 @@ class Writer:
             stamps = [item.judged.frame.ts for item in batch.items if isinstance(item, Kept) and len(item.seqs)]
             plain = (
                 batch.number,
-                epoch,
+                state.epoch,
                 batch.seq_from,
                 batch.seq_to,
                 batch.messages,
@@ -249,9 +264,10 @@ class Writer:
             db.execute("INSERT OR REPLACE INTO batches VALUES (?,?,?,?,?,?,?,?,?,?,?)", (*plain, rows.checksum(*plain)))
         db.executemany("INSERT OR REPLACE INTO notices VALUES (?,?,?,?,?,?)", [each.row() for each in batch.notices])
         if batch.snapshot is not None:
-            newest = db.execute("SELECT ifnull(max(id), 0) FROM batches").fetchone()[0]
-            state, config = batch.snapshot
-            row = (1, newest, state, "")
+            asked = "SELECT ifnull(max(id), 0) FROM batches WHERE id <= ?"
+            newest = db.execute(asked, (state.last_batch,)).fetchone()[0]
+            judged, config = batch.snapshot
+            row = (1, newest, judged, "")
             db.execute("INSERT OR REPLACE INTO snapshot VALUES (?,?,?,?,?)", (*row, rows.checksum(*row)))
             if config != self.judged_with:
                 self._write_config(disk.JUDGED_WITH, config, "")
@@ -309,7 +325,8 @@ class Writer:
         for number, first, last, count in list(whole_numbers(found)):
             if not count or done.count(first, last) > last - first:
                 freed += _deleted(db, "id = ?", (number,))
-        self._pruned_to = snapshot
+        # At a start the history has not said yet how far it has come, and all that waits would be looked at again.
+        self._pruned_to = max(self._pruned_to, snapshot)
         return freed, sum(size for _, size in gone)
 
 
@@ -344,7 +361,7 @@ def first_beyond(db: sqlite3.Connection, seq: int) -> int:
 
 
 def _deleted(db: sqlite3.Connection, where: str, values: tuple[int, ...]) -> int:
-    found = db.execute(f"SELECT total(bytes) FROM batches WHERE {where}", values).fetchone()[0]  # noqa: S608 - ours
+    found = db.execute(f"SELECT total({SIZE}) FROM batches WHERE {where}", values).fetchone()[0]  # noqa: S608 - ours
     if found:
         db.execute(f"DELETE FROM batches WHERE {where}", values)  # noqa: S608
     return int(found)
