@@ -393,6 +393,27 @@ def killed_while_writing(folder: Path, after: int) -> list[tuple[str, int, bytes
     return [(epoch.decode(), int(seq), bytes.fromhex(text.decode())) for epoch, seq, text in whole]
 
 
+def test_the_log_does_not_grow_from_kill_to_kill(
+    tmp_path: Path, clock: StandingClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No run lasts until its own part of the log would be moved into the file."""
+    monkeypatch.setattr(disk, "CHECKPOINT_BYTES", 100_000)
+    folder, size = tmp_path / "store", []
+    for kill in range(40):
+        with open_store(folder, clock) as store:
+            store.use_layouts([LAYOUT])
+            for row in range(5):
+                store.put([frame(kill * 5 + row)])
+                store.put_snapshot(bytes(5_000), "{}")
+                commit(store)
+                clock.move(1_000_000)
+            copy = crashed(folder, tmp_path / f"copy-{kill}")
+        shutil.rmtree(folder)
+        copy.rename(folder)
+        size.append((folder / "journal.db-wal").stat().st_size)
+    assert max(size) < 300_000, size
+
+
 def test_twenty_kills_lose_nothing_and_give_no_number_twice(tmp_path: Path, clock: StandingClock) -> None:
     said: dict[int, bytes] = {}
     epochs = set()

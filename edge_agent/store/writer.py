@@ -110,8 +110,10 @@ class Writer:
         """The disk has failed to sync what is committed: the file must be copied."""
         self._folder = folder
         self._written_layouts = set(opened.layouts)
-        self._snapshot_seq = self._pruned_to = self._log_bytes = 0
-        """The first two are read of the file (`counted`); the bytes in its log, about."""
+        self._snapshot_seq = self._pruned_to = 0
+        """Read of the file (`counted`)."""
+        self._log_bytes = _log_size(folder)
+        """About. With what earlier runs have left in it: one that is killed before it has filled the log would let it grow for ever."""
 
     def counted(self, known: disk.Counted) -> None:
         """What the file says of its last snapshot; before anything is written."""
@@ -328,6 +330,12 @@ class Writer:
         # At a start the history has not said yet how far it has come, and all that waits would be looked at again.
         self._pruned_to = max(self._pruned_to, snapshot)
         return freed, sum(size for _, size in gone)
+
+
+def _log_size(folder: Path) -> int:
+    with contextlib.suppress(OSError):
+        return (folder / f"{disk.FILE}-wal").stat().st_size
+    return 0
 
 
 def _layout_row(number: int, layout: Layout) -> tuple[Any, ...]:
