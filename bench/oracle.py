@@ -73,10 +73,14 @@ class Pace:
             self._took.append((time.monotonic(), time.thread_time() - began))
             await asyncio.sleep(self.EVERY_S)
 
-    def slowness(self, began: float, ended: float) -> float:
-        """By how much slower than all the time it was between these (monotonic seconds); 1 where it was not."""
+    def usual(self) -> float:
+        """Over all the time."""
+        return middle(sorted(took for _, took in self._took))
+
+    def slowness(self, began: float, ended: float, usual: float) -> float:
+        """By how much slower than usual it was between these (monotonic seconds); 1 where it was not."""
         then = [took for at, took in self._took if began <= at <= ended]
-        return max(1.0, middle(sorted(then)) / middle(sorted(took for _, took in self._took))) if then else 1.0
+        return max(1.0, middle(sorted(then)) / usual) if then else 1.0
 
 
 # --- the parts ----------------------------------------------------------------------------------------------------------
@@ -619,7 +623,10 @@ def show(rig: Rig, found: Account, lost_by_broker: int, took_s: float) -> None:
     )
     if ready:
         starts = zip(rig.agent.began_s, rig.agent.ready_s, rig.agent.queued_s, strict=True)
-        own = sorted(max(0.0, all_ - queued) / rig.pace.slowness(began, began + all_) for began, all_, queued in starts)
+        usual, pace = rig.pace.usual(), rig.pace
+        own = sorted(
+            max(0.0, all_ - queued) / pace.slowness(began, began + all_, usual) for began, all_, queued in starts
+        )
         over = sum(each > READY_LIMIT_S for each in ready)
         print(
             f"  {len(ready)} starts, ready p50 {middle(ready):.2f} s, p99 {ready[len(ready) * 99 // 100]:.2f} s, "

@@ -202,12 +202,11 @@ class Line(asyncio.BufferedProtocol):
         start = at + HEAD_BYTES
         round_.plan.payload[block.offset : block.offset + block.size] = self._view[start : start + block.size]
         round_.outcomes[flight.number] = Outcome.OK
-        round_.stamps[flight.number] = self.clock.wall_us() - stood_still_us(
-            self._loop.time(), flight.deadline_s, self._wait_us
-        )
+        now_s = self._loop.time()
+        round_.stamps[flight.number] = self.clock.wall_us() - stood_still_us(now_s, flight.deadline_s, self._wait_us)
         self._last = flight.number
         if self.pipeline > 1:
-            self._answered.append((self._loop.time(), flight.number))
+            self._answered.append((now_s, flight.number))
         self.counts.answers += 1
         self.silent_streak, self.heard = 0, True
 

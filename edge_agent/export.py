@@ -32,6 +32,7 @@ from edge_agent.contract import SECOND_US, Bools, Codes, Floats, Ints, Quality
 from edge_agent.messages import topics as messages
 from edge_agent.plant import OWN
 from edge_agent.records import Layout
+from edge_agent.store import disk
 from edge_agent.store.moment import Moment, Rows, standing
 from edge_agent.store.past import Told, open_past
 
@@ -40,7 +41,6 @@ WARNINGS = "_warnings"
 """Beside the machines; readers of the readings pass over folders that begin so."""
 CSV, PARQUET = "csv", "parquet"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-NEVER_US = 253_402_300_800 * SECOND_US
 
 
 class NoExport(Exception):
@@ -56,7 +56,7 @@ class Wanted:
     machines: tuple[str, ...] = ()
     signals: tuple[str, ...] = ()
     from_us: int = 0
-    to_us: int = NEVER_US
+    to_us: int = disk.NEVER_US
 
     def machine(self, name: str) -> bool:
         if not self.machines:

@@ -84,13 +84,18 @@ def closed(folder: Path) -> list[int]:
         return [int(each) for (each,) in past._reader.kept.execute("SELECT closed FROM events ORDER BY id")]
 
 
-def test_an_event_of_before_the_clock_was_set_stands_at_the_right_time(tmp_path: Path) -> None:
-    one = Boot(tmp_path).begin()
+def put_right(folder: Path) -> tuple[Boot, int]:
+    """A run that told an event before its clock was set, and by how much (µs) that was put right."""
+    one = Boot(folder).begin()
     one.store.keep_for_history()
     one.store.put([], [event(1)])
     one.put(1)
     commit(one.store)
-    by = set_clock(one.store, one.clock)
+    return one, set_clock(one.store, one.clock)
+
+
+def test_an_event_of_before_the_clock_was_set_stands_at_the_right_time(tmp_path: Path) -> None:
+    one, by = put_right(tmp_path)
     one.number = 0
     one.put(5)
     one.store.put([], [event(2)])
@@ -101,12 +106,7 @@ def test_an_event_of_before_the_clock_was_set_stands_at_the_right_time(tmp_path:
 
 
 def test_an_event_that_was_put_right_is_found_at_the_right_time_before_it_is_moved_too(tmp_path: Path) -> None:
-    one = Boot(tmp_path).begin()
-    one.store.keep_for_history()
-    one.store.put([], [event(1)])
-    one.put(1)
-    commit(one.store)
-    by = set_clock(one.store, one.clock)
+    one, by = put_right(tmp_path)
     commit(one.store)
     for _ in range(2):
         with open_past(tmp_path) as past:

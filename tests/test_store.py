@@ -113,6 +113,12 @@ def crashed(folder: Path, copy: Path) -> Path:
     return copy
 
 
+def in_file(folder: Path, asked: str, *values: int) -> None:
+    """Change a row behind the store's back."""
+    with closing(sqlite3.connect(folder / journal.FILE)) as db, db:
+        db.execute(asked, values)
+
+
 # --- delivery -----------------------------------------------------------------------------------------------------
 
 
@@ -482,8 +488,7 @@ def test_a_row_that_lost_a_number_is_mended_and_ends_nothing(tmp_path: Path, har
             store.put([frame(number)], [event(number)])
             commit(store)
         key = "id" if harm.startswith("batches") else "seq"
-        with closing(sqlite3.connect(tmp_path / journal.FILE)) as db, db:
-            db.execute(f"UPDATE {harm} WHERE {key} = 2")
+        in_file(tmp_path, f"UPDATE {harm} WHERE {key} = 2")
         store.limit(1, 10**15, 1_000_000)
         for _ in range(3):
             due_of(store, 0, 99)
@@ -506,8 +511,7 @@ def test_a_time_that_nobody_can_write_down_ends_nothing(tmp_path: Path, column: 
         for number in range(1, 7):
             store.put([frame(number)], [event(number)])
             commit(store)
-        with closing(sqlite3.connect(tmp_path / journal.FILE)) as db, db:
-            db.execute(f"UPDATE {table} SET {name} = ? WHERE rowid = (SELECT min(rowid) FROM {table})", (wrong,))
+        in_file(tmp_path, f"UPDATE {table} SET {name} = ? WHERE rowid = (SELECT min(rowid) FROM {table})", wrong)
         assert store.status()["oldest"]
         store.limit(1, 10**15, 1_000_000)
         commit(store)
@@ -522,8 +526,7 @@ def test_a_damaged_size_of_a_batch_makes_no_other_yield(tmp_path: Path, wrong: i
         for number in range(1, 7):
             store.put([frame(number)])
             commit(store)
-        with closing(sqlite3.connect(tmp_path / journal.FILE)) as db, db:
-            db.execute("UPDATE batches SET bytes = ? WHERE id = 1", (wrong,))
+        in_file(tmp_path, "UPDATE batches SET bytes = ? WHERE id = 1", wrong)
         store.put_snapshot(b"", "")
         commit(store)
         store.delivered([1])
@@ -541,8 +544,7 @@ def test_a_damaged_number_of_a_batch_hides_none_that_comes_later_from_a_restart(
         for number in range(1, 4):
             store.put([frame(number)])
             commit(store)
-        with closing(sqlite3.connect(tmp_path / journal.FILE)) as db, db:
-            db.execute("UPDATE batches SET id = ? WHERE id = 3", (FAR,))
+        in_file(tmp_path, "UPDATE batches SET id = ? WHERE id = 3", FAR)
         store.put_snapshot(b"then", "")
         store.put([frame(4)])
         commit(store)

@@ -102,7 +102,8 @@ def _source(arguments: argparse.Namespace) -> tuple[Path, str]:
 
 def _wanted(arguments: argparse.Namespace, agent: str) -> "Wanted":
     from edge_agent import lake
-    from edge_agent.export import CSV, NEVER_US, PARQUET, Wanted
+    from edge_agent.export import CSV, PARQUET, Wanted
+    from edge_agent.store.disk import NEVER_US
 
     form = arguments.format or (PARQUET if lake.is_here() and not str(arguments.out).endswith(".csv") else CSV)
     begin = 0 if arguments.begin is None else time_us("--from", arguments.begin)

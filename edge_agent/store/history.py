@@ -94,7 +94,7 @@ class _Open:
     t_to: int = 0
 
     def add(self, count: int, ts_from: int, ts_to: int, t_to: int) -> None:
-        if not (_are_whole(count, ts_from, ts_to, t_to) and ts_from >= 0 and ts_to < disk.NEVER_US):
+        if not (rows.are_whole(count, ts_from, ts_to, t_to) and ts_from >= 0 and ts_to < disk.NEVER_US):
             count = 0  # damaged, and nothing of it is believed; it goes with those beside it
         if count:
             self.t_to = max(self.t_to, t_to)
@@ -255,7 +255,7 @@ class History:
         """The highest number that a row uses; one that is damaged counts for nothing."""
         asked = f"SELECT max({column}) FROM {table}"  # noqa: S608 - names of our own
         (found,) = self._file.execute(asked).fetchone()
-        if found is not None and not _are_whole(found):
+        if found is not None and not rows.are_whole(found):
             (found,) = self._file.execute(f"{asked} WHERE typeof({column}) = 'integer'").fetchone()
         return int(found or 0)
 
@@ -538,11 +538,11 @@ class History:
         newest = self._newest(db)
         before = self._clock.wall_us() - self.keep_us
         found = db.execute("SELECT id, ts_to, t_to FROM axes ORDER BY id LIMIT ?", (AXES_AT_ONCE * 4,)).fetchall()
-        known = [row for row in found if _are_whole(*row)]
+        known = [row for row in found if rows.are_whole(*row)]
         old = [axis for axis, ts_to, t_to in known if ts_to < before and t_to < newest - self.keep_us]
         if old:
             # What lost its times is as old as what came after it.
-            old += [row[0] for row in found if row[0] < old[-1] and not _are_whole(*row)]
+            old += [row[0] for row in found if row[0] < old[-1] and not rows.are_whole(*row)]
             self._drop_axes(sorted(old)[:AXES_AT_ONCE])
             return True
         row = db.execute(f"SELECT ts_from FROM axes WHERE {shelf.TIMED} ORDER BY id LIMIT 1").fetchone()  # noqa: S608 - ours
@@ -719,11 +719,6 @@ def _before(moved: dict[str, tuple[int, int]], epoch: str, number: int, after: i
     """
     known = [moved[epoch]] if epoch in moved else moved.values()
     return max([after, *(batch for batch, _ in known if batch < number)])
-
-
-def _are_whole(*numbers: Any) -> bool:
-    """Whether columns that hold whole numbers have such: one flipped bit in the head of a row makes something else of them."""
-    return all(isinstance(each, int) for each in numbers)
 
 
 def _reach(ts: Ints) -> tuple[int, int]:

@@ -52,6 +52,11 @@ def sound(row: tuple[Any, ...]) -> bool:
     return bool(checksum(*row[:-1]) == row[-1])
 
 
+def are_whole(*numbers: Any) -> bool:
+    """Whether columns that hold whole numbers have such: one flipped bit in the head of a row makes something else of them."""
+    return all(isinstance(each, int) for each in numbers)
+
+
 def packed(item: Kept | Command) -> bytes:
     if isinstance(item, Command):
         plain = orjson.dumps(asdict(item))

@@ -346,7 +346,7 @@ def _layout_row(number: int, layout: Layout) -> tuple[Any, ...]:
 def whole_numbers(found: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
     """Rows of whole numbers. Raises sqlite3.DatabaseError where one has something else: its file is damaged, and is mended."""
     for row in found:
-        if not all(isinstance(each, int) for each in row):
+        if not rows.are_whole(*row):
             raise sqlite3.DatabaseError("a row of the journal has something else where a number must be")
         yield row
 

@@ -30,7 +30,6 @@ AT_ONCE, WAITING_MAX = 2, 8
 """Readers of the history at one time, and how many more may wait for them."""
 EVENTS_MAX = 20_000
 """Warning events of the plant, from the period's begin on, that are looked through for one trend."""
-NEVER_US = 253_402_300_800 * SECOND_US
 WARNINGS_MAX = 500
 PIECES_MAX = 240
 """Hours of the history whose rows are looked at to tell what held from what nobody watched; beyond that it is not said."""
@@ -185,7 +184,7 @@ def _events(past: Past, machine: str, signal: str, period: Period) -> tuple[list
     A warning that has part of the period has an event in it, or is ended by one after it, however late, or stands now.
     """
     found: list[dict[str, Any]] = []
-    for number, told in enumerate(past.events(period.from_us, NEVER_US, ("warnings",))):
+    for number, told in enumerate(past.events(period.from_us, disk.NEVER_US, ("warnings",))):
         if number >= EVENTS_MAX:
             return found, False
         event = _parsed(told) if told.machine == machine else None

@@ -24,8 +24,8 @@ export function signalView(machine, name, now) {
   const back = h("a", { class: "back", href: machine ? `/machines/${encodeURIComponent(machine.name)}` : "/" }, "‹ ", machine?.title ?? say("machine.back"));
   if (!signal) return { elements: [back, h("p", { class: "calm" }, say("machine.gone"))], show() {}, tick() {} };
 
-  // A period that ends now follows the clock; another stays where it is.
   const names = signal.names ?? {};
+  // A period that ends now follows the clock; another stays where it is.
   let length = DAY;
   let end = null;
   let chose = false;
