@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -54,7 +54,9 @@ from edge_agent.store.journal import FILE as STORE_FILE
 from edge_agent.store.journal import WAITING_MAX, Store, open_store
 from edge_agent.store.notes import DeviceNotes
 from edge_agent.timekeeping import STEP_US, Change, Timekeeper
-from edge_agent.web.app import Web, open_web
+
+if TYPE_CHECKING:
+    from edge_agent.web.app import Web
 
 log = structlog.get_logger(__name__)
 
@@ -445,6 +447,8 @@ class _Agent:
         stack.push_async_callback(self._close_brokers)
         self.broker_url = await self._broker_of(self.config)
         if self.config.web is not None:
+            from edge_agent.web.app import open_web  # noqa: PLC0415  # a tenth of the start, and not each agent has a page
+
             web = await stack.enter_async_context(
                 open_web(
                     self.config.web.host,

@@ -36,7 +36,7 @@ class PointSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     address: str
-    unit: int = Field(1, ge=0, le=255)
+    unit: int = Field(1, ge=0, le=255, strict=True)
     word_order: Order = "big"
     sentinel: list[int] = []
 
@@ -318,6 +318,87 @@ def test_a_type_that_nobody_uses_is_checked_all_the_same(tmp_path: Path) -> None
 def test_an_unused_connection_is_a_note(tmp_path: Path) -> None:
     notes = loaded(tmp_path, f"{HEAD}  d: {{driver: fake, url: y}}\n{MACHINES}").notes
     assert [note.split(": ", 1)[1] for note in notes] == ["connections.d: no signal uses this connection"]
+
+
+SISTERS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, {}),
+    ({}, {"connection": "like_c"}),
+    ({}, {"connection": "of_unit_9"}),
+    ({}, {"connection": "little"}),
+    ({}, {"connection": "nowhere"}),
+    ({}, {"type": "other"}),
+    ({"every": "1s"}, {}),
+    ({}, {"every": "5s"}),
+    ({"every": "1s"}, {"every": "5s"}),
+    ({}, {"every": "30s"}),  # longer than the type's `stale`
+    ({"unit": 1}, {"unit": 7}),
+    ({"unit": 1}, {"unit": True}),
+    ({}, {"unit": 300}),
+    ({"unit": 1}, {}),
+    ({"unit": 1}, {"unit": None}),
+    ({}, {"word_order": "middle"}),
+    ({"states": {"run": "p > 1"}}, {"states": {"run": "p > 2"}}),
+    ({"states": {"run": "p > 1"}}, {"states": {"idle": "p > 1"}}),  # of the norm of w there is no such state
+    ({"states": {"run": "p > 1"}}, {}),
+    ({"signals": {"more": {"address": "y"}}}, {"signals": {"p": {"norm": {"warning": {"low": 0}}}}}),
+    ({"signals": {"more": {"address": "y"}}}, {}),  # the formula of s has lost what it uses
+    ({"signals": {"q": {"address": "x", "every": "3s"}}}, {"signals": {"q": {"connection": "little"}}}),
+    ({"signals": {"t": {"connection": "c"}}}, {}),
+]
+"""Two machines of a type, by what they say themselves."""
+OF_A_TYPE = {
+    "p": {"address": "x", "norm": {"warning": {"low": 1, "high": 2}, "deadband": "2%"}},
+    "q": {"address": "y", "unit": "bar", "norm": {"stale": "20s"}, "advice": "look"},
+    "r": {"formula": "p + 1"},
+    "t": {"address": "z", "connection": "of_unit_9", "every": "2s"},
+    "v": {"address": "z", "sentinel": [7]},
+}
+OF_SOME: dict[str, Any] = {
+    "nothing": {},
+    "formula": {"s": {"formula": "p + more"}},
+    "state": {"w": {"address": "x", "norm": {"by_state": {"run": {"warning": {"high": 3}}}}}},
+    "fault": {"p": {"address": "x", "tilte": "P"}},
+}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("some", OF_SOME)
+@pytest.mark.parametrize("sisters", SISTERS)
+def test_a_machine_of_a_type_is_what_it_would_be_without_its_sisters(
+    tmp_path: Path, sisters: tuple[dict[str, Any], dict[str, Any]], some: str, turned: bool
+) -> None:
+    head = {
+        "agent": {"id": "a", "language": "nl"},
+        "mqtt": {"url": "mqtt://b"},
+        "connections": {
+            "c": {"driver": "fake", "url": "x"},
+            "like_c": {"driver": "fake", "url": "y"},
+            "of_unit_9": {"driver": "fake", "url": "y", "unit": 9},
+            "little": {"driver": "fake", "url": "x", "word_order": "little"},
+        },
+        "types": {
+            "kind": {"signals": OF_A_TYPE | OF_SOME[some]},
+            "other": {"signals": OF_A_TYPE | {"p": {"address": "q"}}},
+        },
+    }
+    machines = {
+        f"m{number}": {"type": "kind", "connection": "c", **sister}
+        for number, sister in enumerate(reversed(sisters) if turned else sisters)
+    }
+
+    def made(these: dict[str, Any]) -> tuple[dict[str, MachineConfig], set[tuple[str, str]]]:
+        (tmp_path / "f.yaml").write_text(json.dumps(head | {"machines": these}))
+        try:
+            return config.load(tmp_path / "f.yaml", FAKE).config.machines, set()
+        except ConfigErrors as error:
+            return {}, {(each.path, each.text) for each in error.errors}
+
+    alone = [made({name: machine}) for name, machine in machines.items()]
+    together, faults = made(machines)
+    assert bool(faults) == any(found for _, found in alone)
+    assert faults <= set().union(*(found for _, found in alone))
+    if not faults:
+        assert together == {name: machine for found, _ in alone for name, machine in found.items()}
 
 
 # --- norms ---

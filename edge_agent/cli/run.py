@@ -38,7 +38,10 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import asyncio
     import gc
+    import sys
 
+    # structlog takes it in for tracebacks that are not ours, wherever some other package has brought it: a tenth of the start.
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
     gc.disable()  # nothing that is made before the agent is ready is garbage; it sees to the rest
     from edge_agent import agent, clock, service
 

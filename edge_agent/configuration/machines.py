@@ -9,7 +9,7 @@ from edge_agent.configuration import signals, words
 from edge_agent.configuration.lines import Lines
 from edge_agent.configuration.nouns import MachineConfig, SignalConfig
 from edge_agent.configuration.report import MISSING, Model, Part, Report
-from edge_agent.configuration.signals import Scope
+from edge_agent.configuration.signals import Made, Scope
 from edge_agent.contract import is_attribute
 from edge_agent.yamlfile import Table
 
@@ -62,9 +62,9 @@ def are_for_recordings(machines: Mapping[str, MachinePart]) -> bool:
 
 
 def resolved(
-    report: Report, name: str, machine: MachinePart, lines: Lines, language: str, *, recordings: bool
+    report: Report, name: str, machine: MachinePart, lines: Lines, language: str, made: Made, *, recordings: bool
 ) -> MachineConfig | None:
-    """The machine with all its signals; None, with its faults noted, when it cannot be made."""
+    """The machine with all its signals; None, with its faults noted, when it cannot be made. made: see Scope."""
     part = machine.part
     parts = _signals(report, part)
     if part.table.get("signals") is None and machine.typed:
@@ -73,7 +73,7 @@ def resolved(
         report.add(part.value("signals"), "there is no signal", "nothing", "one signal or more")
     about = _machine_words(report, words.MachineFile, part, _inherited(part, parts, lines))
     states = _states(report, part, parts)
-    scope = Scope(part, tuple(parts), states, about.every if about else 0, language, recordings)
+    scope = Scope(part, tuple(parts), states, about.every if about else 0, language, recordings, made)
     own = machine.own.part("signals")
     found = {key: signals.resolved(report, key, (own.part(key), one), scope, lines) for key, one in parts.items()}
     _refuse_circles(report, parts)

@@ -18,6 +18,7 @@ from edge_agent.configuration.nouns import (
     WebConfig,
 )
 from edge_agent.configuration.report import MISSING, Model, Part, Report, Spot
+from edge_agent.configuration.signals import Made
 from edge_agent.yamlfile import Place, Table, shown_under
 
 STATE_DIRECTORY = "STATE_DIRECTORY"
@@ -49,8 +50,9 @@ def resolved(report: Report, root: Table, registry: plugins.Plugins) -> Config |
         report.add(top.key("connections"), "there is no connection", "nothing", "one connection or more")
     mqtt = _mqtt(report, top, agent) if "mqtt" in root else None
     language = agent.language if agent else "en"
+    made: Made = {}
     found = {
-        name: machines.resolved(report, name, part, lines, language, recordings=recordings)
+        name: machines.resolved(report, name, part, lines, language, made, recordings=recordings)
         for name, part in parts.items()
     }
     lines.note_unused()

@@ -1,7 +1,8 @@
 """Signals: where each one's values come from, what its driver knows of it, and its norm."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
@@ -27,9 +28,15 @@ OF_VALUES = ("every", "scale", "offset", "current_loop", "unit", "map", "valid",
 """Keys that would be ignored in silence at a text."""
 
 
+Made = dict[Hashable, Callable[..., SignalConfig]]
+"""Signals, whole but for their `connection`, by all else that makes them: fifty machines of a type have the
+same hundred signals.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The machine around a signal. language: that of advice without one."""
+    """The machine around a signal. language: that of advice without one. made: what its sisters have had checked."""
 
     part: Part
     signals: tuple[str, ...]
@@ -37,6 +44,7 @@ class Scope:
     every_us: int
     language: str
     recordings: bool
+    made: Made
 
 
 def resolved(report: Report, name: str, layers: norms.Layers, scope: Scope, lines: Lines) -> SignalConfig | None:
@@ -46,17 +54,19 @@ def resolved(report: Report, name: str, layers: norms.Layers, scope: Scope, line
     connection = _connection(report, part, scope, lines) if source == "address" else None
     # Without a good connection the driver may be clear all the same, and with it what else is wrong here.
     driver = lines.driver_of(connection) if connection else lines.only_driver()
+    line = lines.section.part(connection) if connection else None
+    same = _all_that_makes_it(name, part, scope, driver, line)
+    if made := scope.made.get(same):
+        return made(connection=connection)
     about = checked_words(report, part, _driver_keys(source, driver, lines))
-    point = None
-    if driver and source == "address":
-        holder = lines.section.part(connection) if connection else None
-        point = _point(report, part, scope, driver, holder)
+    point = _point(report, part, scope, driver, line) if driver and source == "address" else None
     if source is None or about is None:
         return None
     _check_idle(report, part, source, is_attribute(point))
     _check_sense(report, part, about, scope)
     every_us = about.every if about.every is not None else scope.every_us
-    return SignalConfig(
+    made = partial(
+        SignalConfig,
         name=name,
         title=about.title or "",
         unit=about.unit or "",
@@ -68,7 +78,6 @@ def resolved(report: Report, name: str, layers: norms.Layers, scope: Scope, line
         valid_high=about.valid.high if about.valid else None,
         every_us=every_us,
         every_written="every" in part.table or (source != "formula" and "every" in scope.part.table),
-        connection=connection,
         point=point,
         formula=about.formula,
         column=(about.column or name) if source == "column" else None,
@@ -77,6 +86,23 @@ def resolved(report: Report, name: str, layers: norms.Layers, scope: Scope, line
             report, tuple(layer.part("norm") for layer in layers), about.norm or NO_NORM, scope.states, every_us
         ),
     )
+    scope.made[same] = made
+    return made(connection=connection)
+
+
+def _all_that_makes_it(name: str, part: Part, scope: Scope, driver: Driver | None, line: Part | None) -> Hashable:
+    """Equal where signals are the same but for their connection. Where a machine lays nothing over a signal of its type,
+    the table is the type's own; tables live as long as the file is worked on.
+    """
+    machine = (scope.every_us, "every" in scope.part.table, scope.states, scope.signals, scope.language)
+    # As text: 1 and true are not the same here.
+    inherited = [
+        repr(holder.table[key]) if key in holder.table else None
+        for key in (driver.inherited if driver else ())
+        for holder in (line, scope.part)
+        if holder
+    ]
+    return id(part.table), name, driver and driver.Address, machine, scope.recordings, tuple(inherited)
 
 
 def checked_words(report: Report, part: Part, driver_keys: Collection[str] | None) -> SignalFile | None:

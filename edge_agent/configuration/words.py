@@ -360,7 +360,7 @@ def later(default: Any, description: str, *, off: tuple[Any, ...] = (None, False
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
 
 class SecretRef(_Part):
