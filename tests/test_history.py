@@ -34,7 +34,7 @@ from edge_agent.store.shelf import NoHistory
 from edge_agent.store.stamps import marked
 from edge_agent.store.stretch import Placed
 from tests.conftest import ROOT, StandingClock
-from tests.test_store import commit, crashed, due_of, event
+from tests.test_store import commit, crashed, due_of, event, misspelt, remade
 
 SECOND = 1_000_000
 BEAT_US = 10 * SECOND
@@ -727,6 +727,25 @@ def in_history(folder: Path, *asked: str) -> None:
     with contextlib.closing(sqlite3.connect(folder / shelf.FILE)) as db, db:
         for each in asked:
             db.execute(each)
+
+
+def test_a_changed_word_of_what_made_a_table_costs_nothing(tmp_path: Path, clock: StandingClock) -> None:
+    """The name or the kind of a column, by one bit: sqlite may still read the file, and find nothing under the right name."""
+    kept, folder = tmp_path / "kept", tmp_path / "data"
+    with Room(kept, clock) as room:
+        room.turns(5)
+        put = list(room.put)
+    words = list(misspelt(kept / shelf.FILE))
+    assert len(words) > 120
+    for table, sql in words:
+        shutil.copytree(kept, folder)
+        remade(folder / shelf.FILE, table, sql)
+        with Room(folder, clock) as room:
+            room.beats(10)
+            assert room.move() or room.move(), (sql, room.history.fault)
+            put_now = put + room.put
+        assert read(folder) == put_now, sql
+        shutil.rmtree(folder)
 
 
 WRONG = ("NULL", "'abc'", "x'00'", "1.5", str(2**62), str(-(2**62)))

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,24 @@ def crashed(folder: Path, copy: Path) -> Path:
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(folder, copy)
     return copy
+
+
+def misspelt(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(table, what makes it): each word behind the name of each table with one bit changed, so that it is a word still or none."""
+    with closing(sqlite3.connect(path)) as db:
+        made = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'").fetchall()
+    for table, sql in made:
+        for word in re.finditer(r"\w+", sql[sql.index("(") :]):
+            for bit in (0x01, 0x80):
+                spot = sql.index("(") + word.end() - 1
+                yield table, sql[:spot].encode() + bytes([ord(sql[spot]) ^ bit]) + sql[spot + 1 :].encode()
+
+
+def remade(path: Path, table: str, sql: bytes) -> None:
+    """The file says that this has made the table."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("PRAGMA writable_schema=ON")
+        db.execute("UPDATE sqlite_master SET sql = CAST(? AS TEXT) WHERE name = ?", (sql, table))
 
 
 def in_file(folder: Path, asked: str, *values: int) -> None:

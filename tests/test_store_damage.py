@@ -22,7 +22,7 @@ from edge_agent.store.committed import Committed
 from edge_agent.store.disk import FILE
 from edge_agent.store.journal import Store, open_store
 from tests.conftest import ROOT, StandingClock
-from tests.test_store import LAYOUT, WALL, commit, crashed, due_of, event, frame, payloads
+from tests.test_store import LAYOUT, WALL, commit, crashed, due_of, event, frame, misspelt, payloads, remade
 
 DAMAGES = int(os.environ.get("DAMAGES") or 5000)
 """In all (make soak: 100,000). SEED: where their seeds begin."""
@@ -193,6 +193,24 @@ def test_damage_that_comes_while_the_store_runs_is_mended_and_counted(tmp_path: 
         gaps = [json.loads(each.payload(late=False)) for each in found if each.kind == "gaps" and each.seq not in due]
         assert sum(each["count"] for each in gaps) + len(old) == len(due)
         assert any(each.kind == "measurements" and each.seq not in due for each in found)
+
+
+def test_a_changed_word_of_what_made_a_table_costs_nothing(memory: Path) -> None:
+    """The name or the kind of a column, by one bit: sqlite may still read the file, and find nothing under the right name."""
+    due = filled(memory / "kept")
+    words = list(misspelt(memory / "kept" / FILE))
+    assert len(words) > 60
+    for table, sql in words:
+        shutil.copytree(memory / "kept", memory / "s")
+        remade(memory / "s" / FILE, table, sql)
+        with open_store(memory / "s", StandingClock()) as store:
+            store.use_layouts([LAYOUT])
+            found = payloads(drained(store))
+            told = [payload for seq, payload in found.items() if seq not in due]
+            assert {seq: found.get(seq) for seq in due} == due, sql
+            # A gap that says when it was, and that nothing was lost.
+            assert [json.loads(each)["count"] for each in told] in ([], [0]), sql
+        shutil.rmtree(memory / "s")
 
 
 def test_rows_that_vanished_without_a_trace_are_found_and_counted(tmp_path: Path, clock: StandingClock) -> None:

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,8 @@ def _prepared(db: sqlite3.Connection, path: Path) -> tuple[State | None, dict[in
         (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise Damaged(str(verdict))
+    if version > 0:
+        check_tables(db, SCHEMA)
     if version == 0:
         db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
     db.executescript(f"BEGIN IMMEDIATE; {LATER_SCHEMA} COMMIT")
@@ -549,8 +552,7 @@ def rebuilt(
     marker = read_marker(folder)
     try:
         with contextlib.closing(connect(fresh)) as db, contextlib.closing(connect(path)) as old:
-            # Without it sqlite refuses a file that was cut off as a whole.
-            old.execute("PRAGMA writable_schema=ON")
+            unlocked(old, SCHEMA + LATER_SCHEMA)
             # Nobody looks at the new file before all of it is on disk: no log, and one sync at the end.
             db.executescript(f"PRAGMA page_size={PAGE_BYTES}; PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF")
             db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {LATER_SCHEMA} PRAGMA user_version = {FORMAT}")
@@ -611,8 +613,8 @@ class _Saved:
 
 def _saved(db: sqlite3.Connection, old: sqlite3.Connection, progress: Progress) -> _Saved:
     found = _Saved()
-    for table, key in KEYS.items():
-        for row in readable(old, table, key):
+    for table in KEYS:
+        for row in readable(old, table):
             progress()
             try:
                 _note(found, table, row)
@@ -651,14 +653,64 @@ def _note(found: _Saved, table: str, row: tuple[Any, ...]) -> None:
             found.batch, found.seq = max(found.batch, row[0]), max(found.seq, row[3])
 
 
-def readable(db: sqlite3.Connection, table: str, key: str = "id") -> Iterator[tuple[Any, ...]]:
+Columns = tuple[tuple[bytes, bytes, int], ...]
+
+
+def check_tables(db: sqlite3.Connection, schema: str) -> None:
+    """Raises Damaged where a table is not as the schema makes it: one changed byte in the words that made it, and they most
+    often still make one, in which nothing is found under the names that it should have. sqlite's own check passes it.
+    """
+    for table, columns in _columns_of(schema).items():
+        if _columns(db, table) != columns:
+            raise Damaged(f"the columns of {table} are not as they were made")
+
+
+@cache
+def _columns_of(schema: str) -> dict[str, Columns]:
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(schema)
+        tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        return {table: _columns(db, table) for (table,) in tables}
+
+
+def _columns(db: sqlite3.Connection, table: str) -> Columns:
+    """(name, kind, place in the key). Damaged ones need not be text."""
+    asked = "SELECT CAST(name AS BLOB), CAST(type AS BLOB), pk FROM pragma_table_info(?) ORDER BY cid"
+    return tuple(db.execute(asked, (table,)))
+
+
+def unlocked(old: sqlite3.Connection, schema: str) -> None:
+    """Let a damaged file be read in spite of what it says of itself: a file that was cut off, and tables whose own words are
+    damaged. Nothing of it is changed: what is written here ends with the connection.
+    """
+    old.execute("PRAGMA writable_schema=ON")
+    with contextlib.suppress(*FAULTS), contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(schema)
+        its = db.execute("SELECT sql, name FROM sqlite_master WHERE type = 'table'").fetchall()
+        old.execute("BEGIN")
+        old.executemany("UPDATE sqlite_master SET sql = ? WHERE type = 'table' AND name = ?", its)
+        old.execute("PRAGMA writable_schema=RESET")  # reads it anew
+    with contextlib.suppress(*FAULTS):
+        old.execute("PRAGMA writable_schema=ON")
+
+
+def readable(db: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
     """Every sound row that can be reached from either end, each read by itself: a bad page costs only what is on it.
 
-    key: the first column.
+    What the columns are called, and that the first one is the row's number, is said here: the file may say it wrong.
     """
+    columns: Columns = ()
+    with contextlib.suppress(*FAULTS):
+        columns = _columns(db, table)
+    places = ",".join(f"c{place}" for place in range(len(columns)))
+    asked = f"WITH t (id, {places}) AS (SELECT rowid, * FROM {table}) SELECT * FROM t"  # noqa: S608 - names of our own
+
+    def whole(row: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (row[0], *row[2:])
+
     last: Any = None
     with contextlib.suppress(*FAULTS):  # as far as it can be read in one go, which is much faster
-        for row in db.execute(f"SELECT * FROM {table} ORDER BY {key}"):  # noqa: S608
+        for row in map(whole, db.execute(f"{asked} ORDER BY id")):
             if rows.sound(row):
                 yield row
             last = row[0]
@@ -666,16 +718,16 @@ def readable(db: sqlite3.Connection, table: str, key: str = "id") -> Iterator[tu
     numbers: set[Any] = set()
     for order in ("ASC", "DESC"):
         with contextlib.suppress(*FAULTS):
-            after = "" if last is None else f"WHERE {key} > {last:d}"
-            for (number,) in db.execute(f"SELECT {key} FROM {table} {after} ORDER BY {key} {order}"):  # noqa: S608
+            after = "" if last is None else f"WHERE rowid > {last:d}"
+            for (number,) in db.execute(f"SELECT rowid FROM {table} {after} ORDER BY rowid {order}"):  # noqa: S608
                 if order == "DESC" and number in numbers:
                     break
                 numbers.add(number)
     for number in sorted(each for each in numbers if isinstance(each, int)):
         with contextlib.suppress(*FAULTS):
-            row = db.execute(f"SELECT * FROM {table} WHERE {key} = ?", (number,)).fetchone()  # noqa: S608
-            if row is not None and rows.sound(row):
-                yield row
+            for row in map(whole, db.execute(f"{asked} WHERE id = ?", (number,))):
+                if rows.sound(row):
+                    yield row
 
 
 def _counted(found: _Saved, marker: State | None, known: State | None) -> tuple[State, list[tuple[int, int]]]:

@@ -243,6 +243,8 @@ def _prepared(db: sqlite3.Connection, path: Path) -> None:
         (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise disk.Damaged(str(verdict))
+    if version > 0:
+        disk.check_tables(db, SCHEMA)
     if version == 0:
         db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
     while 0 < version < FORMAT:
@@ -337,7 +339,7 @@ def saved(folder: Path, wall: int, fault: str, progress: disk.Progress = lambda:
     _room(path, fault)
     try:
         with contextlib.closing(_connect(fresh)) as db, contextlib.closing(disk.connect(path)) as old:
-            old.execute("PRAGMA writable_schema=ON")
+            disk.unlocked(old, SCHEMA)
             db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
             count = sum(_copied(db, old, table, progress) for table in TABLES)
             # Nobody can read a column without its axis.
