@@ -286,3 +286,13 @@ def test_help_and_version_answer_at_once() -> None:
             assert done.returncode == 0
             assert "edge-agent" in done.stdout
         assert min(took) < 0.5
+
+
+def test_run_keeps_from_structlog_what_it_does_not_need_and_from_nobody_else(tmp_path: Path) -> None:
+    """A third party's driver may want it."""
+    for part in ("__init__", "console", "traceback", "pretty"):
+        (tmp_path / "rich").mkdir(exist_ok=True)
+        (tmp_path / "rich" / f"{part}.py").write_text("Console = Traceback = object\n")
+    code = "from edge_agent.cli.run import import_structlog as it; it(); import structlog, rich.console; print(structlog.dev.rich)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("None\n", "")

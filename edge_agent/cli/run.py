@@ -35,14 +35,24 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def import_structlog() -> None:
+    """Without rich, which it takes in wherever another package has brought it: a tenth of a start, for tracebacks not ours."""
+    import importlib
+    import sys
+
+    if "rich" in sys.modules:
+        return
+    sys.modules["rich"] = None  # type: ignore[assignment]
+    importlib.import_module("structlog")
+    del sys.modules["rich"]
+
+
 def run(arguments: argparse.Namespace) -> int:
     import asyncio
     import gc
-    import sys
 
-    # structlog takes it in for tracebacks that are not ours, wherever some other package has brought it: a tenth of the start.
-    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
     gc.disable()  # nothing that is made before the agent is ready is garbage; it sees to the rest
+    import_structlog()
     from edge_agent import agent, clock, service
 
     service.configure_logging(arguments.log_level, clock.SystemClock(), form=arguments.log_form)

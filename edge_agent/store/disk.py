@@ -49,6 +49,8 @@ GLIMPSED_MAX = 64_000_000
 MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of a random name, for us alone
 NEVER_US = 253_402_300_800 * SECOND_US
 """The end of the year 9999: no time is written beyond it."""
+NUMBER_MAX = 2**63 - 1
+"""The largest that sqlite has. A text, which only damage puts where a number belongs, counts as larger there."""
 EPOCH_LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (id INTEGER PRIMARY KEY, text TEXT, crc INTEGER);

@@ -66,7 +66,6 @@ AGE_LOOK_EVERY = 60
 MOVE_BYTES = 8_000_000
 """bytes of readings after which the history should take what is new; earlier where the buffer is small."""
 TOLD_SINCE = "SELECT * FROM notices WHERE seq > ? AND kind = 'warnings' ORDER BY seq"
-SEQ_MAX = 2**63 - 1
 NEAR_US = 400 * 86_400 * SECOND_US
 DROP_SHARE = 20
 """A twentieth of the limit goes at once, so that a long outage is a gap now and then and not one a second."""
@@ -428,7 +427,7 @@ class Store:
                 self._thread,
                 self._writer.to_move,
                 (batch, seq),
-                (self._last_batch, until or SEQ_MAX),
+                (self._last_batch, until or disk.NUMBER_MAX),
                 most,
                 dict(self._known),
                 stamps,

@@ -14,7 +14,7 @@ import numpy as np
 
 from edge_agent.contract import CODE_MASK, Bools, Codes, Floats, Ints, Quality
 from edge_agent.records import Layout
-from edge_agent.store import rows, shelf, stretch
+from edge_agent.store import disk, rows, shelf, stretch
 from edge_agent.store.reader import Reader, reading
 from edge_agent.store.rows import LATE, Kept
 from edge_agent.store.shelf import Piece, Position
@@ -22,8 +22,6 @@ from edge_agent.store.stretch import Placed, Stretch
 
 ROWS_AT_ONCE = 5_000
 """Rows of the journal that are put together."""
-
-NEVER = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -284,7 +282,7 @@ def _placed(piece: Piece) -> Piece:
     """A piece whose place is damaged, and is no number, may have stood anywhere."""
     if all(isinstance(each, int) for each in (piece.place_from, piece.place_to, piece.ts_from)):
         return piece
-    return piece._replace(place_from=0, place_to=NEVER, ts_from=0)
+    return piece._replace(place_from=0, place_to=disk.NUMBER_MAX, ts_from=0)
 
 
 def _between(piece: Piece, sound: Sequence[Piece]) -> Piece:
@@ -292,7 +290,7 @@ def _between(piece: Piece, sound: Sequence[Piece]) -> Piece:
     its = [each for each in sound if each.layout == piece.layout]
     before = [each.place_to for each in its if each.chunks and (not piece.chunks or each.id < piece.id)]
     after = [each.place_from for each in its if piece.chunks and (not each.chunks or each.id > piece.id)]
-    first, last = max(before, default=-1) + 1, min(after, default=NEVER) - 1
+    first, last = max(before, default=-1) + 1, min(after, default=disk.NUMBER_MAX) - 1
     return piece._replace(place_from=first, place_to=max(first, last))
 
 

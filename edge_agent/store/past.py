@@ -36,7 +36,6 @@ sums of chunks into those of an hour and more."""
 DAY_US = 86_400 * SECOND_US
 BATCHES_A_LOOK = 50
 EVENTS_A_LOOK = 1_000
-PLACE_MAX = 2**63 - 1
 _CRC = struct.Struct("<I")
 
 
@@ -377,7 +376,7 @@ class Past:
                 # Up to the last number that there is: one that is damaged may be a text, which comes after all of them.
                 f"SELECT place_to, id FROM {table} INDEXED BY {table}_in_order "  # noqa: S608 - names of our own
                 "WHERE layout = ? AND place_to > ? AND place_to <= ? ORDER BY place_to LIMIT 1",
-                (layout, after, PLACE_MAX),
+                (layout, after, disk.NUMBER_MAX),
             ).fetchone()
             if row is not None:
                 found.append((row[0], table, row[1]))
