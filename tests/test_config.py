@@ -326,6 +326,7 @@ SISTERS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"connection": "of_unit_9"}),
     ({}, {"connection": "little"}),
     ({}, {"connection": "nowhere"}),
+    ({"connection": "nowhere"}, {"connection": "nowhere"}),
     ({}, {"type": "other"}),
     ({"every": "1s"}, {}),
     ({}, {"every": "5s"}),
@@ -334,6 +335,8 @@ SISTERS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"unit": 1}, {"unit": 7}),
     ({"unit": 1}, {"unit": True}),
     ({}, {"unit": 300}),
+    ({"unit": 300}, {"unit": 300}),
+    ({"word_order": "middle"}, {"word_order": "middle", "connection": "like_c"}),
     ({"unit": 1}, {}),
     ({"unit": 1}, {"unit": None}),
     ({}, {"word_order": "middle"}),
@@ -386,19 +389,44 @@ def test_a_machine_of_a_type_is_what_it_would_be_without_its_sisters(
         for number, sister in enumerate(reversed(sisters) if turned else sisters)
     }
 
-    def made(these: dict[str, Any]) -> tuple[dict[str, MachineConfig], set[tuple[str, str]]]:
-        (tmp_path / "f.yaml").write_text(json.dumps(head | {"machines": these}))
+    def made(*names: str) -> tuple[dict[str, MachineConfig], set[tuple[int, int, str]]]:
+        lines = [f"{key}: {json.dumps(part)}" for key, part in head.items()] + ["machines:"]
+        lines += [f"  {name}: {json.dumps(machine)}" if name in names else "" for name, machine in machines.items()]
+        (tmp_path / "f.yaml").write_text("\n".join(lines))
         try:
             return config.load(tmp_path / "f.yaml", FAKE).config.machines, set()
         except ConfigErrors as error:
-            return {}, {(each.path, each.text) for each in error.errors}
+            return {}, {(each.line, each.column, each.text) for each in error.errors}
 
-    alone = [made({name: machine}) for name, machine in machines.items()]
-    together, faults = made(machines)
-    assert bool(faults) == any(found for _, found in alone)
-    assert faults <= set().union(*(found for _, found in alone))
+    alone = [made(name) for name in machines]
+    together, faults = made(*machines)
+    assert faults == set().union(*(found for _, found in alone))
     if not faults:
         assert together == {name: machine for found, _ in alone for name, machine in found.items()}
+
+
+def test_two_drivers_with_the_same_points_inherit_each_their_own(tmp_path: Path) -> None:
+    class Spot(BaseModel):
+        model_config = ConfigDict(extra="forbid", frozen=True)
+        address: str
+        a: int = 0
+        b: int = 0
+
+    def driver(key: str) -> Driver:
+        return type("Its", (FakeDriver,), {"Address": Spot, "inherited": frozenset({key})})()  # type: ignore[no-any-return]
+
+    text = """agent: {id: a}
+mqtt: {url: "mqtt://b"}
+connections: {x: {driver: of_a, url: x}, y: {driver: of_b, url: y}}
+types: {t: {signals: {p: {address: q}}}}
+machines: {m: {type: t, connection: x, a: 5}, n: {type: t, connection: y, b: 5}}
+"""
+    (tmp_path / "f.yaml").write_text(text)
+    machines = config.load(
+        tmp_path / "f.yaml", plugins.Plugins({"of_a": driver("a"), "of_b": driver("b")})
+    ).config.machines
+    assert machines["m"].signals["p"].point == Spot(address="q", a=5)
+    assert machines["n"].signals["p"].point == Spot(address="q", b=5)
 
 
 # --- norms ---

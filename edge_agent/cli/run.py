@@ -43,8 +43,10 @@ def import_structlog() -> None:
     if "rich" in sys.modules:
         return
     sys.modules["rich"] = None  # type: ignore[assignment]
-    importlib.import_module("structlog")
-    del sys.modules["rich"]
+    try:
+        importlib.import_module("structlog")
+    finally:
+        del sys.modules["rich"]
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -29,7 +29,7 @@ OF_VALUES = ("every", "scale", "offset", "current_loop", "unit", "map", "valid",
 
 
 Made = dict[Hashable, Callable[..., SignalConfig]]
-"""Signals, whole but for their `connection`, by all else that makes them: fifty machines of a type have the
+"""Faultless signals, whole but for their `connection`, by all else that makes them: fifty machines of a type have the
 same hundred signals.
 """
 
@@ -58,6 +58,7 @@ def resolved(report: Report, name: str, layers: norms.Layers, scope: Scope, line
     same = _all_that_makes_it(name, part, scope, driver, line)
     if made := scope.made.get(same):
         return made(connection=connection)
+    faults = len(report.problems)
     about = checked_words(report, part, _driver_keys(source, driver, lines))
     point = _point(report, part, scope, driver, line) if driver and source == "address" else None
     if source is None or about is None:
@@ -86,23 +87,24 @@ def resolved(report: Report, name: str, layers: norms.Layers, scope: Scope, line
             report, tuple(layer.part("norm") for layer in layers), about.norm or NO_NORM, scope.states, every_us
         ),
     )
-    scope.made[same] = made
+    if len(report.problems) == faults:  # others may tell theirs elsewhere: at the machine, at the connection
+        scope.made[same] = made
     return made(connection=connection)
 
 
 def _all_that_makes_it(name: str, part: Part, scope: Scope, driver: Driver | None, line: Part | None) -> Hashable:
-    """Equal where signals are the same but for their connection. Where a machine lays nothing over a signal of its type,
-    the table is the type's own; tables live as long as the file is worked on.
+    """Equal where faultless signals are the same but for their connection. Where a machine lays nothing over a signal of its
+    type, the table is the type's own, which lives as long as the file is worked on.
     """
     machine = (scope.every_us, "every" in scope.part.table, scope.states, scope.signals, scope.language)
     # As text: 1 and true are not the same here.
     inherited = [
-        repr(holder.table[key]) if key in holder.table else None
+        (key, repr(holder.table[key]) if key in holder.table else None)
         for key in (driver.inherited if driver else ())
         for holder in (line, scope.part)
         if holder
     ]
-    return id(part.table), name, driver and driver.Address, machine, scope.recordings, tuple(inherited)
+    return id(part.table), name, id(driver), machine, scope.recordings, tuple(inherited)
 
 
 def checked_words(report: Report, part: Part, driver_keys: Collection[str] | None) -> SignalFile | None:

@@ -207,7 +207,9 @@ def open_file(folder: Path, wall: int, progress: Progress = lambda: None) -> Ope
         try:
             db = connect(path)
             try:
-                found = _settled(db, *_prepared(db, path), marker, wall)
+                small = _prepared(db, path)
+                check_tables(db, SCHEMA + LATER_SCHEMA)
+                found = _settled(db, *small, marker, wall)
             except BaseException:
                 db.close()
                 raise
@@ -334,8 +336,6 @@ def _prepared(db: sqlite3.Connection, path: Path) -> tuple[State | None, dict[in
         (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise Damaged(str(verdict))
-    if version > 0:
-        check_tables(db, SCHEMA)
     if version == 0:
         db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
     db.executescript(f"BEGIN IMMEDIATE; {LATER_SCHEMA} COMMIT")
@@ -676,8 +676,8 @@ def _columns_of(schema: str) -> dict[str, Columns]:
 
 
 def _columns(db: sqlite3.Connection, table: str) -> Columns:
-    """(name, kind, place in the key). Damaged ones need not be text."""
-    asked = "SELECT CAST(name AS BLOB), CAST(type AS BLOB), pk FROM pragma_table_info(?) ORDER BY cid"
+    """(name, kind, place in the key), in capitals, as sqlite compares them. Damaged ones need not be text."""
+    asked = "SELECT CAST(upper(name) AS BLOB), CAST(upper(type) AS BLOB), pk FROM pragma_table_info(?) ORDER BY cid"
     return tuple(db.execute(asked, (table,)))
 
 
@@ -686,12 +686,14 @@ def unlocked(old: sqlite3.Connection, schema: str) -> None:
     damaged. Nothing of it is changed: what is written here ends with the connection.
     """
     old.execute("PRAGMA writable_schema=ON")
+    old.execute("PRAGMA busy_timeout=0")  # what is held by somebody is read as it is
     with contextlib.suppress(*FAULTS), contextlib.closing(sqlite3.connect(":memory:")) as db:
         db.executescript(schema)
         its = db.execute("SELECT sql, name FROM sqlite_master WHERE type = 'table'").fetchall()
         old.execute("BEGIN")
         old.executemany("UPDATE sqlite_master SET sql = ? WHERE type = 'table' AND name = ?", its)
         old.execute("PRAGMA writable_schema=RESET")  # reads it anew
+    old.execute(f"PRAGMA busy_timeout={BUSY_S * 1_000:.0f}")
     with contextlib.suppress(*FAULTS):
         old.execute("PRAGMA writable_schema=ON")
 

@@ -243,8 +243,6 @@ def _prepared(db: sqlite3.Connection, path: Path) -> None:
         (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise disk.Damaged(str(verdict))
-    if version > 0:
-        disk.check_tables(db, SCHEMA)
     if version == 0:
         db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
     while 0 < version < FORMAT:
@@ -254,6 +252,7 @@ def _prepared(db: sqlite3.Connection, path: Path) -> None:
         db.execute(f"PRAGMA user_version = {version}")
         db.execute("COMMIT")
     db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT")
+    disk.check_tables(db, SCHEMA)
     moved = ("blocks", "axes", "events", "commands")
     if read_position(db) is None and any(db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in moved):  # noqa: S608
         raise disk.Damaged("how far it has come cannot be read")
