@@ -31,8 +31,8 @@ async def test_after_a_kill_a_standing_warning_stands_on_and_the_gap_is_told(her
         await here.hears("status", lambda body: body == {"state": "offline"})
         await here.start()
         assert (await here.ask("status"))["warnings"] == [raised], "its last event, with its number"
-        gap = await here.hears("gaps")
-        assert (gap["cause"], gap["from_seq"], gap["to_seq"]) == ("restart", None, None)
+        gap = await here.hears("gaps", lambda body: body["cause"] == "restart")
+        assert (gap["from_seq"], gap["to_seq"]) == (None, None)
         assert gap["epoch"] == raised["epoch"]
         assert gap["count"] >= 1
         assert gap["from"] < gap["to"]
