@@ -188,7 +188,7 @@ class Survey:
             if (yield from self._probe(probe, area)):
                 start = yield from self._left(probe, done)
                 done = yield from self._right(start, probe, area.last + 1)
-                done = yield from self._behind(done, area.last + 1)
+                done = yield from self._behind(done, area)
             if self.extent.absent:
                 return
             self.passed += 1
@@ -202,11 +202,13 @@ class Survey:
             return True
         return (yield from self._ask(probe, min(self._grain, whole)))
 
-    def _behind(self, end: int, stop: int) -> Counted:
-        """Look over small holes behind the end of a range; returns up to where all is decided."""
+    def _behind(self, end: int, area: Area) -> Counted:
+        """Look over small holes behind the end of a range, and at no probe over them; returns up to where all is decided."""
+        stop = area.last + 1
         while True:
-            ahead = [end + by * self._grain for by in LOOK_AHEAD if end + by * self._grain < stop]
-            for probe in ahead:
+            ahead = {end + by * self._grain for by in LOOK_AHEAD if end + by * self._grain < stop}
+            ahead |= {probe for probe in area.probes if end < probe < max(ahead, default=end)}
+            for probe in sorted(ahead):
                 if (yield from self._ask(probe, self._grain)):
                     start = yield from self._left(probe, end + self._grain)
                     end = yield from self._right(start, probe, stop)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from drivers.modbus_guess import ORDERS, Guess, Order, Stretch, Value, guess
@@ -129,6 +129,7 @@ spans = st.lists(st.tuples(st.integers(0, 900), st.integers(1, 150)), min_size=0
 
 
 @given(spans, st.integers(1, 125), st.sets(st.integers(1, 1000), max_size=2))
+@example([(0, 2), (7, 3), (11, 8)], 1, set())  # between two that are near each other lies a probe
 def test_all_that_is_found_can_be_read_and_what_a_probe_hits_is_found_whole(
     parts: list[tuple[int, int]], most: int, seams: set[int]
 ) -> None:
