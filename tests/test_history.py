@@ -748,6 +748,24 @@ def test_a_changed_word_of_what_made_a_table_costs_nothing(tmp_path: Path, clock
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("index", ["blocks_in_order", "axes_in_order"])
+def test_an_index_that_lacks_a_row_hides_nothing(tmp_path: Path, clock: StandingClock, index: str) -> None:
+    with Room(tmp_path, clock) as room:
+        room.turns(8)
+        put = list(room.put)
+    table = index.partition("_")[0]
+    with contextlib.closing(sqlite3.connect(tmp_path / shelf.FILE)) as db:
+        (made,) = db.execute("SELECT sql FROM sqlite_master WHERE name = ?", (index,)).fetchone()
+        (number,) = db.execute(f"SELECT min(id) FROM {table}").fetchone()
+        db.executescript(f"DROP INDEX {index}; {made} WHERE id <> {number}; PRAGMA writable_schema=ON")
+        with db:
+            db.execute("UPDATE sqlite_master SET sql = ? WHERE name = ?", (made, index))
+    assert read(tmp_path) != put
+    with Room(tmp_path, clock) as room:
+        assert room.move() or room.move(), room.history.fault
+    assert read(tmp_path) == put
+
+
 WRONG = ("NULL", "'abc'", "x'00'", "1.5", str(2**62), str(-(2**62)))
 
 
