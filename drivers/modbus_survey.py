@@ -207,7 +207,8 @@ class Survey:
         stop = area.last + 1
         while True:
             ahead = {end + by * self._grain for by in LOOK_AHEAD if end + by * self._grain < stop}
-            ahead |= {probe for probe in area.probes if end < probe < max(ahead, default=end)}
+            furthest = max(ahead, default=end)
+            ahead |= {probe for probe in area.probes if end < probe < furthest}
             for probe in sorted(ahead):
                 if (yield from self._ask(probe, self._grain)):
                     start = yield from self._left(probe, end + self._grain)

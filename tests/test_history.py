@@ -757,9 +757,8 @@ def test_an_index_that_lacks_a_row_hides_nothing(tmp_path: Path, clock: Standing
     with contextlib.closing(sqlite3.connect(tmp_path / shelf.FILE)) as db:
         (made,) = db.execute("SELECT sql FROM sqlite_master WHERE name = ?", (index,)).fetchone()
         (number,) = db.execute(f"SELECT min(id) FROM {table}").fetchone()
-        db.executescript(f"DROP INDEX {index}; {made} WHERE id <> {number}; PRAGMA writable_schema=ON")
-        with db:
-            db.execute("UPDATE sqlite_master SET sql = ? WHERE name = ?", (made, index))
+    in_history(tmp_path, f"DROP INDEX {index}", f"{made} WHERE id <> {number}")
+    remade(tmp_path / shelf.FILE, index, made.encode())
     assert read(tmp_path) != put
     with Room(tmp_path, clock) as room:
         assert room.move() or room.move(), room.history.fault

@@ -125,11 +125,11 @@ def misspelt(path: Path) -> Iterator[tuple[str, bytes]]:
                 yield table, sql[:spot].encode() + bytes([ord(sql[spot]) ^ bit]) + sql[spot + 1 :].encode()
 
 
-def remade(path: Path, table: str, sql: bytes) -> None:
-    """The file says that this has made the table."""
+def remade(path: Path, name: str, sql: bytes) -> None:
+    """The file says that this has made the table, or index, of that name."""
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("PRAGMA writable_schema=ON")
-        db.execute("UPDATE sqlite_master SET sql = CAST(? AS TEXT) WHERE name = ?", (sql, table))
+        db.execute("UPDATE sqlite_master SET sql = CAST(? AS TEXT) WHERE name = ?", (sql, name))
 
 
 def in_file(folder: Path, asked: str, *values: int) -> None:

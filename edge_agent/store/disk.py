@@ -312,10 +312,10 @@ def _copied(folder: Path) -> Iterator[Path]:
         yield Path(name) / FILE
 
 
-def blank() -> sqlite3.Connection:
-    """A store in memory in which nothing is."""
+def blank(schema: str = SCHEMA + LATER_SCHEMA) -> sqlite3.Connection:
+    """A store (or what another schema makes) in memory in which nothing is."""
     db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-    db.executescript(SCHEMA + LATER_SCHEMA)
+    db.executescript(schema)
     return db
 
 
@@ -669,8 +669,7 @@ def check_tables(db: sqlite3.Connection, schema: str) -> None:
 
 @cache
 def _columns_of(schema: str) -> dict[str, Columns]:
-    with contextlib.closing(sqlite3.connect(":memory:")) as db:
-        db.executescript(schema)
+    with contextlib.closing(blank(schema)) as db:
         tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         return {table: _columns(db, table) for (table,) in tables}
 
@@ -687,8 +686,7 @@ def unlocked(old: sqlite3.Connection, schema: str) -> None:
     """
     old.execute("PRAGMA writable_schema=ON")
     old.execute("PRAGMA busy_timeout=0")  # what is held by somebody is read as it is
-    with contextlib.suppress(*FAULTS), contextlib.closing(sqlite3.connect(":memory:")) as db:
-        db.executescript(schema)
+    with contextlib.suppress(*FAULTS), contextlib.closing(blank(schema)) as db:
         its = db.execute("SELECT sql, name FROM sqlite_master WHERE type = 'table'").fetchall()
         old.execute("BEGIN")
         old.executemany("UPDATE sqlite_master SET sql = ? WHERE type = 'table' AND name = ?", its)

@@ -280,7 +280,7 @@ class Moment:
 
 def _placed(piece: Piece) -> Piece:
     """A piece whose place is damaged, and is no number, may have stood anywhere."""
-    if all(isinstance(each, int) for each in (piece.place_from, piece.place_to, piece.ts_from)):
+    if rows.are_whole(piece.place_from, piece.place_to, piece.ts_from):
         return piece
     return piece._replace(place_from=0, place_to=disk.NUMBER_MAX, ts_from=0)
 
