@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,17 +184,6 @@ class _Broker:
     stack: AsyncExitStack
 
 
-@dataclass(frozen=True, slots=True)
-class _Untold:
-    """How long the agent did not run is told when the clock is set. last_us: UTC of the last known time before.
-
-    number: of the span in which this run began.
-    """
-
-    last_us: int
-    number: int
-
-
 @dataclass(slots=True)
 class _Watched:
     """What the file watcher saw last."""
@@ -239,7 +228,8 @@ class _Agent:
         """Whole topics of an earlier configuration that nobody writes any more: cleared at the broker."""
         self.learned: poller.Memory = {}
         self.reloading = asyncio.Lock()
-        self.untold: _Untold | None = None
+        self.untold: downtime.Untold | None = None
+        self.life = downtime.Life("", 0)
         self.certificates: dict[str, Loss] = {}
         self.losses: dict[str, Loss] = {}
         """What is to be told of the host, by its name in the agent's own machine (plant.host_name)."""
@@ -314,8 +304,6 @@ class _Agent:
         start = wall if recovery.last_t_us is None else recovery.last_t_us + min(down, DOWN_MAX_US)
         self.time = AgentTime(self.clock, start)
         unset = 0 if self.clock.is_set else self.store.begin_unset(self.clock.base_us, known_us)
-        if unset and known_us is not None:
-            self.untold = _Untold(known_us, unset)
         plant = compile_plant(self.config, self.detectors)
         text = configuration.pack(self.config)
         kept_text = kept[0] if (kept := self.store.load_config()) else None
@@ -347,16 +335,23 @@ class _Agent:
         self.pipeline.snapshot()
         before = downtime.life_of(self.store.load_text(LIFE))
         life = downtime.Life(self.clock.boot, self.time.base_us)
-        self.store.save_text(LIFE, life.text(), soon=False)
         self.began_us, self.began_unset = self.clock.monotonic_us(), unset
         lines = poller.lines(self.config, plant, self.registry)
+        ended = downtime.Before(before, rows, wall if last_us is None else last_us)
+        known = not unset or downtime.is_countable(ended, life, self.began_us)
+        self.untold = before.untold if before is not None and before.boot == life.boot != "" else None
+        if not known and self.untold is None and known_us is not None:
+            self.untold = downtime.Untold(known_us, unset)
+        self._keep_life(life)
         if recovery.last_t_us is not None:
-            ended = downtime.Before(before, rows, wall if last_us is None else last_us)
-            gap = None if unset else downtime.gap(lines, ended, life, self.began_us, wall)
+            gap = downtime.gap(lines, ended, life, self.began_us, wall) if known else None
             self.pipeline.resume(gap, life.base_us + self.began_us)
-            for earlier in downtime.stops_before(lines, known_us, right):
-                self.pipeline.gap(earlier)
+        self._tell_down_time(lines, right)
         return lines
+
+    def _keep_life(self, life: downtime.Life) -> None:
+        self.life = replace(life, untold=self.untold)
+        self.store.save_text(LIFE, self.life.text(), soon=False)
 
     def _begin_time(self, known_us: int | None, last_wall_us: int | None) -> tuple[int | None, list[Span]]:
         """When the last run ended by the clock of now (UTC µs), and the spans of it whose stamps can be put right now.
@@ -384,7 +379,8 @@ class _Agent:
                 down = downtime.by_wall(lines, found.last_wall, self.since)
                 self.store.put((), gaps=[down] if down else ())
             elif found.last_wall is not None:
-                self.untold = _Untold(found.last_wall, self.began_unset)
+                self.untold = downtime.Untold(found.last_wall, self.began_unset)
+                self._keep_life(self.life)
         if not self.clock.is_set:
             self.clock.trust(self.store.floor_us)
         self.publisher.look_again()
@@ -641,19 +637,20 @@ class _Agent:
         if change.is_set and not change.was_set:
             right = self.store.put_right(self.clock.base_us, self.clock.wall_us())
             self.pipeline.clock_set(right)
-            self._tell_down_time(right)
+            self._tell_down_time([running.poller.line for running in self.pollers.values()], right)
         self.certificates_soon.set()
         self._tell_status()
         self._tell_health()
 
-    def _tell_down_time(self, right: Sequence[Span]) -> None:
-        """The gaps of the times before this start, and before those that no run could tell, now that it is known when."""
-        untold, self.untold = self.untold, None
-        if untold is None:
+    def _tell_down_time(self, lines: Sequence[poller.Line], right: Sequence[Span]) -> None:
+        """For how long nobody looked before the host was started anew, now that it is known when that was."""
+        untold = self.untold
+        if untold is None or not right:
             return
-        lines = [running.poller.line for running in self.pollers.values()]
+        self.untold = None
         for gap in downtime.stops_before(lines, untold.last_us, right, untold.number):
             self.pipeline.gap(gap)
+        self._keep_life(self.life)
 
     def _line_states(self) -> dict[str, str]:
         return {name: str(running.poller.health.state) for name, running in self.pollers.items()}
