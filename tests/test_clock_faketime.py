@@ -178,6 +178,34 @@ def test_a_start_at_1970_is_marked_and_what_waits_is_put_right_when_the_clock_is
 
 
 @needs_faketime
+@pytest.mark.parametrize("ends", ["killed", "stopped"])
+def test_a_clock_set_back_while_the_agent_was_away_leaves_no_down_time_untold(tmp_path: Path, ends: str) -> None:
+    """It is found earlier than the journal's end, and so nobody has set it; how long nobody looked is known all the same."""
+
+    async def main() -> None:
+        async with running(tmp_path, "+0s") as here:
+            await here.more(5)
+            for wall in ("-3600s", "-7200s"):
+                await (here.agent.kill() if ends == "killed" else here.agent.stop())
+                before = len(here.ear.all("gaps"))
+                here.agent.set(wall)
+                await asyncio.sleep(0.8)  # down time; how much does not matter
+                await here.agent.start()
+                await here.ear.until(lambda before=before: len(here.ear.all("gaps")) > before, 40)
+                await here.more(5)
+            assert await here.agent.stop() == 0
+            gaps = [each for each in here.ear.all("gaps") if each["cause"] == "restart"]
+            assert len({each["seq"] for each in gaps}) == len(gaps) == 2
+            for gap in gaps:
+                span_s = us(gap["to"]) - us(gap["from"])
+                assert gap["uncertain"] == "clock"
+                assert 0.6 <= span_s < 60, "as long as it was, by whatever clock"
+                assert abs(gap["count"] - span_s / EVERY_S) <= 2
+
+    asyncio.run(main())
+
+
+@needs_faketime
 def test_a_monotonic_clock_that_steps_too_is_what_this_rig_must_not_have(tmp_path: Path) -> None:
     """The negative control of the rig: by libfaketime's default both clocks move, and a test of steps would say nothing."""
     code = "import time,sys,pathlib;a=time.monotonic();pathlib.Path(sys.argv[1]).write_text('+3600s\\n');print(time.monotonic()-a)"
