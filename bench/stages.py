@@ -30,7 +30,7 @@ def main() -> int:
         path.write_text(configuration(_Asked(), 502, 1883, folder / "data"))  # type: ignore[arg-type]
         loading = took(lambda: config.load(path), 3)
         loaded = config.load(path)
-        plant = compile_plant(loaded.config, list(plugins.detectors().values()), own=False)
+        plant = compile_plant(loaded.config, plugins.detectors(), own=False)
         count = plant.columns
         rows = [("stage", "µs a beat", "ns a reading")]
         rows.append(_row("configuration, once", loading, count))

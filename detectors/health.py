@@ -6,16 +6,25 @@ line that is lost as a whole is not known) neither extends nor ends the run, as 
 certificate that stands is told again when it changes: it ends in 30 days now, or it is another one that ends first.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from edge_agent.contract import ENDING, Block, Bools, Change, Codes, Floats, Ints, Norms
+from edge_agent.contract import ENDING, Block, Bools, Change, Codes, Column, Floats, Ints
 
 KIND = "health"
 NO_RUN = -1
 LEVELS = np.array([0, 1, 1, 2, 2], dtype=np.uint8)
 """By the step of a certificate (contract.ENDING): a warning from 60 days on, an alarm from 7."""
+
+
+@dataclass(frozen=True, slots=True)
+class HealthNorms:
+    """(columns,). health_us: int64, how long a line must be lost; -1: the column is no line. level: uint8, 1 or 2."""
+
+    health_us: Ints
+    level: Codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,13 @@ class Health:
     """The detector of lost lines and of certificates, see contract.Detector; it looks only at columns with a `health_us`."""
 
     kinds: tuple[str, ...] = (KIND,)
+    Settings = None
+
+    def norms(self, columns: Sequence[Column]) -> HealthNorms:
+        return HealthNorms(
+            np.array([column.health_us for column in columns], dtype=np.int64),
+            np.array([column.level for column in columns], dtype=np.uint8),
+        )
 
     def start(self, columns: int) -> HealthState:
         return HealthState(
@@ -44,7 +60,7 @@ class Health:
             np.zeros(columns, dtype=np.uint8),
         )
 
-    def step(self, state: HealthState, norms: Norms, block: Block) -> list[Change]:
+    def step(self, state: HealthState, norms: HealthNorms, block: Block) -> list[Change]:
         watched = np.flatnonzero(norms.health_us[block.columns] >= 0)
         if not watched.size:
             return []

@@ -7,13 +7,14 @@ Almost all readings are inside of their band and nothing is pending: those colum
 and only the few that are outside, waiting or raised ("busy") are worked on.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.contract import Block, Bools, Change, Ints, Norms
+from edge_agent.contract import Block, Bools, Change, Column, Floats, Ints
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 LIMITS = 4
@@ -21,6 +22,23 @@ NO_RUN = -1
 KINDS = ("high", "low")
 SIGN = np.array([[1.0], [1.0], [-1.0], [-1.0]])
 """Low limits are compared as -value > -limit: negation is exact, so one rule serves both sides."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitNorms:
+    """The first four are (4, columns): high warning, high alarm, low warning, low alarm.
+
+    limit: float64, +inf where none. Low limits stand negated, as do the values compared with them, so that "outside" is
+    always `x > limit`. back: `x <= back` is the way back (limit - deadband). on_us, off_us: int64 delays.
+    screen_low, screen_high: (columns,) values within them break none of the column's limits.
+    """
+
+    limit: Floats
+    back: Floats
+    on_us: Ints
+    off_us: Ints
+    screen_low: Floats
+    screen_high: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +63,22 @@ class Limits:
     """The detector of norm bands, see contract.Detector."""
 
     kinds: tuple[str, ...] = KINDS
+    Settings = None
+
+    def norms(self, columns: Sequence[Column]) -> LimitNorms:
+        pairs = [[column.warning for column in columns], [column.alarm for column in columns]]
+        high = np.array([[band.high for band in pair] for pair in pairs], dtype=np.float64)
+        low = -np.array([[band.low for band in pair] for pair in pairs], dtype=np.float64)
+        deadband = np.array([[band.deadband for band in pair] for pair in pairs] * 2, dtype=np.float64)
+        limit = np.concatenate([high, low])
+        return LimitNorms(
+            limit=limit,
+            back=limit - deadband,
+            on_us=np.array([[band.on_us for band in pair] for pair in pairs] * 2, dtype=np.int64),
+            off_us=np.array([[band.off_us for band in pair] for pair in pairs] * 2, dtype=np.int64),
+            screen_low=-low.min(axis=0),
+            screen_high=high.min(axis=0),
+        )
 
     def start(self, columns: int) -> LimitState:
         return LimitState(
@@ -56,7 +90,7 @@ class Limits:
             start=np.zeros((2, columns), dtype=np.int64),
         )
 
-    def step(self, state: LimitState, norms: Norms, block: Block) -> list[Change]:
+    def step(self, state: LimitState, norms: LimitNorms, block: Block) -> list[Change]:
         low, high = norms.screen_low[block.columns], norms.screen_high[block.columns]
         leaves = block.known & ((block.values > high) | (block.values < low))
         rows = len(block.values)
@@ -84,7 +118,7 @@ class Limits:
 DETECTOR = Limits()
 
 
-def _row(state: LimitState, norms: Norms, block: Block, row: int, hot: npt.NDArray[np.intp]) -> list[Change]:
+def _row(state: LimitState, norms: LimitNorms, block: Block, row: int, hot: npt.NDArray[np.intp]) -> list[Change]:
     """One row of the hot columns. `hot` indexes the block's columns; `at` the plant's."""
     at = block.plant_columns(hot)
     known = block.known[row, hot]

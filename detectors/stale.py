@@ -3,13 +3,21 @@
 Rule 1: it is raised by time and ended by a good reading alone, never by a clock that starts anew.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from edge_agent.contract import Block, Bools, Change, Ints, Norms
+from edge_agent.contract import Block, Bools, Change, Codes, Column, Ints
 
 KIND = "stale"
+
+
+@dataclass(frozen=True, slots=True)
+class StaleNorms:
+    """level: (columns,) uint8, 1 or 2. How long is too long is the judge's own: it marks what is `late`."""
+
+    level: Codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +32,15 @@ class Stale:
     """The detector of silence, see contract.Detector."""
 
     kinds: tuple[str, ...] = (KIND,)
+    Settings = None
+
+    def norms(self, columns: Sequence[Column]) -> StaleNorms:
+        return StaleNorms(np.array([column.level for column in columns], dtype=np.uint8))
 
     def start(self, columns: int) -> StaleState:
         return StaleState(np.zeros(columns, dtype=np.bool_), np.zeros(columns, dtype=np.int64))
 
-    def step(self, state: StaleState, norms: Norms, block: Block) -> list[Change]:
+    def step(self, state: StaleState, norms: StaleNorms, block: Block) -> list[Change]:
         touched = np.flatnonzero((block.late & block.armed).any(axis=0) | state.raised[block.columns])
         if not touched.size:
             return []

@@ -207,7 +207,7 @@ class _Agent:
         self.path, self.found, self.stop, self.on_event, self.on_ready = path, found, stop, on_event, on_ready
         self.host, self.registry = host, host.registry
         self.clock = Timekeeper(host.clock, host.synchronised, host.boot)
-        self.detectors = list(plugins.detectors().values())
+        self.detectors = plugins.detectors()
         self.beats = service.Heartbeats(self.clock)
         self.notifier = service.Notifier.from_environment()
         self.since = self.clock.wall_us()

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from edge_agent import plugins, yamlfile
 from edge_agent.configuration import sections
 from edge_agent.configuration.machines import with_periods
+from edge_agent.configuration.norms import limits_of
 from edge_agent.configuration.nouns import (
     AgentConfig,
     BandConfig,
@@ -39,14 +40,14 @@ from edge_agent.configuration.nouns import (
 )
 from edge_agent.configuration.report import MISSING, Report
 from edge_agent.configuration.words import FORMS, SECRET_NAME
-from edge_agent.contract import Driver
+from edge_agent.contract import Detector, Driver
 from edge_agent.yamlfile import Place, Problem
 
 __all__ = [
     "AgentConfig", "BandConfig", "Config", "ConfigError", "ConfigErrors", "ConnectionConfig", "CurrentLoop", "Loaded",
     "MachineConfig", "MqttConfig", "NormConfig", "SecretError", "SecretRef", "SignalConfig", "StoreConfig", "TlsConfig",
-    "WebConfig", "at_its_place", "data_dir_of", "from_resolved_json", "load", "missing_secrets", "printable", "secret", "secrets_of",
-    "stated_data_dir", "to_resolved_json", "with_periods", "with_secrets",
+    "WebConfig", "at_its_place", "data_dir_of", "from_resolved_json", "limits_of", "load", "missing_secrets", "printable", "secret",
+    "secrets_of", "stated_data_dir", "to_resolved_json", "with_periods", "with_secrets",
 ]  # fmt: skip
 
 SECRET_BYTES_MAX = 64_000
@@ -370,6 +371,7 @@ def _config_of(data: dict[str, Any], known: plugins.Plugins) -> Config:
         for name, part in data["connections"].items()
     }
     drivers = {name: known.driver(connection.driver) for name, connection in connections.items()}
+    detectors = known.detectors()
     mqtt = data["mqtt"]
     return Config(
         agent=AgentConfig(**{**data["agent"], "data_dir": Path(data["agent"]["data_dir"])}),
@@ -377,7 +379,7 @@ def _config_of(data: dict[str, Any], known: plugins.Plugins) -> Config:
         store=StoreConfig(**data["store"]),
         web=None if data["web"] is None else WebConfig(**data["web"]),
         connections=connections,
-        machines={name: _machine_of(part, drivers) for name, part in data["machines"].items()},
+        machines={name: _machine_of(part, drivers, detectors) for name, part in data["machines"].items()},
     )
 
 
@@ -394,13 +396,16 @@ def _mqtt_of(data: dict[str, Any]) -> MqttConfig:
     return MqttConfig(**{**data, "password": reference(data["password"]), "tls": tls, "urls": tuple(data["urls"])})
 
 
-def _machine_of(data: dict[str, Any], drivers: dict[str, Driver]) -> MachineConfig:
-    signals = {name: _signal_of(part, drivers) for name, part in data["signals"].items()}
-    attributes = {name: _signal_of(part, drivers) for name, part in data.get("attributes", {}).items()}
+Detectors = Mapping[str, Detector]
+
+
+def _machine_of(data: dict[str, Any], drivers: dict[str, Driver], detectors: Detectors) -> MachineConfig:
+    signals = {name: _signal_of(part, drivers, detectors) for name, part in data["signals"].items()}
+    attributes = {name: _signal_of(part, drivers, detectors) for name, part in data.get("attributes", {}).items()}
     return MachineConfig(**{**data, "signals": signals, "attributes": attributes})
 
 
-def _signal_of(data: dict[str, Any], drivers: dict[str, Driver]) -> SignalConfig:
+def _signal_of(data: dict[str, Any], drivers: dict[str, Driver], detectors: Detectors) -> SignalConfig:
     loop, point = data["current_loop"], data["point"]
     return SignalConfig(
         **{
@@ -408,12 +413,18 @@ def _signal_of(data: dict[str, Any], drivers: dict[str, Driver]) -> SignalConfig
             "current_loop": None if loop is None else CurrentLoop(**loop),
             "point": None if point is None else drivers[data["connection"]].Address.model_validate(point),
             "map": {int(number): text for number, text in data["map"].items()},
-            "norm": _norm_of(data["norm"]),
+            "norm": _norm_of(data["norm"], detectors),
         }
     )
 
 
-def _norm_of(data: dict[str, Any]) -> NormConfig:
-    by_state = {state: _norm_of(part) for state, part in data["by_state"].items()}
+def _norm_of(data: dict[str, Any], detectors: Detectors) -> NormConfig:
+    by_state = {state: _norm_of(part, detectors) for state, part in data["by_state"].items()}
+    rules = {}
+    for key, part in data.get("rules", {}).items():
+        model = detectors[key].Settings if key in detectors else None
+        if model is None:
+            raise plugins.UnknownPluginError(key, tuple(detectors), "detector")
+        rules[key] = model.model_validate(part)
     bands = {severity: BandConfig(**data[severity]) for severity in ("warning", "alarm")}
-    return NormConfig(**{**data, **bands, "by_state": by_state})
+    return NormConfig(**{**data, **bands, "by_state": by_state, "rules": rules})

@@ -22,6 +22,9 @@ Ints = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 
+Columns = slice | npt.NDArray[np.intp]
+"""Some columns of an array."""
+
 SECOND_US = 1_000_000
 CODE_MASK = 0x0F
 """The low four bits of a quality are the contract's code (also in Parquet); bit 4 says that it may be judged."""
@@ -203,25 +206,34 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Norms:
-    """Norms in force as columns. The first four are (4, columns): high warning, high alarm, low warning, low alarm.
-
-    limit: float64, +inf where none. Low limits stand negated, as do the values compared with them, so that "outside" is
-    always `x > limit`. back: `x <= back` is the way back (limit - deadband). on_us, off_us: int64 delays.
-    screen_low, screen_high: (columns,) values within them break none of the column's limits.
-    stale_us: (columns,) int64. health_us: (columns,) int64, how long a line must be lost; -1: the column is no line.
-    level: (columns,) uint8, the level (1, 2) of kinds that have no limits of their own.
+class Band:
+    """The norm band of one severity, in the signal's unit: low and high are ∓inf where there is no limit, deadband is
+    absolute, the delays are µs.
     """
 
-    limit: Floats
-    back: Floats
-    on_us: Ints
-    off_us: Ints
-    screen_low: Floats
-    screen_high: Floats
-    stale_us: Ints
-    health_us: Ints
-    level: Codes
+    low: float
+    high: float
+    deadband: float
+    on_us: int
+    off_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """The norm of one signal in one operating state, as a detector compiles it.
+
+    every_us: how often it is read. level: of kinds that have no limits of their own (1: severity warning, 2: alarm).
+    stale_us: the time without a good reading after which it is stale. health_us: of a line, how long it must be lost, -1:
+    the column is no line. settings: an instance of the detector's `Settings`; None where the norm does not ask for it.
+    """
+
+    every_us: int
+    warning: Band
+    alarm: Band
+    level: int
+    stale_us: int
+    health_us: int = -1
+    settings: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,23 +242,37 @@ class Block:
 
     columns: where these columns lie in the plant's arrays (a slice, or an index array).
     values: (rows, columns) float64, NaN where not known. known: bool, may be judged (good now, or a good one held).
-    good: bool, this very row brings or confirms a good reading. late: bool, the last good one lies `stale` or more back,
-    not counting the time in which the line was lost.
+    good: bool, this very row brings or confirms a good reading; fresh: it brings a new one: what statistics are made of.
+    late: bool, the last good one lies `stale` or more back, not counting the time in which the line was lost.
     seen_ts: (rows, columns) int64 UTC µs of the last good reading up to each row (of the start when there was none).
     step_us: (rows, columns) int64, time since the machine's last row. ts: (rows, columns) int64 UTC µs.
     armed: bool, False while an operating state settles: nothing may be raised.
+    entered: (columns,) bool, the machine has come into another operating state with the first of these rows; all rows of
+    a block are in one state.
     step_us, ts and armed broadcast against values: (rows, 1) and (1, columns) are legal.
     """
 
-    columns: slice | npt.NDArray[np.intp]
+    columns: Columns
     values: Floats
     known: Bools
     good: Bools
+    fresh: Bools
     late: Bools
     seen_ts: Ints
     step_us: Ints
     ts: Ints
     armed: Bools
+    entered: Bools
+
+    def chosen(self, wanted: Bools) -> tuple[Columns, Columns]:
+        """Those of the block's columns that are wanted, (columns,) bool: their places in it, and in the plant's arrays.
+
+        Slices when all are, so that what is taken with them is no copy and what is written to them needs no way back.
+        """
+        if wanted.all():
+            return slice(None), self.columns
+        places = np.flatnonzero(wanted)
+        return places, self.plant_columns(places)
 
     def plant_columns(self, chosen: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
         """Where these of the block's columns lie in the plant's arrays."""
@@ -260,7 +286,8 @@ class Change:
     """A deviation that began, ended or changed its level. column: in the plant's arrays; level: 0 none, 1 warning, 2 alarm.
 
     since: UTC µs of the first reading of the deviation, kept through its life. again: it stands as it did, and is told once
-    more (a re-alarm of ISA-18.2).
+    more (a re-alarm of ISA-18.2). limit: what was passed, of kinds whose limit does not stand in the norm band. why: the
+    numbers of the detector by their names, for people who ask; durations end in `_s`.
     """
 
     row: int
@@ -269,23 +296,50 @@ class Change:
     level: int
     since: int
     again: bool = False
+    limit: float | None = None
+    why: tuple[tuple[str, float], ...] = ()
 
 
 class Detector(Protocol):
-    """A rule that finds deviations. Registered as an entry point `edge_agent.detectors`.
+    """A rule that finds deviations. Registered as an entry point `edge_agent.detectors`; its name is the key in `norm`
+    under which its settings stand.
 
-    Its state is a dataclass of arrays whose last axis is the plant's columns; `step` changes it in place and must give
-    equal changes however the rows are cut into blocks and the columns into stacks (law 3).
+    Norms in force and state are dataclasses of arrays whose last axis is the plant's columns. `step` changes the state in
+    place and must give equal changes however the rows are cut into blocks and the columns into stacks (law 3).
     """
 
-    kinds: tuple[str, ...]
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of deviations that it finds, each found by no other detector."""
+        ...
+
+    @property
+    def Settings(self) -> type[BaseModel] | None:  # noqa: N802 - a class
+        """What stands under its key; `true` there is all defaults, and a bare value its `short`, where it names a key.
+
+        None: it has no key, and looks at every column.
+        """
+        ...
+
+    def norms(self, columns: Sequence[Column]) -> Any:
+        """What `step` needs to know of these columns, compiled."""
+        ...
 
     def start(self, columns: int) -> Any:
         """A state in which nothing is pending and nothing is raised."""
         ...
 
-    def step(self, state: Any, norms: Norms, block: Block) -> list[Change]:
-        """Judge a block: what began, ended or changed its level, in row order."""
+    def step(self, state: Any, norms: Any, block: Block) -> list[Change]:
+        """Judge a block: what began, ended or changed its level, in row order. norms: of all of the plant's columns."""
+        ...
+
+
+@runtime_checkable
+class Checks(Protocol):
+    """What a detector may promise besides: to refuse settings that make no sense beside the rest of the norm."""
+
+    def check(self, column: Column) -> None:
+        """Raises WrongKey: the key of its settings to point at, and what is wrong with it."""
         ...
 
 

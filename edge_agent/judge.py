@@ -27,10 +27,9 @@ from edge_agent.contract import (
     Floats,
     Frame,
     Ints,
-    Norms,
     Quality,
 )
-from edge_agent.plant import PER_STATE, Machine, Plant, Signal
+from edge_agent.plant import Machine, Plant, Signal
 from edge_agent.records import SET_CLOCK, Command, Event, EventKind, JudgedFrame, Kind, Severity, WarningState
 
 NEVER = np.iinfo(np.int64).min
@@ -79,7 +78,7 @@ class JudgeState:
     stamp: int64 UTC µs that the last reading came with, its source's own.
     last_t: (machines,) int64, NEVER before the first row. mode: (machines,) int16 operating state, UNKNOWN, UNDECIDED.
     settle_until: (machines,) int64 agent time.
-    detectors: the state of each of the plant's detectors. norms: those in force. standing: by (column, kind).
+    detectors, norms: the state of each of the plant's detectors, and the norms in force for it. standing: by (column, kind).
     moved: spans of UTC µs in which the clock was not set, with what is to be added to a time of theirs: (from, to, by).
     """
 
@@ -94,7 +93,7 @@ class JudgeState:
     mode: npt.NDArray[np.int16]
     settle_until: Ints
     detectors: list[Any]
-    norms: Norms
+    norms: list[Any]
     standing: dict[tuple[int, str], Standing]
     moved: list[tuple[int, int, int]] = field(default_factory=list)
 
@@ -130,14 +129,22 @@ def start(plant: Plant) -> JudgeState:
     )
 
 
-def norms_in_force(plant: Plant, modes: npt.NDArray[np.int16]) -> Norms:
-    """The norms of every column when each machine is in this operating state."""
+def norms_in_force(plant: Plant, modes: npt.NDArray[np.int16]) -> list[Any]:
+    """The norms of every column when each machine is in this operating state, for each detector."""
     chosen = [machine.norms[max(int(modes[machine.index]), UNKNOWN) + 1] for machine in plant.machines]
-    return Norms(
+    if not chosen:
+        return [detector.norms([]) for detector in plant.detectors]
+    return [_side_by_side_norms(its) for its in zip(*chosen, strict=True)]
+
+
+def _side_by_side_norms(norms: Sequence[Any]) -> Any:
+    """One detector's norms of all machines."""
+    return replace(
+        norms[0],
         **{
-            part.name: np.concatenate([getattr(norms, part.name) for norms in chosen], axis=-1)
-            for part in fields(Norms)
-        }
+            part.name: np.concatenate([getattr(each, part.name) for each in norms], axis=-1)
+            for part in fields(norms[0])
+        },
     )
 
 
@@ -164,7 +171,7 @@ def acknowledge(
         standing.state, told = found
         _, signal = plant.signal_of(column)
         text = texts.message(
-            plant.language, told, Kind(kind), title=signal.title, unit=signal.unit, value=None, limit=None, by=by
+            plant.language, told, kind, title=signal.title, unit=signal.unit, value=None, limit=None, by=by
         )
         event = replace(
             standing.event, event=told, state=standing.state, ts=ts, message=text, by=by, comment=comment or None
@@ -525,7 +532,7 @@ def _seen(plant: Plant, state: JudgeState, stack: _Stack, work: _Work) -> None:
         t, ts = np.broadcast_to(work.t, resets.shape), np.broadcast_to(work.ts, resets.shape)
         work.seen_t = np.where(last < 0, before_t, np.take_along_axis(t, at, axis=0))
         work.seen_ts = np.where(last < 0, before_ts, np.take_along_axis(ts, at, axis=0))
-    stale_us, before_us = state.norms.stale_us[stack.columns], state.covered_us[stack.columns]
+    stale_us, before_us = plant.stale_us[stack.columns], state.covered_us[stack.columns]
     work.late = (work.t - work.seen_t) >= stale_us
     work.covered_us = before_us[None, :]
     if plant.own is None:  # nobody tells of lines
@@ -615,52 +622,64 @@ def _detect(
     known = _judgeable(plant, stack, work.held_quality)
     rows = len(known)
     if len(stack.machines) > 1:
-        for machine, mode, frame in zip(stack.machines, modes, stack.frames, strict=True):
+        entered = np.zeros(len(stack.machines), dtype=np.bool_)
+        for place, (machine, mode, frame) in enumerate(zip(stack.machines, modes, stack.frames, strict=True)):
             if machine.conditions:
-                _enter(state, machine, int(mode[0]), int(frame.t[0]))
+                entered[place] = _enter(state, machine, int(mode[0]), int(frame.t[0]))
         until = np.repeat(state.settle_until[stack.indices], stack.sizes)[None, :]
-        return _run(plant, state, stack, work, known, work.t >= until, slice(0, 1))
+        of_columns = np.repeat(entered, stack.sizes)
+        return _run(plant, state, stack, work, known, work.t >= until, of_columns, slice(0, 1))
     machine, mode = stack.machines[0], modes[0]
     cuts = [0, *(np.flatnonzero(mode[1:] != mode[:-1]) + 1).tolist(), rows] if machine.conditions else [0, rows]
     changes: list[Change] = []
     for first, stop in pairwise(cuts):
-        if machine.conditions:
-            _enter(state, machine, int(mode[first]), int(work.t[first, 0]))
+        enters = bool(machine.conditions) and _enter(state, machine, int(mode[first]), int(work.t[first, 0]))
         armed = work.t[first:stop] >= state.settle_until[machine.index]
-        changes += _run(plant, state, stack, work, known, armed, slice(first, stop))
+        of_columns = np.full(known.shape[1], enters)
+        changes += _run(plant, state, stack, work, known, armed, of_columns, slice(first, stop))
     return changes
 
 
-def _enter(state: JudgeState, machine: Machine, mode: int, t: int) -> None:
-    """The machine is in this operating state from t on: its norms come into force, and it settles."""
+def _enter(state: JudgeState, machine: Machine, mode: int, t: int) -> bool:
+    """The machine is in this operating state from t on: its norms come into force, and it settles. Returns if it is new."""
     before = int(state.mode[machine.index])
     if mode == before:
-        return
+        return False
     state.mode[machine.index] = mode
     if before != UNDECIDED:
         state.settle_until[machine.index] = t + machine.settle_us
-    norms = machine.norms[max(mode, UNKNOWN) + 1]
-    for name in PER_STATE:
-        getattr(state.norms, name)[..., machine.columns] = getattr(norms, name)
+    for norms, its in zip(state.norms, machine.norms[max(mode, UNKNOWN) + 1], strict=True):
+        for part in fields(norms):
+            getattr(norms, part.name)[..., machine.columns] = getattr(its, part.name)
+    return True
 
 
 def _run(
-    plant: Plant, state: JudgeState, stack: _Stack, work: _Work, known: Bools, armed: Bools, rows: slice
+    plant: Plant,
+    state: JudgeState,
+    stack: _Stack,
+    work: _Work,
+    known: Bools,
+    armed: Bools,
+    entered: Bools,
+    rows: slice,
 ) -> list[Change]:
     block = Block(
         columns=stack.columns,
         values=work.held[rows],
         known=known[rows],
         good=work.good[rows],
+        fresh=work.good[rows] & ((work.quality[rows] & CODE_MASK) != HOLD),
         late=work.late[rows],
         seen_ts=work.seen_ts[rows],
         step_us=work.step_us[rows],
         ts=work.ts[rows],
         armed=armed,
+        entered=entered,
     )
     changes: list[Change] = []
-    for detector, memory in zip(plant.detectors, state.detectors, strict=True):
-        changes += detector.step(memory, state.norms, block)
+    for detector, memory, norms in zip(plant.detectors, state.detectors, state.norms, strict=True):
+        changes += detector.step(memory, norms, block)
     if rows.start:
         changes = [replace(change, row=change.row + rows.start) for change in changes]
     return sorted(changes, key=lambda change: (change.row, change.column, change.kind))
@@ -702,7 +721,7 @@ def _event(
     worst = change.level or (standing.level if standing else 1)
     severity = SEVERITIES[worst]
     band = bands(machine, change.column - machine.start, mode)
-    limit = band.get(severity, {}).get(change.kind)
+    limit = band.get(severity, {}).get(change.kind) if change.kind in (Kind.HIGH, Kind.LOW) else change.limit
     # The value of a line is why it is lost, that of a certificate how soon it ends, of the host how bad it is: no measurements.
     health = change.kind == Kind.HEALTH
     lost = health and not signal.in_words
@@ -717,7 +736,7 @@ def _event(
         ts=ts,
         machine=machine.name,
         signal=signal.name,
-        kind=Kind(change.kind),
+        kind=change.kind,
         severity=severity,
         state=now,
         value=number,
@@ -731,19 +750,21 @@ def _event(
         else texts.message(
             plant.language,
             told,
-            Kind(change.kind),
+            change.kind,
             title=signal.title,
             unit=signal.unit,
             value=number,
             limit=limit,
             silent_us=silent,
             reason=said or _why_silent(why),
+            why=dict(change.why),
             line=texts.LostLine(signal.behind, texts.moment(since, ts, plant.timezone), ts - since) if lost else None,
         ),
         advice=advice_of(signal, plant.language),
         count=(standing.count + (told is EventKind.RAISED)) if standing else 1,
         suppressed=signal.behind if lost else None,
         column=signal.column,
+        why=dict(change.why),
         t=_of(work.t, change.row, column),
     )
     if now is WarningState.NORMAL:

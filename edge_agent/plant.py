@@ -1,7 +1,7 @@
 """The configuration compiled to columns: every signal of the plant is one column of the arrays that the judge works on.
 
 Rule 1: columns stand machine by machine in the order of the configuration; a machine is an index range.
-Rule 2: what may differ by operating state is an array for each state, so that a change of state copies columns.
+Rule 2: norms are compiled for each operating state by the detectors themselves, so that a change of state copies columns.
 Rule 3: the agent's own machine comes last: a column for each line and each part of one, whose value says if it is lost;
 after them one for each line that rests on certificates, and those of the host: its disk and its clock.
 """
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from edge_agent import expression, texts
-from edge_agent.config import BandConfig, Config, MachineConfig, NormConfig, SignalConfig
-from edge_agent.contract import Bools, Detector, Floats, Norms, is_certified, part_of
+from edge_agent.config import BandConfig, Config, MachineConfig, NormConfig, SignalConfig, limits_of
+from edge_agent.contract import Bools, Column, Detector, Floats, Ints, is_certified, part_of
 from edge_agent.records import Kind, Layout
 
 STALE_MIN_US = 10_000_000
@@ -30,9 +30,6 @@ HOST = {DISK: (texts.DISK, texts.MAKE_ROOM), CLOCK: (texts.CLOCK, texts.SET_THE_
 """What the agent needs of its host, by the name of its column: how it is called, and what a person can do about it."""
 CERTIFICATE = "certificate"
 """The column of a line's certificates is called `<connection>.certificate`."""
-
-PER_STATE = ("limit", "back", "on_us", "off_us", "screen_low", "screen_high", "level")
-"""The norms that may differ by operating state; the others hold in every state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +47,7 @@ class Signal:
     behind: int
     """Of a line: how many signals are read over it or computed from such."""
     bands: tuple[dict[str, dict[str, float]], ...]
+    stale_us: int
     certificate: bool = False
     """In the agent's own machine: it tells of a line's certificates, and not of a line or a part of one."""
     host: bool = False
@@ -63,7 +61,9 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """An index range of columns. norms, bands: index 0 is the base norm, 1 + i that of states[i]."""
+    """An index range of columns. norms, bands: index 0 is the base norm, 1 + i that of states[i]; in norms what each of
+    the plant's detectors made of it.
+    """
 
     index: int
     name: str
@@ -78,7 +78,7 @@ class Machine:
     states: tuple[str, ...]
     conditions: tuple[tuple[tuple[int, ...], expression.Expression], ...]
     settle_us: int
-    norms: tuple[Norms, ...]
+    norms: tuple[tuple[Any, ...], ...]
     own: bool = False
     """The agent's own: judged and kept like any other, but no machine of the plant."""
 
@@ -96,7 +96,8 @@ class Plant:
     """Everything that is judged. Column arrays are (columns,).
 
     valid_low, valid_high: float64, ∓inf where open. use_uncertain: bool. required: bool, acknowledge: required.
-    formula: bool, computed and not measured. detectors: the installed ones, in the order of their names.
+    formula: bool, computed and not measured. stale_us: int64, the time without a good reading after which it is stale.
+    detectors: the installed ones that some norm asks for, in the order of their names.
     stacks: how machines lie side by side, worked out once for each set (a cache of the judge).
     """
 
@@ -108,6 +109,7 @@ class Plant:
     use_uncertain: Bools
     required: Bools
     formula: Bools
+    stale_us: Ints
     language: str
     timezone: str
     """For people."""
@@ -134,21 +136,23 @@ class Plant:
         return machine, machine.signals[column - machine.start]
 
 
-def compile_plant(config: Config, detectors: Sequence[Detector], own: bool = True) -> Plant:
+def compile_plant(config: Config, detectors: Mapping[str, Detector], own: bool = True) -> Plant:
     """Turn the words of the file into columns. The configuration is valid already, so nothing is refused here.
 
-    own: with the agent's own machine; without it where no line is polled for long. Without a detector of `health` nobody
-    would tell of a lost line, so that there is none either and each signal behind one raises its own `stale`.
+    detectors: by the key of their settings. own: with the agent's own machine; without it where no line is polled for long.
+    Without a detector of `health` nobody would tell of a lost line, so that there is none either and each signal behind one
+    raises its own `stale`.
     """
-    lines = _lines(config) if own and any(Kind.HEALTH in detector.kinds for detector in detectors) else {}
+    lines = _lines(config) if own and any(Kind.HEALTH in each.kinds for each in detectors.values()) else {}
     about = MachineConfig(
         OWN, "edge-agent", "", {}, 0, OWN_EVERY_US, {name: signal for name, (signal, _) in lines.items()}
     )
     configured = [*config.machines.values(), *([about] if lines else [])]
+    used = {name: detector for name, detector in detectors.items() if detector.Settings is None or _asks(config, name)}
     machines: list[Machine] = []
     start = 0
     for index, machine in enumerate(configured):
-        machines.append(_machine(index, machine, start, lines if machine is about else {}))
+        machines.append(_machine(index, machine, start, lines if machine is about else {}, used))
         start = machines[-1].stop
     signals = [signal for machine in configured for signal in machine.signals.values()]
     return Plant(
@@ -160,9 +164,10 @@ def compile_plant(config: Config, detectors: Sequence[Detector], own: bool = Tru
         use_uncertain=np.array([signal.norm.use_uncertain for signal in signals], dtype=np.bool_),
         required=np.array([signal.norm.acknowledge == "required" for signal in signals], dtype=np.bool_),
         formula=np.array([signal.formula is not None for signal in signals], dtype=np.bool_),
+        stale_us=np.array([stale_us(signal) for signal in signals], dtype=np.int64),
         language=config.agent.language,
         timezone=config.agent.timezone,
-        detectors=tuple(detectors),
+        detectors=tuple(used.values()),
         starts=tuple(machine.start for machine in machines),
     )
 
@@ -184,6 +189,7 @@ def _up_to(end: int, plant: Plant, machines: tuple[Machine, ...]) -> Plant:
         use_uncertain=plant.use_uncertain[:end],
         required=plant.required[:end],
         formula=plant.formula[:end],
+        stale_us=plant.stale_us[:end],
         starts=plant.starts[: len(machines)],
         stacks={},
     )
@@ -205,11 +211,24 @@ def _without(plant: Plant, later: Callable[[Signal], bool]) -> Plant:
     if own is None or not later(own.signals[-1]):
         return plant
     kept = [signal for signal in own.signals if not later(signal)]
-    norms = tuple(
-        Norms(**{part.name: getattr(its, part.name)[..., : len(kept)] for part in fields(Norms)}) for its in own.norms
-    )
+    norms = tuple(tuple(_first(each, len(kept)) for each in its) for its in own.norms)
     before = replace(own, stop=own.start + len(kept), signals=tuple(kept), norms=norms)
     return _up_to(before.stop, plant, (*plant.machines[:-1], before))
+
+
+def _first(norms: Any, count: int) -> Any:
+    """A detector's norms of the first columns."""
+    return replace(norms, **{part.name: getattr(norms, part.name)[..., :count] for part in fields(norms)})
+
+
+def _asks(config: Config, detector: str) -> bool:
+    """Whether some norm has settings for it."""
+    return any(
+        detector in norm.rules
+        for machine in config.machines.values()
+        for signal in machine.signals.values()
+        for norm in (signal.norm, *signal.norm.by_state.values())
+    )
 
 
 def stale_us(signal: SignalConfig) -> int:
@@ -299,7 +318,7 @@ def _line(
     name: str, title: str, behind: list[SignalConfig], advice: dict[str, str]
 ) -> tuple[SignalConfig, list[SignalConfig]]:
     never = BandConfig(None, None, 0.0, 0, 0)
-    norm = NormConfig(never, never, OWN_STALE_US, False, "alarm", "auto", {})
+    norm = NormConfig(never, never, OWN_STALE_US, False, "alarm", "auto", {}, {})
     return (
         SignalConfig(
             name,
@@ -333,7 +352,9 @@ def health_us(behind: Sequence[SignalConfig]) -> int:
     return min([HEALTH_US, *(stale_us(signal) for signal in behind)])
 
 
-def _machine(index: int, machine: MachineConfig, start: int, lines: Lines) -> Machine:
+def _machine(
+    index: int, machine: MachineConfig, start: int, lines: Lines, detectors: Mapping[str, Detector]
+) -> Machine:
     signals = list(machine.signals.values())
     states = tuple(machine.states)
     offsets = {name: offset for offset, name in enumerate(machine.signals)}
@@ -360,6 +381,7 @@ def _machine(index: int, machine: MachineConfig, start: int, lines: Lines) -> Ma
                 names=dict(signal.map),
                 behind=len(lines[signal.name][1]) if lines else 0,
                 bands=tuple(_band(row[offset]) for row in norms),
+                stale_us=stale_us(signal),
                 certificate=_in_words(signal, lines) and signal.name.endswith(f".{CERTIFICATE}"),
                 host=_in_words(signal, lines) and not signal.name.endswith(f".{CERTIFICATE}"),
             )
@@ -369,7 +391,7 @@ def _machine(index: int, machine: MachineConfig, start: int, lines: Lines) -> Ma
         states=states,
         conditions=tuple((tuple(offsets[name] for name in condition.names), condition) for condition in conditions),
         settle_us=machine.settle_us,
-        norms=tuple(_norms(signals, row, lines) for row in norms),
+        norms=tuple(tuple(_norms(signals, row, lines, *each) for each in detectors.items()) for row in norms),
         own=bool(lines),
     )
 
@@ -406,22 +428,21 @@ def _band(norm: NormConfig) -> dict[str, dict[str, float]]:
     return band
 
 
-def _norms(signals: list[SignalConfig], norms: list[NormConfig], lines: Lines) -> Norms:
-    pairs = [[norm.warning for norm in norms], [norm.alarm for norm in norms]]
-    high = [_floats((band.high for band in pair), np.inf) for pair in pairs]
-    low = [-_floats((band.low for band in pair), -np.inf) for pair in pairs]
-    deadband = np.array([[band.deadband for band in pair] for pair in pairs] * 2, dtype=np.float64)
-    limit = np.stack([*high, *low])
-    return Norms(
-        limit=limit,
-        back=limit - deadband,
-        on_us=np.array([[band.on_delay_us for band in pair] for pair in pairs] * 2, dtype=np.int64),
-        off_us=np.array([[band.off_delay_us for band in pair] for pair in pairs] * 2, dtype=np.int64),
-        screen_low=-np.minimum(*low),
-        screen_high=np.minimum(*high),
-        stale_us=np.array([stale_us(signal) for signal in signals], dtype=np.int64),
-        health_us=np.array([health_us(lines[s.name][1]) if lines else -1 for s in signals], dtype=np.int64),
-        level=np.array([1 if signal.norm.severity == "warning" else 2 for signal in signals], dtype=np.uint8),
+def _norms(signals: list[SignalConfig], norms: list[NormConfig], lines: Lines, name: str, detector: Detector) -> Any:
+    """What one detector makes of a machine's norms in one operating state."""
+    return detector.norms(
+        [
+            Column(
+                every_us=signal.every_us,
+                warning=limits_of(norm.warning),
+                alarm=limits_of(norm.alarm),
+                level=1 if norm.severity == "warning" else 2,
+                stale_us=stale_us(signal),
+                health_us=health_us(lines[signal.name][1]) if lines else -1,
+                settings=norm.rules.get(name),
+            )
+            for signal, norm in zip(signals, norms, strict=True)
+        ]
     )
 
 

@@ -6,7 +6,9 @@ Rule: a plug-in is imported only when something names it; asking which kinds the
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import metadata
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
@@ -19,10 +21,10 @@ SCANNERS = "edge_agent.scanners"
 
 
 class UnknownPluginError(Exception):
-    """No installed distribution offers this kind. `known`: those that are offered."""
+    """No installed distribution offers this kind of driver or detector. `known`: those that are offered."""
 
-    def __init__(self, kind: str, known: tuple[str, ...]) -> None:
-        super().__init__(f"no driver {kind!r} is installed")
+    def __init__(self, kind: str, known: tuple[str, ...], what: str = "driver") -> None:
+        super().__init__(f"no {what} {kind!r} is installed")
         self.kind = kind
         self.known = known
 
@@ -63,11 +65,17 @@ class _Offer:
 
 
 class Plugins:
-    """A registry of drivers by kind. Tests and other programs may give their own; `installed()` gives the usual one."""
+    """A registry of drivers by kind, and of detectors. Tests and other programs may give their own drivers; `installed()`
+    gives the usual one.
+    """
 
     def __init__(self, drivers: Mapping[str, Driver] | None = None) -> None:
         own = Origin("given", "-")
         self._drivers = {kind: _Offer(own, plugin=driver) for kind, driver in (drivers or {}).items()}
+
+    def detectors(self) -> Mapping[str, Detector]:
+        """All that are installed, by the key of their settings. Raises BrokenPluginError."""
+        return detectors()
 
     def kinds(self) -> tuple[str, ...]:
         """The kinds of drivers there are, sorted."""
@@ -102,9 +110,36 @@ def driver(kind: str, registry: Plugins | None = None) -> Driver:
     return (registry or installed()).driver(kind)
 
 
-def detectors() -> dict[str, Detector]:
+@cache
+def detectors() -> Mapping[str, Detector]:
     """All installed detectors, imported, in the order of their names. Raises BrokenPluginError."""
-    return {name: offer.load() for name, offer in sorted(_offers(DETECTORS).items())}
+    found: dict[str, Detector] = {}
+    whose: dict[str, str] = {}
+    for name, offer in sorted(_offers(DETECTORS).items()):
+        detector = offer.load()
+        if lacks := _lacks_of_detector(detector):
+            raise BrokenPluginError(f"{name} of {offer.origin.distribution} is no detector: {lacks}")
+        for kind in detector.kinds:
+            if kind in whose:
+                raise BrokenPluginError(
+                    f"the detectors {whose[kind]} and {name} both find {kind!r}; uninstall one of them"
+                )
+            whose[kind] = name
+        found[name] = detector
+    return MappingProxyType(found)
+
+
+def _lacks_of_detector(detector: Any) -> str:
+    """What keeps it from being a contract.Detector, in words; '' when nothing does."""
+    if isinstance(detector, type):
+        return f"the entry point leads to the class {detector.__name__}, not to an instance of it"
+    kinds, model = getattr(detector, "kinds", None), getattr(detector, "Settings", None)
+    if not isinstance(kinds, tuple) or not kinds or not all(isinstance(kind, str) for kind in kinds):
+        return "its kinds are no tuple of texts"
+    if model is not None and not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return "its Settings are no pydantic model"
+    lacks = [name for name in ("norms", "start", "step") if not callable(getattr(detector, name, None))]
+    return f"it has no {lacks[0]}" if lacks else ""
 
 
 def _lacks(driver: Any) -> str:

@@ -22,10 +22,12 @@ class Severity(StrEnum):
 
 
 class Kind(StrEnum):
-    """The rule that found a deviation (contract §2)."""
+    """The rule that found a deviation (contract §2). Detectors of others have kinds of their own: any other text."""
 
     HIGH = "high"
     LOW = "low"
+    RATE = "rate"
+    FROZEN = "frozen"
     STALE = "stale"
     HEALTH = "health"
 
@@ -92,7 +94,7 @@ class Event:
     ts: int
     machine: str
     signal: str
-    kind: Kind
+    kind: str
     severity: Severity
     state: WarningState
     value: float | None
@@ -109,6 +111,8 @@ class Event:
     suppressed: int | None = None
     """Of a lost line: how many signals lie behind it, which raise no `stale` of their own."""
     column: str | None = None
+    why: dict[str, float] = field(default_factory=dict)
+    """The numbers of the detector that found it."""
     by: str | None = None
     comment: str | None = None
     t: int = 0

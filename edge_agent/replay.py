@@ -359,7 +359,7 @@ def _ticks(machine: Machine, t: Ints) -> tuple[npt.NDArray[np.intp], Ints]:
     if len(t) < 2:  # no step between fewer rows
         return np.empty(0, dtype=np.intp), np.empty(0, dtype=np.int64)
     tick = machine.every_us
-    longest = int(machine.norms[0].stale_us.max()) + machine.settle_us
+    longest = max(signal.stale_us for signal in machine.signals) + machine.settle_us
     counts = np.minimum((np.diff(t) - 1) // tick, longest // tick + TICKS_SPARE)
     counts = np.maximum(counts, 0)
     place = np.repeat(np.arange(1, len(t)), counts)

@@ -1,4 +1,5 @@
-"""The conformance suite of drivers: what every driver promises, checked over a real line to a plant that misbehaves.
+"""The conformance suites: what every driver promises, checked over a real line to a plant that misbehaves; and what every
+detector promises, checked on rows that are cut and stacked in all ways (`check_detector`, at the end).
 
 Rule 1: nothing here knows a protocol; a `Plant` brings the server, the driver and the faults that it can play.
 Rule 2: it is never imported at run time. It needs no test framework; under pytest it takes four lines:
@@ -12,8 +13,10 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,7 +24,22 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from edge_agent.clock import SystemClock
-from edge_agent.contract import CODE_MASK, DeviceRefused, DeviceSilent, Driver, Ints, Point, Quality, Readings, Session
+from edge_agent.contract import (
+    CODE_MASK,
+    Band,
+    Block,
+    Change,
+    Column,
+    Detector,
+    DeviceRefused,
+    DeviceSilent,
+    Driver,
+    Ints,
+    Point,
+    Quality,
+    Readings,
+    Session,
+)
 
 CANCEL_WITHIN_S = 0.1
 """From the cancellation of a read to its end, with nothing left behind."""
@@ -504,3 +522,209 @@ CHECKS = (
 def driver_checks(without: frozenset[Fault] = frozenset()) -> tuple[Check, ...]:
     """All checks but those that need a fault which this plant cannot play: whoever leaves one out has to name it."""
     return tuple(check for check in CHECKS if not check.faults & without)
+
+
+# --- detectors --------------------------------------------------------------------------------------------------------
+
+ROUNDS, ROWS_MAX, COLUMNS_MAX = 60, 80, 5
+UNITS = (0, 500_000, 1_000_000, 1_000_000, 1_000_000, 2_000_000, 45_000_000)
+"""Steps of time, µs: rows at the same time, the usual beat, a gap."""
+
+
+def check_detector(detector: Detector, settings: Sequence[Any] = (), seed: int = 1) -> None:
+    """What every detector promises, on random rows with gaps, bad readings, HOLD, equal times and operating states.
+
+    settings: what may stand under its key in a norm, several of them (a mapping, True, a bare value that it takes); () for a
+    detector without settings. Raises AssertionError with what was promised and what was.
+    """
+    rng = np.random.default_rng(seed)
+    models = _settings_of(detector, settings)
+    _check_shape(detector, models)
+    for number in range(ROUNDS):
+        taken = _Rows.random(rng, models, detector)
+        whole, end = taken.judged(rng, pieces=1)
+        for pieces in (2, 5, 1000):
+            found, state = taken.judged(rng, pieces)
+            assert found == whole, f"seed {seed}, round {number}: cut into pieces it says {found}, as a whole {whole}"
+            _assert_equal(state, end, f"seed {seed}, round {number}: the state after all rows")
+        apart = [
+            replace(change, column=column)
+            for column in range(taken.width)
+            for change in taken.only(column).judged(rng, 3)[0]
+        ]
+        ordered = sorted(apart, key=_order)
+        assert ordered == whole, f"seed {seed}, round {number}: column by column it says {ordered}, together {whole}"
+        _check_changes(detector, whole)
+
+
+def _settings_of(detector: Detector, settings: Sequence[Any]) -> list[Any]:
+    if detector.Settings is None:
+        assert not settings, "a detector without Settings has none to try"
+        return [None]
+    assert settings, "give some settings to try"
+    short = getattr(detector.Settings, "short", None)
+    found = []
+    for each in settings:
+        plain = {} if each is True else each if isinstance(each, Mapping) else {short: each}
+        model = detector.Settings.model_validate(plain)
+        again = detector.Settings.model_validate(model.model_dump(mode="json", round_trip=True))
+        assert again == model, "settings outlive being written down"
+        found.append(model)
+    try:
+        detector.Settings.model_validate({"no_such_key": 1})
+    except ValidationError:
+        return [*found, None]
+    raise AssertionError("a key that nobody knows is refused: extra='forbid'")
+
+
+def _check_shape(detector: Detector, models: list[Any]) -> None:
+    assert detector.kinds, "it finds at least one kind"
+    assert all(isinstance(kind, str) for kind in detector.kinds), "kinds are texts"
+    for count in (0, 1, 3):
+        norms = detector.norms([_column(models[i % len(models)]) for i in range(count)])
+        for noun, what in ((detector.start(count), "state"), (norms, "norms")):
+            for part in fields(noun):
+                array = getattr(noun, part.name)
+                assert isinstance(array, np.ndarray), f"{what}.{part.name} is an array"
+                assert array.shape[-1] == count, f"the last axis of {what}.{part.name} is the columns"
+
+
+def _column(settings: Any, level: int = 1) -> Column:
+    return Column(
+        every_us=1_000_000,
+        warning=Band(-1.0, 1.0, 0.25, 1_000_000, 2_000_000),
+        alarm=Band(-np.inf, 2.0, 0.0, 0, 0),
+        level=level,
+        stale_us=5_000_000,
+        health_us=-1,
+        settings=settings,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows of one machine and the norms of each operating state. All arrays (rows, columns) unless said.
+
+    states: (rows,) which one each row is in. norms: by state.
+    """
+
+    detector: Detector
+    norms: tuple[Any, ...]
+    states: Ints
+    values: np.ndarray[Any, np.dtype[np.float64]]
+    known: np.ndarray[Any, np.dtype[np.bool_]]
+    good: np.ndarray[Any, np.dtype[np.bool_]]
+    fresh: np.ndarray[Any, np.dtype[np.bool_]]
+    late: np.ndarray[Any, np.dtype[np.bool_]]
+    seen_ts: Ints
+    steps_us: Ints
+    """(rows,)"""
+    ts: Ints
+    """(rows,)"""
+    armed: np.ndarray[Any, np.dtype[np.bool_]]
+    """(rows,)"""
+
+    @property
+    def width(self) -> int:
+        return int(self.values.shape[1])
+
+    @staticmethod
+    def random(rng: np.random.Generator, models: list[Any], detector: Detector) -> "_Rows":
+        rows, width = int(rng.integers(0, ROWS_MAX)), int(rng.integers(1, COLUMNS_MAX + 1))
+        states = np.sort(rng.integers(0, 3, rows)) % 2
+        norms = tuple(
+            detector.norms([_column(models[i], int(rng.integers(1, 3))) for i in rng.integers(0, len(models), width)])
+            for _ in range(2)
+        )
+        kind = rng.choice(4, (rows, width), p=[0.7, 0.1, 0.1, 0.1] if rng.random() < 0.6 else [1.0, 0.0, 0.0, 0.0])
+        moves = rng.choice([0.0, 0.0, 0.0, 0.5, -0.5, 1.25, -1.25], (rows, width))
+        new = np.cumsum(moves, axis=0) * 0.7 if rng.random() < 0.5 else moves + rng.normal(0, 1e-3, (rows, width))
+        values, good = np.full((rows, width), np.nan), np.zeros((rows, width), dtype=np.bool_)
+        fresh, seen = good.copy(), np.zeros((rows, width), dtype=np.int64)
+        steps_us = rng.choice(UNITS, rows)
+        ts = 1_700_000_000_000_000 + np.cumsum(rng.choice([*UNITS, -7_000_000], rows))
+        held, last = np.full(width, np.nan), np.full(width, 1_700_000_000_000_000)
+        for row in range(rows):  # 0: a new reading, 1: confirmed, 2: silence, 3: bad
+            held = np.where(kind[row] == 0, new[row], np.where(kind[row] == 3, np.nan, held))
+            values[row], fresh[row] = held, kind[row] == 0
+            good[row] = fresh[row] | ((kind[row] == 1) & ~np.isnan(held))
+            last = np.where(good[row], ts[row], last)
+            seen[row] = last
+        armed = rng.random() < 0.5 or np.arange(rows) >= rng.integers(0, rows + 1)
+        late = ~good & (rng.random((rows, width)) < 0.3)
+        known = ~np.isnan(values)
+        whole = np.broadcast_to(armed, rows).copy()
+        return _Rows(
+            detector, norms, states, values, known, good, fresh, late, seen, steps_us.astype(np.int64), ts, whole
+        )
+
+    def only(self, column: int) -> "_Rows":
+        """One column of them alone."""
+        its = slice(column, column + 1)
+        return replace(
+            self,
+            norms=tuple(_only(norms, its) for norms in self.norms),
+            **{name: getattr(self, name)[:, its] for name in ("values", "known", "good", "fresh", "late", "seen_ts")},
+        )
+
+    def judged(self, rng: np.random.Generator, pieces: int) -> tuple[list[Change], Any]:
+        """All changes with the row in which each came, and the state at the end. pieces: into how many it is cut."""
+        state = self.detector.start(self.width)
+        rows = len(self.values)
+        ends = (
+            set(rng.integers(0, rows + 1, min(pieces, 2 * rows + 1) - 1).tolist())
+            if pieces < rows
+            else set(range(rows))
+        )
+        ends |= set((np.flatnonzero(self.states[1:] != self.states[:-1]) + 1).tolist()) | {0, rows}
+        found: list[Change] = []
+        for first, stop in pairwise(sorted(ends)):
+            enters = first > 0 and self.states[first] != self.states[first - 1]
+            norms = self.norms[int(self.states[first])]
+            before = deepcopy(norms)
+            changes = self.detector.step(state, norms, self._block(slice(first, stop), bool(enters)))
+            _assert_equal(norms, before, "norms are not changed by a step")
+            assert [c.row for c in changes] == sorted(c.row for c in changes), "changes come in row order"
+            found += [replace(change, row=change.row + first) for change in changes]
+        return sorted(found, key=_order), state
+
+    def _block(self, rows: slice, enters: bool) -> Block:
+        return Block(
+            columns=slice(0, self.width),
+            values=self.values[rows],
+            known=self.known[rows],
+            good=self.good[rows],
+            fresh=self.fresh[rows],
+            late=self.late[rows],
+            seen_ts=self.seen_ts[rows],
+            step_us=self.steps_us[rows, None],
+            ts=self.ts[rows, None],
+            armed=self.armed[rows, None],
+            entered=np.full(self.width, enters),
+        )
+
+
+def _only(norms: Any, columns: slice) -> Any:
+    return replace(norms, **{part.name: getattr(norms, part.name)[..., columns] for part in fields(norms)})
+
+
+def _order(change: Change) -> tuple[int, int, str]:
+    return change.row, change.column, change.kind
+
+
+def _check_changes(detector: Detector, changes: Sequence[Change]) -> None:
+    level: dict[tuple[int, str], int] = {}
+    for change in changes:
+        key = (change.column, change.kind)
+        assert change.kind in detector.kinds, f"{change.kind} is one of its kinds"
+        assert 0 <= change.level <= 2, f"levels are 0, 1 and 2: {change}"
+        told_again = change.again and change.level > 0
+        assert change.level != level.get(key, 0) or told_again, f"nothing changed, and it says so: {change}"
+        level[key] = change.level
+
+
+def _assert_equal(found: Any, wanted: Any, what: str) -> None:
+    for part in fields(wanted):
+        one, other = getattr(found, part.name), getattr(wanted, part.name)
+        assert one.dtype == other.dtype, f"{what}: {part.name} is {one.dtype}, was {other.dtype}"
+        assert np.array_equal(one, other, equal_nan=one.dtype.kind == "f"), f"{what}: {part.name} is {one}, not {other}"

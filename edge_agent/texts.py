@@ -3,19 +3,22 @@
 Rule 1: plain, short, complete; the advice of the configuration says what to do. Rule 2: a text exists in every language.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
+from edge_agent.contract import SECOND_US
 from edge_agent.records import EventKind, Kind
 
 LANGUAGES = ("en", "nl", "de")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DAY_US = 86_400_000_000
+NO_NUMBERS: Mapping[str, float] = {}
 DIGITS, EXACT = 5, 17
 """Significant digits of a number for people, and those that tell any two float64 apart."""
 
-_RAISED = {
+_RAISED: dict[str, dict[str, str]] = {
     Kind.HIGH: {
         "en": "{title} {value} is above its norm of {limit}",
         "nl": "{title} {value} is boven de norm van {limit}",
@@ -25,6 +28,16 @@ _RAISED = {
         "en": "{title} {value} is below its norm of {limit}",
         "nl": "{title} {value} is onder de norm van {limit}",
         "de": "{title} {value} liegt unter der Norm von {limit}",
+    },
+    Kind.RATE: {
+        "en": "{title} {value}: {changes} by {rate} in {per}, more than its norm of {limit}",
+        "nl": "{title} {value}: {changes} met {rate} in {per}, meer dan de norm van {limit}",
+        "de": "{title} {value}: {changes} um {rate} in {per}, mehr als die Norm von {limit}",
+    },
+    Kind.FROZEN: {
+        "en": "{title} has stood at exactly {value} for {duration}; a live sensor does not",
+        "nl": "{title} staat al {duration} op precies {value}; een werkende sensor doet dat niet",
+        "de": "{title} steht seit {duration} auf genau {value}; ein intakter Sensor tut das nicht",
     },
     Kind.STALE: {
         "en": "{title}: no good reading for {duration} ({reason})",
@@ -37,6 +50,13 @@ _RAISED = {
         "de": "{title}: {reason}",
     },
 }
+_OUTSIDE = {
+    "en": "{title} {value} is outside its norm ({kind})",
+    "nl": "{title} {value} is buiten de norm ({kind})",
+    "de": "{title} {value} liegt außerhalb der Norm ({kind})",
+}
+"""Found by a detector of others."""
+_CHANGES = {"en": ("falls", "rises"), "nl": ("daalt", "stijgt"), "de": ("fällt", "steigt")}
 _LOST = {
     "en": "{title} has been lost since {moment}: {reason}. {behind}.",
     "nl": "{title} is uitgevallen sinds {moment}: {reason}. {behind}.",
@@ -193,6 +213,16 @@ _CLEARED = {
     "nl": "{title} {value} is weer binnen de norm",
     "de": "{title} {value} liegt wieder in der Norm",
 }
+_STEADY_AGAIN = {
+    "en": "{title} {value}: changes within its norm again",
+    "nl": "{title} {value}: verandert weer binnen de norm",
+    "de": "{title} {value}: ändert sich wieder im Rahmen der Norm",
+}
+_MOVES_AGAIN = {
+    "en": "{title} moves again: {value}",
+    "nl": "{title} beweegt weer: {value}",
+    "de": "{title} bewegt sich wieder: {value}",
+}
 _READS_AGAIN = {
     "en": "{title} gives good readings again: {value}",
     "nl": "{title} geeft weer goede metingen: {value}",
@@ -202,6 +232,12 @@ _ANSWERS_AGAIN = {
     "en": "{title} answers again after {lasted}",
     "nl": "{title} antwoordt weer na {lasted}",
     "de": "{title} antwortet wieder nach {lasted}",
+}
+_ENDED: dict[str, dict[str, str]] = {
+    Kind.STALE: _READS_AGAIN,
+    Kind.HEALTH: _ANSWERS_AGAIN,
+    Kind.RATE: _STEADY_AGAIN,
+    Kind.FROZEN: _MOVES_AGAIN,
 }
 _ACKNOWLEDGED = {
     "en": "{title}: seen by {by}",
@@ -276,10 +312,10 @@ class LostLine:
     lasted_us: int
 
 
-def message(
+def message(  # noqa: PLR0913 - what an event may tell, by name
     language: str,
     event: EventKind,
-    kind: Kind,
+    kind: str,
     *,
     title: str,
     unit: str,
@@ -289,26 +325,36 @@ def message(
     reason: str = "",
     line: LostLine | None = None,
     by: str = "",
+    why: Mapping[str, float] = NO_NUMBERS,
 ) -> str:
-    """A sentence or two about one step of a warning. value, limit: in the signal's unit, None where there is none."""
+    """A sentence or two about one step of a warning. value, limit: in the signal's unit, None where there is none.
+
+    why: the numbers of its detector.
+    """
     if event is EventKind.ACKNOWLEDGED:
         text = _ACKNOWLEDGED
     elif event is EventKind.CLEARED:
-        text = {Kind.STALE: _READS_AGAIN, Kind.HEALTH: _ANSWERS_AGAIN}.get(kind, _CLEARED)
+        text = _ENDED.get(kind, _CLEARED)
     elif event is EventKind.DEESCALATED:
         text = _DEESCALATED
     elif line is not None:
         text = _LOST
     else:
-        text = _RAISED[kind]
-    digits = _digits(value, limit)
+        text = _RAISED.get(kind, _OUTSIDE)
+    rate = why.get("rate", 0.0)
+    unchanged_us = round(why.get("unchanged_s", 0.0) * SECOND_US)
+    digits = _digits(abs(rate) if kind == Kind.RATE else value, limit)
     return (
         text[language]
         .format(
             title=title,
             value=quantity(value, unit, language, digits),
             limit=quantity(limit, unit, language, digits),
-            duration=duration(silent_us, language),
+            duration=duration(unchanged_us or silent_us, language),
+            kind=kind,
+            changes=_CHANGES[language][rate > 0],
+            rate=quantity(abs(rate), unit, language, digits),
+            per=duration(round(why.get("per_s", 0.0) * SECOND_US), language),
             reason=_REASONS[language].get(reason, reason),
             behind=_NOT_WATCHED[language][line.behind != 1].format(line.behind) if line else "",
             moment=line.moment if line else "",

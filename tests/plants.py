@@ -1,6 +1,6 @@
 """Small plants for tests of the judge, made without a file: only what the compiler reads of a configuration."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +9,7 @@ from edge_agent.contract import Detector
 from edge_agent.plant import Plant, compile_plant
 
 SECOND = 1_000_000
-DETECTORS: tuple[Detector, ...] = (health.DETECTOR, limits.DETECTOR, stale.DETECTOR)
+DETECTORS: dict[str, Detector] = {"health": health.DETECTOR, "limits": limits.DETECTOR, "stale": stale.DETECTOR}
 
 
 def band(
@@ -28,8 +28,11 @@ def norm(
     severity: str = "warning",
     acknowledge: str = "auto",
     by_state: dict[str, SimpleNamespace] | None = None,
+    **rules: Any,
 ) -> SimpleNamespace:
+    """rules: settings of detectors by their keys."""
     return SimpleNamespace(
+        rules=rules,
         warning=warning or band(),
         alarm=alarm or band(),
         stale_us=None if stale is None else round(stale * SECOND),
@@ -76,7 +79,7 @@ def machine(
 def plant(
     *machines: SimpleNamespace,
     language: str = "en",
-    detectors: Sequence[Detector] = DETECTORS,
+    detectors: Mapping[str, Detector] = DETECTORS,
     certified: Collection[str] = (),
 ) -> Plant:
     """The `point` of a signal that has a `connection` is the part of it that the signal lies behind.

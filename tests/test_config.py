@@ -311,7 +311,8 @@ def test_a_key_that_only_another_driver_knows_is_unknown(tmp_path: Path) -> None
 
 
 def test_a_type_that_nobody_uses_is_checked_all_the_same(tmp_path: Path) -> None:
-    text = f"{HEAD}types: {{t: {{signals: {{s: {{address: x, tilte: y}}}}}}}}\n{MACHINES}"
+    types = "types: {t: {signals: {s: {address: x, norm: {frosen: 5min}}}}}"
+    text = f"{HEAD}{types}\nmachines: {{m: {{connection: c, signals: {{s: {{address: x}}}}}}}}\n"
     assert faults(tmp_path, text) == ["5:39 types.t.signals.s.tilte"]
 
 
@@ -503,6 +504,19 @@ def test_what_decides_which_readings_are_judged_is_the_same_in_every_state(tmp_p
         ("{high: 3}", "norm.high"),
         ("{by_state: {x: {}}}", "norm.by_state.x"),
         ("[1]", "norm"),
+        ("{frozen: true}", "norm.frozen.after"),
+        ("{frozen: 5}", "norm.frozen"),
+        ("{frozen: [5min]}", "norm.frozen"),
+        ("{frozen: {after: 5min, resolution: -1}}", "norm.frozen.resolution"),
+        ("{frozen: {after: 5min, over: 1s}}", "norm.frozen.over"),
+        ("{rate: true}", "norm.rate.max"),
+        ("{rate: 5}", "norm.rate"),
+        ("{rate: {max: 0}}", "norm.rate.max"),
+        ("{rate: {max: 1, over: 1s}}", "norm.rate.over"),
+        ("{rate: {max: 1, per: 60}}", "norm.rate.per"),
+        ("{rates: {max: 1}}", "norm.rates"),
+        ("{stale_: 1s}", "norm.stale_"),
+        ("{health: true}", "norm.health"),
     ],
 )
 def test_a_norm_that_makes_no_sense_is_refused(tmp_path: Path, norm: str, path: str) -> None:
@@ -515,6 +529,59 @@ def test_a_norm_that_makes_no_sense_is_refused(tmp_path: Path, norm: str, path: 
 )
 def test_a_norm_may_leave_things_out(tmp_path: Path, norm: str) -> None:
     assert signal(tmp_path, f"norm: {norm}").norm.severity == "warning"
+
+
+def test_a_detectors_key_takes_its_settings_or_a_bare_value(tmp_path: Path) -> None:
+    rules = signal(tmp_path, "norm: {frozen: 30min, rate: {max: 2, over: 10min}}").norm.rules
+    assert rules["frozen"].model_dump(mode="json") == {"after": "30min", "resolution": 0.0}
+    assert rules["rate"].model_dump(mode="json") == {"max": 2.0, "per": "1min", "over": "10min"}
+
+
+@pytest.mark.parametrize("none", ["{frozen: null, rate: false}", "{}", "{rate: null}"])
+def test_null_and_false_ask_a_detector_for_nothing(tmp_path: Path, none: str) -> None:
+    assert signal(tmp_path, f"norm: {none}").norm.rules == {}
+
+
+def test_a_states_rules_are_laid_over_the_norm_key_by_key(tmp_path: Path) -> None:
+    body = """    states: {running: s > 1, stopped: s <= 1}
+    signals:
+      s:
+        address: x
+        norm:
+          frozen: 30min
+          rate: {max: 2, over: 10min}
+          by_state:
+            running: {rate: {max: 5}}
+            stopped: {frozen: null, rate: false}
+"""
+    norm = machine(tmp_path, body).signals["s"].norm
+    running, stopped = norm.by_state["running"].rules, norm.by_state["stopped"].rules
+    assert running["rate"].model_dump(mode="json") == {"max": 5.0, "per": "1min", "over": "10min"}
+    assert running["frozen"] == norm.rules["frozen"]
+    assert stopped == {}
+
+
+def test_rules_outlive_being_packed(tmp_path: Path) -> None:
+    before = read(
+        tmp_path,
+        f"{HEAD}machines: {{m: {{connection: c, signals: {{s: {{address: x, norm: {{frozen: 5min, rate: {{max: 1}}}}}}}}}}}}\n",
+    )
+    assert config.unpack(config.pack(before), FAKE) == before
+
+
+def test_an_unknown_rule_is_told_at_its_key_with_what_was_probably_meant(tmp_path: Path) -> None:
+    text = f"{HEAD}machines: {{m: {{connection: c, signals: {{s: {{address: x, norm: {{rte: {{max: 1}}}}}}}}}}}}\n"
+    with pytest.raises(ConfigErrors) as found:
+        loaded(tmp_path, text)
+    (error,) = found.value.errors
+    assert (error.path, error.text, error.suggestion) == ("machines.m.signals.s.norm.rte", "unknown key", "rate")
+    assert "frozen" in str(error.allowed)
+
+
+def test_a_types_rule_is_told_where_it_stands_also_when_no_machine_uses_it(tmp_path: Path) -> None:
+    types = "types: {t: {signals: {s: {address: x, norm: {frosen: 5min}}}}}"
+    text = f"{HEAD}{types}\nmachines: {{m: {{connection: c, signals: {{s: {{address: x}}}}}}}}\n"
+    assert [fault.split(" ")[1] for fault in faults(tmp_path, text)] == ["types.t.signals.s.norm.frosen"]
 
 
 # --- signals ---
@@ -720,7 +787,7 @@ def test_the_contracts_example_is_accepted_but_for_what_is_not_available_yet() -
     assert all("is not available yet" in error.text for error in found.value.errors)
     lines = EXAMPLE.read_text().splitlines()
     later = [
-        *("tls", "users", "routes", "groups", "rate", "frozen", "drift", "forecast"),
+        *("tls", "users", "routes", "groups", "drift", "forecast"),
         *("learned", "adaptive", "residual", "spike", "noise", "manual", "waveform"),
     ]
     for (line, column), path in told.items():
@@ -747,7 +814,7 @@ def keys_of(schema: Any) -> set[str]:
 
 def test_every_key_of_the_contracts_example_stands_in_the_schema() -> None:
     installed = plugins.installed()
-    known = keys_of(json_schema({kind: installed.driver(kind) for kind in installed.kinds()}))
+    known = keys_of(json_schema({kind: installed.driver(kind) for kind in installed.kinds()}, installed.detectors()))
     text = re.sub(r"#.*|\"[^\"]*\"", "", EXAMPLE.read_text())
     names = set(re.findall(r"(?<![\w-])([A-Za-z_]\w*):(?=[\s\[{]|$)", text))
     users_own = {
@@ -775,7 +842,7 @@ def test_the_schema_says_defaults_and_what_they_mean(capsys: pytest.CaptureFixtu
 
 
 def test_every_reference_in_the_schema_leads_somewhere() -> None:
-    schema = json_schema({"fake": DRIVER})
+    schema = json_schema({"fake": DRIVER}, plugins.detectors())
     for target in re.findall(r'"\$ref": "#/\$defs/([^"]+)"', json.dumps(schema)):
         assert target in schema["$defs"]
 

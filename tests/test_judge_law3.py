@@ -44,7 +44,11 @@ def norms(draw: st.DrawFn, states: tuple[str, ...]) -> SimpleNamespace:
         use_uncertain=draw(st.booleans()),
         severity=draw(st.sampled_from(["warning", "alarm"])),
         acknowledge=draw(st.sampled_from(["auto", "required"])),
-        by_state={state: plants.norm(draw(bands()), draw(bands())) for state in states if draw(st.booleans())},
+        by_state={
+            state: plants.norm(draw(bands()), draw(bands()), severity=draw(st.sampled_from(["warning", "alarm"])))
+            for state in states
+            if draw(st.booleans())
+        },
     )
 
 
@@ -239,6 +243,7 @@ def twin_of(config: SimpleNamespace) -> TwinMachine:
             s.norm.stale_us,
             s.norm.use_uncertain,
             1 if s.norm.severity == "warning" else 2,
+            {states.index(n): 1 if v.severity == "warning" else 2 for n, v in s.norm.by_state.items()},
             (s.valid_low, s.valid_high),
         )
         for s in config.signals.values()

@@ -228,7 +228,7 @@ async def measured(case: Case, folder: Path) -> Measured:
         file.write_text(case.text(path))
         found, registry = config.load(file).config, plugins.installed()
         (foreseen,) = load.predicted(found, registry)
-        plant = compile_plant(found, [])
+        plant = compile_plant(found, {})
         frames: list[Frame] = []
         clock = Host()
         time = AgentTime(clock, 0)
@@ -312,7 +312,7 @@ def test_utilisation_begins_anew_when_something_else_is_counted(tmp_path: Path) 
 
     file = tmp_path / "agent.yaml"
     file.write_text(Case("", 9_600, [Machine(1, "1s", 1)]).text("/dev/ttyS7"))
-    plant = compile_plant(config.load(file).config, [])
+    plant = compile_plant(config.load(file).config, {})
     assert virtual.run(story()) == [0.0, 0.1, 0.0, 0.5, 0.0, 0.3]
 
 

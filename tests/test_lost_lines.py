@@ -456,7 +456,7 @@ def test_a_process_warning_neither_comes_nor_goes_behind_a_lost_line() -> None:
 def test_without_a_detector_that_tells_of_lines_each_signal_tells_of_itself() -> None:
     async def story() -> Room:
         plc = Plc()
-        detectors = [each for each in plants.DETECTORS if "health" not in each.kinds]
+        detectors = {name: each for name, each in plants.DETECTORS.items() if name != "health"}
         room = Room(plants.plant(PUMP, detectors=detectors), lines_of({"plc": plc}, PUMP))
         await room.until(20)
         plc.down = DeviceSilent(DOWN)

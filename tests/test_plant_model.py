@@ -35,7 +35,7 @@ def demo_plant() -> Plant:
     registry = plugins.Plugins({"modbus": modbus.DRIVER, "opcua": opcua.DRIVER})
     loaded = config.load(ROOT / "config" / "demo.yaml", registry)
     assert not loaded.notes
-    return compile_plant(loaded.config, list(plugins.detectors().values()), own=False)
+    return compile_plant(loaded.config, plugins.detectors(), own=False)
 
 
 def run_of(seconds: int, faults: Callable[[float], frozenset[str]], seed: int = 1) -> list[plant_model.Plant]:

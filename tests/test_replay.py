@@ -218,7 +218,7 @@ def compiled(
     loaded = config.load(written(folder, text, "agent.yaml"))
     recording = replay.read_csv(written(folder, data))
     fitted, columns, notes = replay.fitted(loaded.config, recording)
-    return compile_plant(fitted, list(detectors().values())), recording, columns, notes
+    return compile_plant(fitted, detectors()), recording, columns, notes
 
 
 def frames_of(folder: Path, text: str, data: str, rows: int = replay.ROWS) -> list[Frame]:
@@ -232,7 +232,7 @@ def events_of(folder: Path, text: str, data: str) -> list[Event]:
 
 
 def told(events: list[Event]) -> list[tuple[str, str, float]]:
-    return [(e.event.value, e.kind.value, (e.ts - START) / SECOND) for e in events]
+    return [(e.event.value, str(e.kind), (e.ts - START) / SECOND) for e in events]
 
 
 def table(*rows: tuple[float, object], name: str = "s") -> str:

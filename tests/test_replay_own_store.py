@@ -71,11 +71,11 @@ class Daemon:
             self.store.keep_for_history()
             self.store.on_committed.append(self._committed)
             recovery = self.store.recovery()
-            plant = compile_plant(loaded.config, list(detectors().values()))
+            plant = compile_plant(loaded.config, detectors())
             text = config.pack(loaded.config)
             old = plant
             if recovery.config_json is not None and recovery.config_json != text:
-                old = compile_plant(config.unpack(recovery.config_json), list(detectors().values()))
+                old = compile_plant(config.unpack(recovery.config_json), detectors())
             state = resume.replayed(old, recovery, {})
             orphans: list[Event] = []
             if old is not plant:
@@ -138,7 +138,7 @@ class Daemon:
     def use(self) -> None:
         """A changed file is taken over."""
         loaded = config.load(self.path)
-        plant = compile_plant(loaded.config, list(detectors().values()))
+        plant = compile_plant(loaded.config, detectors())
         self.board.use(agent._board_machines(plant))
         self.pipeline.use(plant, config.pack(loaded.config), loaded.sha)
 

@@ -39,6 +39,7 @@ class TwinSignal:
     stale_us: int = 10_000_000
     use_uncertain: bool = False
     severity: int = 1
+    severity_by_mode: dict[int, int] = field(default_factory=dict)
     valid: tuple[float, float] = (-math.inf, math.inf)
     value: float = math.nan
     quality: int = MISSING
@@ -106,7 +107,8 @@ class TwinMachine:
                 changes.append((i, "stale", 0, signal.stale_since))
             elif not signal.stale and lates[i] and armed:
                 signal.stale, signal.stale_since = True, signal.seen_ts
-                changes.append((i, "stale", signal.severity, signal.stale_since))
+                severity = signal.severity_by_mode.get(self.mode, signal.severity)
+                changes.append((i, "stale", severity, signal.stale_since))
         return sorted(changes, key=lambda c: (c[0], c[1]))
 
     @staticmethod

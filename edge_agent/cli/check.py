@@ -189,7 +189,7 @@ def schema(args: argparse.Namespace) -> int:  # noqa: ARG001 - every command is 
             drivers[kind] = registry.driver(kind)
         except plugins.BrokenPluginError as error:
             print(f"driver {kind} is left out: {error}", file=sys.stderr)
-    print(json.dumps(json_schema(drivers), ensure_ascii=False, indent=2))
+    print(json.dumps(json_schema(drivers, plugins.detectors()), ensure_ascii=False, indent=2))
     return VALID
 
 

@@ -137,7 +137,7 @@ def read_all(config: "Config", chosen: "Sequence[tuple[str, str]] | None" = None
 
     clock = SystemClock()
     service.configure_logging("error", clock)  # what could not be reached stands in the answer
-    plant = compile_plant(config, list(plugins.detectors().values()), own=False)
+    plant = compile_plant(config, plugins.detectors(), own=False)
     found = lines(config, plant, plugins.installed(), None if chosen is None else _needed(config, chosen))
     once = asyncio.run(read_once(found, clock, AgentTime(clock, clock.wall_us())))
     return _rows(config, plant, once), once.faults

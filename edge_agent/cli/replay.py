@@ -84,7 +84,7 @@ def replay(arguments: argparse.Namespace) -> int:
         print(f"note: {note}", file=sys.stderr)
     if not columns:
         return _refused(f"{arguments.data}: has no column of any signal of {arguments.config}")
-    plant = compile_plant(fitted, list(plugins.detectors().values()), own=False)
+    plant = compile_plant(fitted, plugins.detectors(), own=False)
     events = replay.run(plant, replay.frames(plant, recording, columns, arguments.rows or replay.ROWS))
     return _told(arguments, recording.name, events, fitted.agent.timezone, lambda: len(recording.ts))
 
@@ -96,7 +96,7 @@ def _of_own_store(arguments: argparse.Namespace, loaded: "Loaded") -> int:
     from edge_agent.records import Command
     from edge_agent.store import configured, past
 
-    detectors, registry = list(plugins.detectors().values()), plugins.installed()
+    detectors, registry = plugins.detectors(), plugins.installed()
 
     def compiled(text: str) -> Plant:
         return compile_plant(config.unpack(text, registry), detectors)

@@ -7,6 +7,7 @@ from typing import Any
 from edge_agent import expression, yamlfile
 from edge_agent.configuration import signals, words
 from edge_agent.configuration.lines import Lines
+from edge_agent.configuration.norms import Detectors
 from edge_agent.configuration.nouns import MachineConfig, SignalConfig
 from edge_agent.configuration.report import MISSING, Model, Part, Report
 from edge_agent.configuration.signals import Made, Scope
@@ -26,7 +27,7 @@ class MachinePart:
     typed: bool
 
 
-def check_types(report: Report, section: Part | None, lines: Lines) -> None:
+def check_types(report: Report, section: Part | None, lines: Lines, detectors: Detectors) -> None:
     """Check types where they stand: their faults are told once, and also when no machine uses them."""
     for name in section.table if section else ():
         part = report.named(name, section, words.NAME, "type") if section else None
@@ -34,7 +35,7 @@ def check_types(report: Report, section: Part | None, lines: Lines) -> None:
             _machine_words(report, words.TypeFile, part, lines.inherited() if lines.names else None)
             _states(report, part, None)
             for signal in _signals(report, part).values():
-                signals.check_alone(report, signal, lines.address_keys() if lines.names else None)
+                signals.check_alone(report, signal, lines.address_keys() if lines.names else None, detectors)
 
 
 def merged(report: Report, section: Part, types: Part | None) -> dict[str, MachinePart]:
@@ -62,7 +63,15 @@ def are_for_recordings(machines: Mapping[str, MachinePart]) -> bool:
 
 
 def resolved(
-    report: Report, name: str, machine: MachinePart, lines: Lines, language: str, made: Made, *, recordings: bool
+    report: Report,
+    name: str,
+    machine: MachinePart,
+    lines: Lines,
+    language: str,
+    made: Made,
+    detectors: Detectors,
+    *,
+    recordings: bool,
 ) -> MachineConfig | None:
     """The machine with all its signals; None, with its faults noted, when it cannot be made. made: see Scope."""
     part = machine.part
@@ -73,7 +82,7 @@ def resolved(
         report.add(part.value("signals"), "there is no signal", "nothing", "one signal or more")
     about = _machine_words(report, words.MachineFile, part, _inherited(part, parts, lines))
     states = _states(report, part, parts)
-    scope = Scope(part, tuple(parts), states, about.every if about else 0, language, recordings, made)
+    scope = Scope(part, tuple(parts), states, about.every if about else 0, language, recordings, made, detectors)
     own = machine.own.part("signals")
     found = {key: signals.resolved(report, key, (own.part(key), one), scope, lines) for key, one in parts.items()}
     _refuse_circles(report, parts)

@@ -3,22 +3,34 @@
 `layers` are the tables that say a norm, the strongest first: only places are looked for in them, values come merged.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from math import inf
 from typing import Any
 
+from pydantic import BaseModel
+
+from edge_agent import yamlfile
 from edge_agent.configuration.nouns import BandConfig, NormConfig
-from edge_agent.configuration.report import Part, Report, Spot
+from edge_agent.configuration.report import Part, Report, Spot, deeper
 from edge_agent.configuration.words import NO_BAND, BandFile, Deadband, NormFile, StateNormFile
+from edge_agent.contract import Band, Checks, Column, Detector, WrongKey
+from edge_agent.yamlfile import Table
 
 Layers = tuple[Part, ...]
+Detectors = Mapping[str, Detector]
+"""By the key under which their settings stand in a norm; those without settings have none."""
 
 NO_DEADBAND = Deadband(0.0, percent=False)
 SAME_IN_EVERY_STATE = ("stale", "use_uncertain", "acknowledge")
 """They say which readings may be judged and how a warning ends: the state itself is found from judged readings."""
 
 
-def resolved(report: Report, layers: Layers, words: NormFile, states: Iterable[str], every_us: int) -> NormConfig:
+def resolved(
+    report: Report, layers: Layers, words: NormFile, states: Iterable[str], every_us: int, detectors: Detectors
+) -> NormConfig:
     """The base norm, and one whole norm for each state that changes it."""
+    check_keys(report, layers[-1], words, detectors)
     by_state: dict[str, NormConfig] = {}
     holders = [layer.part("by_state") for layer in layers] if words.by_state else []
     for state, over in words.by_state.items():
@@ -30,12 +42,24 @@ def resolved(report: Report, layers: Layers, words: NormFile, states: Iterable[s
             if key in over.model_fields_set:
                 spot = next(part.key(key) for part in of_state if key in part.table)
                 report.add(spot, "may not differ by operating state", None, "at the norm itself")
-        by_state[state] = _whole(report, (*of_state, *layers), _laid_over(words, over), every_us, {})
-    return _whole(report, layers, words, every_us, by_state)
+        laid = _laid_over(words, over)
+        by_state[state] = _whole(report, (*of_state, *layers), laid, every_us, {}, detectors)
+    return _whole(report, layers, words, every_us, by_state, detectors)
 
 
-def check_order(report: Report, part: Part, words: NormFile) -> None:
-    """Of a norm that something may yet be laid over: that no low stands above its high."""
+def check_keys(report: Report, part: Part, words: NormFile, detectors: Detectors) -> None:
+    """That every key of a norm is one of its own or that of a detector, also by state. part: the table with all of them."""
+    for its, norm in ((part, words), *((part.part("by_state").part(s), over) for s, over in words.by_state.items())):
+        for key in norm.model_extra or ():
+            detector = detectors.get(key)
+            if detector is None or detector.Settings is None:
+                known = {*type(norm).model_fields, *(key for key, each in detectors.items() if each.Settings)}
+                report.unknown_key(its.key(key), known, deeper(type(norm), key))
+
+
+def check_alone(report: Report, part: Part, words: NormFile, detectors: Detectors) -> None:
+    """Of a norm that something may yet be laid over: its keys, and that no low stands above its high."""
+    check_keys(report, part, words, detectors)
     for layer, norm in ((part, words), *((part.part("by_state").part(s), over) for s, over in words.by_state.items())):
         for severity in ("warning", "alarm"):
             _check_sides(report, (layer,), getattr(norm, severity) or NO_BAND, severity)
@@ -53,7 +77,12 @@ def _check_sides(report: Report, layers: Layers, band: BandFile, severity: str) 
 
 
 def _whole(
-    report: Report, layers: Layers, words: StateNormFile, every_us: int, by_state: dict[str, NormConfig]
+    report: Report,
+    layers: Layers,
+    words: StateNormFile,
+    every_us: int,
+    by_state: dict[str, NormConfig],
+    detectors: Detectors,
 ) -> NormConfig:
     warning, alarm = _band(report, layers, words, "warning"), _band(report, layers, words, "alarm")
     _check_nesting(report, layers, warning, alarm)
@@ -68,7 +97,56 @@ def _whole(
         severity=words.severity,
         acknowledge=words.acknowledge,
         by_state=by_state,
+        rules=_rules(report, layers, words, detectors, Column(every_us, limits_of(warning), limits_of(alarm), 1, 0)),
     )
+
+
+def limits_of(band: BandConfig) -> Band:
+    """The band as detectors have it."""
+    low, high = -inf if band.low is None else band.low, inf if band.high is None else band.high
+    return Band(low, high, band.deadband, band.on_delay_us, band.off_delay_us)
+
+
+def _rules(
+    report: Report, layers: Layers, words: StateNormFile, detectors: Detectors, about: Column
+) -> dict[str, BaseModel]:
+    """The settings of each detector that the norm asks for. `true` is all defaults; null and false ask for nothing.
+
+    about: the rest of the norm.
+    """
+    found: dict[str, BaseModel] = {}
+    for key, written in (words.model_extra or {}).items():
+        detector = detectors.get(key)
+        model = detector.Settings if detector else None
+        spot = _spot(layers, key)
+        if model is None or spot is None or written is None or written is False:
+            continue
+        part = _settings_part(report, model, written, spot)
+        settings = report.checked(model, part) if part else None
+        if settings is not None:
+            found[key] = settings
+        checks: object = detector
+        if part and settings is not None and isinstance(checks, Checks):
+            try:
+                checks.check(replace(about, settings=settings))
+            except WrongKey as error:
+                report.add(part.value(error.key) or spot, str(error), yamlfile.shown(part.table.get(error.key)))
+    return found
+
+
+def _settings_part(report: Report, model: type[BaseModel], written: Any, spot: Spot) -> Part | None:
+    """What stands under a detector's key as keys with values; None (told) when it cannot be that."""
+    if isinstance(written, Table):
+        return Part(written, spot.keys, spot.place)
+    table = Table(spot.place)
+    if written is True:
+        return Part(table, spot.keys, spot.place)
+    short = getattr(model, "short", None)
+    if short is None or isinstance(written, list):
+        report.add(spot, "is neither true nor keys with values", yamlfile.shown(written), ", ".join(model.model_fields))
+        return None
+    table.put(short, written, spot.place, spot.place)
+    return Part(table, spot.keys, spot.place, {short: spot.keys})
 
 
 def _band(report: Report, layers: Layers, words: StateNormFile, severity: str) -> BandConfig:
@@ -156,6 +234,10 @@ def _said(*values: Any) -> Any:
 def _laid_over(base: StateNormFile, over: StateNormFile) -> StateNormFile:
     """A state's norm over the base norm, key by key, bands too."""
     said: dict[str, Any] = {key: getattr(over, key) for key in over.model_fields_set}
+    for key, above in (over.model_extra or {}).items():
+        below = (base.model_extra or {}).get(key)
+        if isinstance(above, Table) and isinstance(below, Table):
+            said[key] = yamlfile.merged(below, above)
     for severity in ("warning", "alarm"):
         below, above = getattr(base, severity), said.get(severity)
         if below is not None and above is not None:

@@ -92,7 +92,10 @@ class BandConfig:
 
 @dataclass(frozen=True, slots=True)
 class NormConfig:
-    """A whole norm. stale_us: None means the contract's default. by_state: whole norms, each without a by_state."""
+    """A whole norm. stale_us: None means the contract's default. by_state: whole norms, each without a by_state.
+
+    rules: what it asks of detectors, by their keys: instances of their `Settings`.
+    """
 
     warning: BandConfig
     alarm: BandConfig
@@ -101,6 +104,8 @@ class NormConfig:
     severity: str
     acknowledge: str
     by_state: dict[str, "NormConfig"]
+    # What an earlier release has kept of a configuration has none.
+    rules: dict[str, BaseModel] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

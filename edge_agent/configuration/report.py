@@ -214,7 +214,7 @@ class Report:
         match error["type"]:
             case "extra_forbidden":
                 holder = _model_at(model, keys[:-1])
-                self.unknown_key(Spot(key_at, path), holder.model_fields if holder else (), _deeper(holder, last))
+                self.unknown_key(Spot(key_at, path), holder.model_fields if holder else (), deeper(holder, last))
             case "missing":
                 holder = _model_at(model, keys)
                 about = holder.model_fields[last].description if holder and last in holder.model_fields else None
@@ -297,7 +297,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _deeper(model: type[BaseModel] | None, key: Any) -> str | None:
+def deeper(model: type[BaseModel] | None, key: Any) -> str | None:
     """Where one level below this key would be right: `warning.low` for a `low`."""
     for name, field_ in model.model_fields.items() if model else ():
         inner = _model_in(field_.annotation)

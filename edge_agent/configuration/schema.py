@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from edge_agent.configuration import words
-from edge_agent.contract import Driver
+from edge_agent.contract import Detector, Driver
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]
@@ -22,8 +22,11 @@ NAMES = {
 """Where keys are names that the user gives, and their form."""
 
 
-def json_schema(drivers: Mapping[str, Driver]) -> Schema:
-    """The schema (draft 2020-12). drivers: by kind; their keys stand at connections, machines and signals."""
+def json_schema(drivers: Mapping[str, Driver], detectors: Mapping[str, Detector]) -> Schema:
+    """The schema (draft 2020-12). drivers: by kind; their keys stand at connections, machines and signals.
+
+    detectors: by the key in a norm under which their settings stand.
+    """
     schema = words.File.model_json_schema()
     parts: dict[str, Schema] = schema["$defs"]
     parts["ConnectionFile"] = {"oneOf": [{"$ref": f"#/$defs/{kind}.Connection"} for kind in drivers]}
@@ -37,6 +40,11 @@ def json_schema(drivers: Mapping[str, Driver]) -> Schema:
     }
     for machine in ("TypeFile", "MachineFile"):
         _add(parts[machine], inherited, lambda _key: True)
+    for norm in ("NormFile", "StateNormFile"):
+        for key, detector in detectors.items():
+            if detector.Settings is not None:
+                parts[norm]["properties"][key] = _rule(parts, key, detector.Settings)
+        parts[norm]["additionalProperties"] = False
     for name, keys in NAMES.items():
         for key, pattern in keys.items():
             _name_keys(parts.get(name, schema)["properties"][key], pattern)
@@ -68,6 +76,20 @@ def _address(parts: dict[str, Schema], kind: str, driver: Driver) -> dict[str, S
     for key in driver.inherited & set(properties) & set(line):
         properties[key] = {"description": line[key].get("description", ""), **properties[key]}
     return properties
+
+
+def _rule(parts: dict[str, Schema], key: str, model: type[BaseModel]) -> Schema:
+    """What may stand under a detector's key: its settings, `true` for all defaults, null or false for none of it."""
+    properties = _properties(parts, f"{key}.parts", model)
+    required = [name for name, field in model.model_fields.items() if field.is_required()]
+    whole: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    several: list[Schema] = [{**whole, "required": required} if required else whole]
+    short = getattr(model, "short", None)
+    if short is not None:
+        several.append(properties[short])
+    several.append({"const": False} if required else {"type": "boolean"})
+    about = (model.__doc__ or key).splitlines()[0]
+    return {"description": about, "anyOf": [*several, {"type": "null"}], "default": None}
 
 
 def _properties(parts: dict[str, Schema], prefix: str, model: type[BaseModel]) -> dict[str, Schema]:

@@ -38,7 +38,8 @@ def resolved(report: Report, root: Table, registry: plugins.Plugins) -> Config |
     _checked(report, words.WarningsFile, top, "warnings")
     lines = Lines(report, _section(report, top, "connections"), registry)
     types = _section(report, top, "types")
-    machines.check_types(report, types, lines)
+    detectors = registry.detectors()
+    machines.check_types(report, types, lines, detectors)
     holder = _section(report, top, "machines") if "machines" in root else None
     parts = machines.merged(report, holder, types) if holder else {}
     to_run = "mqtt" in root and "connections" in root
@@ -52,7 +53,7 @@ def resolved(report: Report, root: Table, registry: plugins.Plugins) -> Config |
     language = agent.language if agent else "en"
     made: Made = {}
     found = {
-        name: machines.resolved(report, name, part, lines, language, made, recordings=recordings)
+        name: machines.resolved(report, name, part, lines, language, made, detectors, recordings=recordings)
         for name, part in parts.items()
     }
     lines.note_unused()

@@ -45,6 +45,7 @@ class Scope:
     language: str
     recordings: bool
     made: Made
+    detectors: norms.Detectors
 
 
 def resolved(report: Report, name: str, layers: norms.Layers, scope: Scope, lines: Lines) -> SignalConfig | None:
@@ -84,7 +85,12 @@ def resolved(report: Report, name: str, layers: norms.Layers, scope: Scope, line
         column=(about.column or name) if source == "column" else None,
         map=dict(about.map or {}),
         norm=norms.resolved(
-            report, tuple(layer.part("norm") for layer in layers), about.norm or NO_NORM, scope.states, every_us
+            report,
+            tuple(layer.part("norm") for layer in layers),
+            about.norm or NO_NORM,
+            scope.states,
+            every_us,
+            scope.detectors,
         ),
     )
     if len(report.problems) == faults:  # others may tell theirs elsewhere: at the machine, at the connection
@@ -117,13 +123,13 @@ def checked_words(report: Report, part: Part, driver_keys: Collection[str] | Non
     return report.checked(SignalFile, part.without(strangers))
 
 
-def check_alone(report: Report, part: Part, driver_keys: Collection[str] | None) -> None:
+def check_alone(report: Report, part: Part, driver_keys: Collection[str] | None, detectors: norms.Detectors) -> None:
     """Check a signal of a type where it stands: what is wrong with it whatever a machine lays over it."""
     about = checked_words(report, part, driver_keys)
     if about is not None and about.formula is not None:
         check_expression(report, part.value("formula"), about.formula, None)
     if about is not None and about.norm is not None:
-        norms.check_order(report, part.part("norm"), about.norm)
+        norms.check_alone(report, part.part("norm"), about.norm, detectors)
 
 
 def check_expression(report: Report, spot: Any, text: str, names: Collection[str] | None) -> None:

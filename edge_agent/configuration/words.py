@@ -558,14 +558,6 @@ class BandFile(_Part):
     off_delay: Delay | None = Field(None, description="overrides the norm's")
 
 
-class RateFile(_Part):
-    """Rate of change."""
-
-    max: Number = Field(description="the largest change, in the signal's unit")
-    per: Delay = Field(description="in this time")
-    over: Delay = Field(description="measured over this time")
-
-
 class DriftFile(_Part):
     """A small lasting shift."""
 
@@ -585,8 +577,9 @@ class LearnedFile(_Part):
 
 
 class StateNormFile(_Part):
-    """A norm: the range in which a signal's values are normal."""
+    """A norm: the range in which a signal's values are normal. Further keys are those of the detectors."""
 
+    model_config = ConfigDict(extra="allow")
     warning: BandFile | None = Field(None, description="the band whose leaving gives a warning")
     alarm: BandFile | None = Field(
         None, description="the band whose leaving gives an alarm; it contains the warning band"
@@ -601,8 +594,6 @@ class StateNormFile(_Part):
         None, description="clear after so long back; default 0s", json_schema_extra={"default": "0s"}
     )
     latch: bool = later(False, "true: the warning stays until it is reset", off=(False, None))
-    rate: RateFile | None = later(None, "rate of change")
-    frozen: Delay | None = later(None, "a live sensor never stays exactly the same for so long", off=(None,))
     stale: Stale | None = Field(None, description="no good reading for so long; default max(3 × every, 10s)")
     drift: DriftFile | bool | None = later(None, "small lasting shift against the learned baseline")
     forecast: ForecastFile | bool | None = later(

@@ -101,6 +101,8 @@ def event_plain(event: Event) -> dict[str, Any]:
     }
     if event.count > 1:
         plain["count"] = event.count
+    if event.why:
+        plain["why"] = event.why
     for name in ("suppressed", "column", "by", "comment"):
         value = getattr(event, name)
         if value is not None:
