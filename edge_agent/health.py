@@ -22,6 +22,9 @@ Explain = Callable[[str, str, int], str]
 SIGNALS_MAX = 1000
 """Signals listed in one health message; the count of the others stands beside them."""
 
+MACHINES_MAX = 1000
+"""Machines whose hours are told in one health message."""
+
 NE107 = {
     Quality.UNCERTAIN: "out_of_specification",
     Quality.TIMEOUT: "failure",
@@ -101,6 +104,7 @@ class Meter:
             "rss_mb": round(rss_mb(), 1),
             "attributes": {name: text for line in lines.values() for name, text in line.attributes.items()},
             **_signals(plant, state, explain),
+            "machines": _machines(plant, state),
         }
 
     def _looked(self, name: str, line: LineHealth, now_us: int) -> _Look:
@@ -176,6 +180,15 @@ def _signals(plant: Plant, state: JudgeState, explain: Explain) -> dict[str, Any
         found[f"{machine.name}.{signal.name}"] = about
     more = len(doubtful) - len(found)
     return {"signals": found, **({"signals_more": more} if more else {})}
+
+
+def _machines(plant: Plant, state: JudgeState) -> dict[str, Any]:
+    """The hours that each machine was in each of its operating states, of those that have some."""
+    with_states = [machine for machine in plant.machines if machine.states][:MACHINES_MAX]
+    return {
+        machine.name: {"hours": {name: round(its, 4) for name, its in judge.hours(state, machine).items()}}
+        for machine in with_states
+    }
 
 
 def rss_mb() -> float:

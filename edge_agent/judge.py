@@ -29,7 +29,7 @@ from edge_agent.contract import (
     Ints,
     Quality,
 )
-from edge_agent.plant import Machine, Plant, Signal
+from edge_agent.plant import Condition, Machine, Plant, Signal
 from edge_agent.records import SET_CLOCK, Command, Event, EventKind, JudgedFrame, Kind, Severity, WarningState
 
 NEVER = np.iinfo(np.int64).min
@@ -77,7 +77,8 @@ class JudgeState:
     faded: bool, that reading is too old to stand (it stands again when a driver vouches for it).
     stamp: int64 UTC µs that the last reading came with, its source's own.
     last_t: (machines,) int64, NEVER before the first row. mode: (machines,) int16 operating state, UNKNOWN, UNDECIDED.
-    settle_until: (machines,) int64 agent time.
+    settle_until: (machines,) int64 agent time. begun: (modes,) bool, of states that have an `until`: it has begun and not
+    ended. mode_us: (modes,) int64, how long each state lasted; see Machine.modes.
     detectors, norms: the state of each of the plant's detectors, and the norms in force for it. standing: by (column, kind).
     moved: spans of UTC µs in which the clock was not set, with what is to be added to a time of theirs: (from, to, by).
     """
@@ -92,6 +93,8 @@ class JudgeState:
     last_t: Ints
     mode: npt.NDArray[np.int16]
     settle_until: Ints
+    begun: Bools
+    mode_us: Ints
     detectors: list[Any]
     norms: list[Any]
     standing: dict[tuple[int, str], Standing]
@@ -123,6 +126,8 @@ def start(plant: Plant) -> JudgeState:
         last_t=np.full(machines, NEVER, dtype=np.int64),
         mode=np.full(machines, UNDECIDED, dtype=np.int16),
         settle_until=np.full(machines, NEVER, dtype=np.int64),
+        begun=np.zeros(plant.modes, dtype=np.bool_),
+        mode_us=np.zeros(plant.modes, dtype=np.int64),
         detectors=[detector.start(columns) for detector in plant.detectors],
         norms=norms_in_force(plant, np.full(machines, UNKNOWN, dtype=np.int16)),
         standing={},
@@ -597,22 +602,65 @@ def _modes(plant: Plant, state: JudgeState, stack: _Stack, work: _Work) -> list[
         mode = np.full(rows, UNKNOWN, dtype=np.int16)
         waiting = np.ones(rows, dtype=np.bool_)
         decided = np.zeros(rows, dtype=np.bool_)
-        for i, (inputs, condition) in enumerate(machine.conditions):
-            columns = [edge + offset for offset in inputs]
-            values = {
-                name: np.where(known[:, column], work.held[:, column], np.nan)
-                for name, column in zip(condition.names, columns, strict=True)
-            }
-            truth = condition.evaluate(values)
-            true = waiting & ~np.isnan(truth) & (truth != 0)
+        for i, (condition, until) in enumerate(zip(machine.conditions, machine.until, strict=True)):
+            true, decidable = _truth(condition, edge, known, work)
+            if until is not None:
+                ends, also = _truth(until, edge, known, work)
+                true = _begun(state.begun, machine.modes.start + 1 + i, true, ends)
+                decidable |= also
+            true &= waiting
             mode[true] = i
             waiting &= ~true
-            decided |= ~np.isnan(truth)
+            decided |= decidable
         if not decided.all():  # none decidable: the state stays
             last = _last_row(decided[:, None])[:, 0]
             mode = np.where(last < 0, before, mode[np.maximum(last, 0)]).astype(np.int16)
+        _count(state, machine, mode, decided, _line(work.step_us, edge))
         found.append(mode)
     return found
+
+
+def _truth(condition: Condition, edge: int, known: Bools, work: _Work) -> tuple[Bools, Bools]:
+    """(rows,) where it is true, and where it can be decided."""
+    inputs, expression = condition
+    values = {
+        name: np.where(known[:, edge + offset], work.held[:, edge + offset], np.nan)
+        for name, offset in zip(expression.names, inputs, strict=True)
+    }
+    truth = expression.evaluate(values)
+    decidable = ~np.isnan(truth)
+    return decidable & (truth != 0), decidable
+
+
+def _begun(begun: Bools, place: int, begins: Bools, ends: Bools) -> Bools:
+    """(rows,) where a state with an `until` holds: from where it begins to where it ends; what begins it is the stronger."""
+    last = _last_row((begins | ends)[:, None])[:, 0]
+    holds = np.where(last < 0, begun[place], begins[np.maximum(last, 0)])
+    begun[place] = holds[-1]
+    return holds
+
+
+def _count(state: JudgeState, machine: Machine, mode: npt.NDArray[np.int16], decided: Bools, step_us: Ints) -> None:
+    """How long each operating state lasted. A step belongs to the state that it began in, and counts when the row that ends
+    it can decide the state again: hours in which nothing was known are nobody's.
+    """
+    before = np.concatenate((state.mode[machine.index : machine.index + 1], mode[:-1]))
+    counts = decided & (before != UNDECIDED)
+    if counts.any():
+        # Exact: whole µs below 2^53 as float64.
+        passed = np.bincount(before[counts] + 1, weights=step_us[counts], minlength=len(machine.states) + 1)
+        state.mode_us[machine.modes] += passed.astype(np.int64)
+
+
+def _line(array: Ints, column: int) -> Ints:
+    """(rows,) one column of an array that may be broadcast along the columns."""
+    return array[:, column if array.shape[1] > 1 else 0]
+
+
+def hours(state: JudgeState, machine: Machine) -> dict[str, float]:
+    """For how many hours the machine was in each of its operating states while that was known; {} without states."""
+    names = ("unknown", *machine.states) if machine.states else ()
+    return {name: us / 3.6e9 for name, us in zip(names, state.mode_us[machine.modes].tolist(), strict=True)}
 
 
 def _detect(

@@ -59,6 +59,10 @@ class Signal:
         return self.certificate or self.host
 
 
+Condition = tuple[tuple[int, ...], expression.Expression]
+"""Offsets of its inputs in the machine, and the expression."""
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """An index range of columns. norms, bands: index 0 is the base norm, 1 + i that of states[i]; in norms what each of
@@ -76,7 +80,11 @@ class Machine:
     formulas: tuple[tuple[int, tuple[int, ...], expression.Expression], ...]
     """(offset in the machine, offsets of its inputs, expression), each after the formulas that it uses."""
     states: tuple[str, ...]
-    conditions: tuple[tuple[tuple[int, ...], expression.Expression], ...]
+    conditions: tuple[Condition, ...]
+    until: tuple[Condition | None, ...]
+    """What ends each of the states; None: it lasts as long as its condition is true."""
+    modes: slice
+    """Of the plant's arrays by operating state: `unknown` comes first, then `states`; empty without states."""
     settle_us: int
     norms: tuple[tuple[Any, ...], ...]
     own: bool = False
@@ -116,6 +124,8 @@ class Plant:
     detectors: tuple[Detector, ...]
     starts: tuple[int, ...]
     """The first column of each machine."""
+    modes: int
+    """Operating states of all machines, `unknown` counted for each that has states."""
     stacks: dict[tuple[int, ...], Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -152,7 +162,8 @@ def compile_plant(config: Config, detectors: Mapping[str, Detector], own: bool =
     machines: list[Machine] = []
     start = 0
     for index, machine in enumerate(configured):
-        machines.append(_machine(index, machine, start, lines if machine is about else {}, used))
+        modes = machines[-1].modes.stop if machines else 0
+        machines.append(_machine(index, machine, start, modes, lines if machine is about else {}, used))
         start = machines[-1].stop
     signals = [signal for machine in configured for signal in machine.signals.values()]
     return Plant(
@@ -169,6 +180,7 @@ def compile_plant(config: Config, detectors: Mapping[str, Detector], own: bool =
         timezone=config.agent.timezone,
         detectors=tuple(used.values()),
         starts=tuple(machine.start for machine in machines),
+        modes=machines[-1].modes.stop if machines else 0,
     )
 
 
@@ -353,7 +365,7 @@ def health_us(behind: Sequence[SignalConfig]) -> int:
 
 
 def _machine(
-    index: int, machine: MachineConfig, start: int, lines: Lines, detectors: Mapping[str, Detector]
+    index: int, machine: MachineConfig, start: int, modes: int, lines: Lines, detectors: Mapping[str, Detector]
 ) -> Machine:
     signals = list(machine.signals.values())
     states = tuple(machine.states)
@@ -361,7 +373,11 @@ def _machine(
     norms = [[signal.norm for signal in signals]] + [
         [signal.norm.by_state.get(state, signal.norm) for signal in signals] for state in states
     ]
-    conditions = [expression.parse(text, offsets) for text in machine.states.values()]
+
+    def condition(text: str) -> Condition:
+        parsed = expression.parse(text, offsets)
+        return tuple(offsets[name] for name in parsed.names), parsed
+
     return Machine(
         index=index,
         name=machine.name,
@@ -389,7 +405,9 @@ def _machine(
         ),
         formulas=_formulas(signals, offsets),
         states=states,
-        conditions=tuple((tuple(offsets[name] for name in condition.names), condition) for condition in conditions),
+        conditions=tuple(condition(text) for text in machine.states.values()),
+        until=tuple(condition(machine.until[name]) if name in machine.until else None for name in states),
+        modes=slice(modes, modes + len(states) + 1 if states else modes),
         settle_us=machine.settle_us,
         norms=tuple(tuple(_norms(signals, row, lines, *each) for each in detectors.items()) for row in norms),
         own=bool(lines),

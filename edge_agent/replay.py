@@ -299,7 +299,11 @@ def fitted(config: Config, recording: Recording) -> tuple[Config, dict[tuple[str
 
 
 def _needed(machine: Any, signal: str) -> bool:
-    texts = [*machine.states.values(), *(s.formula for s in machine.signals.values() if s.formula is not None)]
+    texts = [
+        *machine.states.values(),
+        *machine.until.values(),
+        *(s.formula for s in machine.signals.values() if s.formula is not None),
+    ]
     return any(signal in expression.parse(text, machine.signals).names for text in texts)
 
 

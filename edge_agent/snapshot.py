@@ -18,7 +18,7 @@ import orjson
 from edge_agent import judge
 from edge_agent.contract import Detector
 from edge_agent.judge import JudgeState, Standing
-from edge_agent.plant import Plant, without_certificates, without_host, without_own
+from edge_agent.plant import Machine, Plant, without_certificates, without_host, without_own
 from edge_agent.records import Event, EventKind, Severity, WarningState
 
 MAGIC = b"EAJ1"
@@ -26,6 +26,7 @@ HEAD = struct.Struct("<4sII")
 """Magic, CRC-32 of the rest, length of the JSON header."""
 COLUMNS = ("held", "held_quality", "seen_t", "seen_ts", "covered_us", "faded", "stamp")
 MACHINES = ("last_t", "mode", "settle_until")
+MODES = ("begun", "mode_us")
 
 
 class SnapshotDamaged(Exception):
@@ -132,6 +133,7 @@ def migrate(old_plant: Plant, old: JudgeState, plant: Plant) -> tuple[JudgeState
         if known and machine.states:
             new.mode[machine.index] = machine.states.index(was.states[mode]) if mode >= 0 else mode
             new.settle_until[machine.index] = old.settle_until[was.index]
+        _carry_modes(was, old, machine, new)
     new.norms, new.moved = judge.norms_in_force(plant, new.mode), list(old.moved)
     moved = dict(pairs)
     orphans = []
@@ -141,6 +143,16 @@ def migrate(old_plant: Plant, old: JudgeState, plant: Plant) -> tuple[JudgeState
         else:
             orphans.append(standing.event)
     return new, orphans
+
+
+def _carry_modes(was: Machine, old: JudgeState, machine: Machine, new: JudgeState) -> None:
+    """What is kept of each operating state goes with its name; `unknown` stays unknown."""
+    if not machine.states or not was.states:
+        return
+    before = {name: was.modes.start + place for place, name in enumerate(("", *was.states))}
+    for place, name in enumerate(("", *machine.states), machine.modes.start):
+        if name in before:
+            new.begun[place], new.mode_us[place] = old.begun[before[name]], old.mode_us[before[name]]
 
 
 def event_of(plain: dict[str, Any]) -> Event:
@@ -160,7 +172,7 @@ def _plain(event: Event) -> dict[str, Any]:
 
 
 def _arrays(plant: Plant, state: JudgeState) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    for name in (*COLUMNS, *MACHINES):
+    for name in (*COLUMNS, *MACHINES, *MODES):
         yield name, getattr(state, name)
     for detector, memory in zip(plant.detectors, state.detectors, strict=True):
         for part in fields(memory):

@@ -63,13 +63,18 @@ def signal(name: str, its_norm: SimpleNamespace | None = None, **more: Any) -> S
 
 
 def machine(
-    name: str, *signals: SimpleNamespace, states: dict[str, str] | None = None, settle: float = 0
+    name: str,
+    *signals: SimpleNamespace,
+    states: dict[str, str] | None = None,
+    settle: float = 0,
+    until: dict[str, str] | None = None,
 ) -> SimpleNamespace:
     return SimpleNamespace(
         name=name,
         title=None,
         area=None,
         states=states or {},
+        until=until or {},
         settle_us=round(settle * SECOND),
         every_us=SECOND,
         signals={each.name: each for each in signals},

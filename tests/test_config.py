@@ -311,8 +311,7 @@ def test_a_key_that_only_another_driver_knows_is_unknown(tmp_path: Path) -> None
 
 
 def test_a_type_that_nobody_uses_is_checked_all_the_same(tmp_path: Path) -> None:
-    types = "types: {t: {signals: {s: {address: x, norm: {frosen: 5min}}}}}"
-    text = f"{HEAD}{types}\nmachines: {{m: {{connection: c, signals: {{s: {{address: x}}}}}}}}\n"
+    text = f"{HEAD}types: {{t: {{signals: {{s: {{address: x, tilte: y}}}}}}}}\n{MACHINES}"
     assert faults(tmp_path, text) == ["5:39 types.t.signals.s.tilte"]
 
 
@@ -529,6 +528,29 @@ def test_a_norm_that_makes_no_sense_is_refused(tmp_path: Path, norm: str, path: 
 )
 def test_a_norm_may_leave_things_out(tmp_path: Path, norm: str) -> None:
     assert signal(tmp_path, f"norm: {norm}").norm.severity == "warning"
+
+
+def test_a_state_may_have_a_condition_that_ends_it(tmp_path: Path) -> None:
+    body = """    states: {running: {when: s > 50, until: s < 45}, stopped: s <= 50}
+    signals: {s: {address: x}}
+"""
+    found = machine(tmp_path, body)
+    assert (found.states, found.until) == ({"running": "s > 50", "stopped": "s <= 50"}, {"running": "s < 45"})
+
+
+@pytest.mark.parametrize(
+    ("state", "path"),
+    [
+        ("{until: s > 50}", "states.running.when"),
+        ("{when: s > 50, until: t < 45}", "states.running.until"),
+        ("{when: s >, until: s < 45}", "states.running.when"),
+        ("{when: s > 50, until: s < 45, for: 3s}", "states.running.for"),
+        ("5", "states.running"),
+    ],
+)
+def test_a_state_that_makes_no_sense_is_refused(tmp_path: Path, state: str, path: str) -> None:
+    text = f"{HEAD}machines:\n  m:\n    connection: c\n    states: {{running: {state}}}\n    signals: {{s: {{address: x}}}}\n"
+    assert [fault.split(" ")[1] for fault in faults(tmp_path, text)] == [f"machines.m.{path}"]
 
 
 def test_a_detectors_key_takes_its_settings_or_a_bare_value(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tests import plants
 from tests.twin import TwinCertificate, TwinLimit, TwinLine, TwinMachine, TwinSignal
 
 SECOND = plants.SECOND
+UNTIL = {"fast": "s0 < -0.5", "slow": "s0 > 1.5"}
 SIDES = (("high", 1), ("high", 2), ("low", 1), ("low", 2))
 
 
@@ -64,7 +65,8 @@ def machines(draw: st.DrawFn, name: str, formulas: bool = True) -> SimpleNamespa
     for signal in signals:
         if signal.formula is None:
             signal.connection, signal.point = "plc", draw(st.sampled_from(["unit_1", "unit_2"]))
-    return plants.machine(name, *signals, states=states, settle=draw(st.sampled_from([0, 2])))
+    until = draw(st.sampled_from([{}, {"fast": UNTIL["fast"]}, UNTIL])) if states else {}
+    return plants.machine(name, *signals, states=states, until=until, settle=draw(st.sampled_from([0, 2])))
 
 
 value = st.sampled_from([-9.0, -2.5, -2.0, -1.5, -1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, math.nan, math.inf])
@@ -208,18 +210,25 @@ def test_the_judge_says_what_its_plain_twin_says(data: st.DataObject) -> None:
             expected.append(
                 (word, f"s{i}", kind, "alarm" if max(level, before if level == 0 else 0) == 2 else "warning", ts, since)
             )
-    _, events, _ = collect(plant, [frame("m", taken, width)])
+    _, events, state = collect(plant, [frame("m", taken, width)])
+    hours = judge.hours(state, plant.machines[0])
+    for mode, name in enumerate(hours, -1):
+        assert hours[name] == twin.lasted_us.get(mode, 0) / 3.6e9
     assert [(e.event, e.signal, e.kind, e.severity, e.ts, e.since) for e in events] == expected
 
 
 def twin_of(config: SimpleNamespace) -> TwinMachine:
     states = list(config.states)
 
+    begun = {"fast": False, "slow": False}
+
     def mode_of(values: list[float | None]) -> int | None:
         v = values[0]
         if v is None:
             return None
-        return 0 if v > 1 else 1 if v <= 0 else -1
+        decided = {"fast": (v > 1, v < -0.5), "slow": (v <= 0, v > 1.5)}
+        begun.update({n: begins for n, (begins, ends) in decided.items() if n not in config.until or begins or ends})
+        return 0 if begun["fast"] else 1 if begun["slow"] else -1
 
     def limits_of(norm: SimpleNamespace) -> list[TwinLimit]:
         found = []

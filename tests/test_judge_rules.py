@@ -734,3 +734,26 @@ def test_empty_frames_are_legal() -> None:
     assert len(judged.frames) == 1
     assert judged.frames[0].publish.shape == (0,)
     assert judge.step(machine.plant, machine.state, [], "e")[1].frames == []
+
+
+def test_the_hours_of_each_operating_state_are_counted_while_it_is_known() -> None:
+    config = plants.machine("press", signal("speed"), states={"running": "speed > 50", "stopped": "speed <= 50"})
+    plant = plants.plant(config)
+    state = judge.start(plant)
+    speeds = [60.0] * 11 + [0.0] * 5 + [math.nan] * 4 + [0.0]
+    quality = [Quality.TIMEOUT if math.isnan(speed) else Quality.GOOD for speed in speeds]
+    t = np.arange(len(speeds), dtype=np.int64) * 360 * plants.SECOND
+    taken = Frame("press", t, t, np.array(speeds)[:, None], np.array(quality, dtype=np.uint8)[:, None])
+    state, _ = judge.step(plant, state, [taken], "e")
+    # The first step after the change still belongs to `running`; what ends in a bad row belongs to nobody.
+    assert judge.hours(state, plant.machines[0]) == {"unknown": 0.0, "running": 1.1, "stopped": 0.5}
+
+
+def test_a_state_with_an_until_stays_between_its_two_conditions() -> None:
+    config = plants.machine("press", signal("speed"), states={"running": "speed > 50"}, until={"running": "speed < 45"})
+    plant = plants.plant(config)
+    speeds = [47.0, 51.0, 47.0, 46.0, 44.0, 47.0]
+    t = np.arange(len(speeds), dtype=np.int64) * plants.SECOND
+    taken = Frame("press", t, t, np.array(speeds)[:, None], np.zeros((len(speeds), 1), dtype=np.uint8))
+    _, judged = judge.step(plant, judge.start(plant), [taken], "e")
+    assert judged.frames[0].state.tolist() == [-1, 0, 0, 0, -1, -1]

@@ -175,6 +175,7 @@ def test_metrics_are_prometheus_text_with_escaped_labels(site: Site, http: httpx
     connections = {'plc"\\\n1': {"state": "silent", "requests": 5, "timeouts": 2, "utilisation": 0.62}, "new": {}}
     kept = {"messages": 3, "mb": 1.5, "state": "failing", "history": {"state": "ok", "mb": 20.0}}
     known = {"connections": connections, "rss_mb": 80, "store": kept, "clock": {"state": "stepped", "steps": 1}}
+    known["machines"] = {"press-3": {"hours": {"running": 1.5}}}
     site.do(lambda: site.board.health({**before, **known}))
     text = http.get("/metrics").text
     site.do(lambda: site.board.health(before))
@@ -186,6 +187,7 @@ def test_metrics_are_prometheus_text_with_escaped_labels(site: Site, http: httpx
         "clock_synchronised 0", "clock_steps 1",
     ):  # fmt: skip
         assert f"edge_agent_{line}\n" in text
+    assert 'edge_agent_machine_state_seconds_total{machine="press-3",state="running"} 5400\n' in text
     assert "edge_agent_resident_memory_bytes 80000000\n" in text
     assert 'edge_agent_signals{verdict="warning"} 1\n' in text
     sample = re.compile(r'[a-z_]+(\{[a-z]+="([^"\\\n]|\\.)*"(,[a-z]+="([^"\\\n]|\\.)*")*\})? [0-9.e+-]+')

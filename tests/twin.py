@@ -61,6 +61,8 @@ class TwinMachine:
     """The operating state from the known values: a number, -1 for none true, None when nothing is decidable."""
     settle_us: int = 0
     mode: int = -2
+    lasted_us: dict[int, int] = field(default_factory=dict)
+    """By operating state; a step that ends in a row which cannot decide it is nobody's."""
     settle_until: int | None = None
     last_t: int | None = None
 
@@ -94,6 +96,8 @@ class TwinMachine:
             lates.append(late)
         if self.mode_of is not None:
             mode = self.mode_of([s.value if self.known(s) else None for s in self.signals])
+            if mode is not None and self.mode != -2:
+                self.lasted_us[self.mode] = self.lasted_us.get(self.mode, 0) + step
             if mode is not None and mode != self.mode:
                 if self.mode != -2:
                     self.settle_until = t + self.settle_us

@@ -101,7 +101,7 @@ def _needed(config: "Config", chosen: "Sequence[tuple[str, str]]") -> set[str]:
     waiting = list(chosen)
     for name in {machine for machine, _ in chosen}:
         machine = config.machines[name]
-        texts = machine.states.values()
+        texts = [*machine.states.values(), *machine.until.values()]
         waiting += [(name, used) for text in texts for used in expression.parse(text, machine.signals).names]
     while waiting:
         machine_name, signal = waiting.pop()

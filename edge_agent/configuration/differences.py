@@ -30,8 +30,9 @@ def differences(old: Config, new: Config) -> list[str]:
         lines += [
             f"{name}.{s}: changed" for s in machine.signals if s in was.signals and was.signals[s] != machine.signals[s]
         ]
-        if (was.states, was.settle_us, was.title, was.area) != (
+        if (was.states, was.until, was.settle_us, was.title, was.area) != (
             machine.states,
+            machine.until,
             machine.settle_us,
             machine.title,
             machine.area,

@@ -9,7 +9,7 @@ from edge_agent.configuration import signals, words
 from edge_agent.configuration.lines import Lines
 from edge_agent.configuration.norms import Detectors
 from edge_agent.configuration.nouns import MachineConfig, SignalConfig
-from edge_agent.configuration.report import MISSING, Model, Part, Report
+from edge_agent.configuration.report import MISSING, Model, Part, Report, Spot
 from edge_agent.configuration.signals import Made, Scope
 from edge_agent.contract import is_attribute
 from edge_agent.yamlfile import Table
@@ -96,7 +96,8 @@ def resolved(
         name=name,
         title=about.title or "",
         area=about.area or "",
-        states=dict(about.states),
+        states={key: each.when for key, each in about.states.items()},
+        until={key: each.until for key, each in about.states.items() if each.until is not None},
         settle_us=about.settle,
         every_us=about.every,
         signals=with_periods(known, parts),
@@ -110,7 +111,7 @@ def _refuse_texts(report: Report, part: Part, parts: Mapping[str, Part], attribu
         report.add(part.value("signals"), "all of them are texts", f"{len(parts)}", "a signal with a value")
     states = part.part("states")
     formulas = [(one.value("formula"), one.table.get("formula")) for one in parts.values()]
-    for spot, formula in [*formulas, *((states.value(name), states.table[name]) for name in states.table)]:
+    for spot, formula in [*formulas, *(each for name in states.table for each in _conditions(states, name))]:
         for name in _names_in(formula, parts):
             if name in attributes:
                 report.add(
@@ -185,9 +186,19 @@ def _states(report: Report, part: Part, parts: Mapping[str, Part] | None) -> tup
         spot = holder.key(name)
         if name == "unknown":
             report.add(spot, "this name is the agent's own, for when no state is true", "unknown", "another name")
-        elif report.named(name, _as_names(holder), words.WORD, "state") and isinstance(holder.table[name], str):
-            signals.check_expression(report, holder.value(name), holder.table[name], parts)
+        elif report.named(name, _as_names(holder), words.WORD, "state"):
+            for at, text in _conditions(holder, name):
+                signals.check_expression(report, at, text, parts)
     return tuple(name for name in holder.table if isinstance(name, str))
+
+
+def _conditions(states: Part, name: str) -> list[tuple[Spot | None, str]]:
+    """The conditions of a state that are texts: the one that begins it and, where there is one, the one that ends it."""
+    written = states.table[name]
+    if isinstance(written, Table):
+        part = states.part(name)
+        return [(part.value(key), part.table[key]) for key in ("when", "until") if isinstance(part.table.get(key), str)]
+    return [(states.value(name), written)] if isinstance(written, str) else []
 
 
 def _as_names(holder: Part) -> Part:

@@ -141,7 +141,8 @@ class SignalConfig:
 
 @dataclass(frozen=True, slots=True)
 class MachineConfig:
-    """One machine with its type laid under it. states: name → condition, in the order of the file.
+    """One machine with its type laid under it. states: name → condition, in the order of the file; until: of some of them
+    the condition that ends it.
 
     attributes: texts of its devices (a serial number), which are shown and never judged.
     """
@@ -154,6 +155,7 @@ class MachineConfig:
     every_us: int
     signals: dict[str, SignalConfig]
     attributes: dict[str, SignalConfig] = field(default_factory=dict)
+    until: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,9 @@ def json_schema(drivers: Mapping[str, Driver], detectors: Mapping[str, Detector]
             if detector.Settings is not None:
                 parts[norm]["properties"][key] = _rule(parts, key, detector.Settings)
         parts[norm]["additionalProperties"] = False
+    for machine in ("TypeFile", "MachineFile"):
+        states = parts[machine]["properties"]["states"]
+        states["additionalProperties"] = {"anyOf": [{"type": "string"}, states["additionalProperties"]]}
     for name, keys in NAMES.items():
         for key, pattern in keys.items():
             _name_keys(parts.get(name, schema)["properties"][key], pattern)

@@ -679,6 +679,27 @@ class GroupFile(_Part):
     method: Literal["t2"] = Field("t2", description="Hotelling's T²")
 
 
+class StateFile(_Part):
+    """An operating state, with hysteresis when it has an `until`."""
+
+    when: Text = Field(description="the condition that begins it")
+    until: Text | None = Field(
+        None,
+        description="the condition that ends it, between the two it stays as it was; default: as long as `when` is true",
+    )
+
+
+def _state(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"when": value}
+    if not isinstance(value, dict):
+        raise refused("is no condition", "such as speed > 50, or {when: speed > 50, until: speed < 45}")
+    return value
+
+
+State = Annotated[StateFile, BeforeValidator(_state)]
+
+
 class TypeFile(_Part):
     """Written once, used by many machines."""
 
@@ -686,7 +707,9 @@ class TypeFile(_Part):
     area: Line | None = Field(None, description="for grouping on the page")
     connection: Text | None = Field(None, description="default for its signals")
     every: Period = spoken("1s", "default poll period")
-    states: dict[str, Text] = Field({}, description="operating states, first match wins: name and condition")
+    states: dict[str, State] = Field(
+        {}, description="operating states, first match wins: name and condition, or {when: …, until: …}"
+    )
     settle: Delay = spoken("0s", "after a change of state no warning is raised for so long")
     signals: dict[str, SignalFile] = Field({}, description="the machine's signals by name")
     groups: dict[str, GroupFile] | None = later(None, "multivariate groups", off=(None, {}))

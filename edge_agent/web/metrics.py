@@ -35,6 +35,7 @@ def text(board: Board) -> str:
     )
     lines += _readings(board)
     lines += _connections(health.get("connections") or {}, health.get("broker"))
+    lines += _machines(health.get("machines") or {})
     lines += _kept(health.get("store") or {}, health.get("clock") or {})
     for key, name, help_text, factor in HEALTH:
         lines += _metric(name, "gauge", help_text, _one(health.get(key), factor))
@@ -74,6 +75,16 @@ def _connections(connections: Mapping[str, Mapping[str, Any]], broker: Mapping[s
     if broker is not None and "state" in broker:
         connected = float(broker["state"] == "connected")
         yield from _metric("edge_agent_broker_up", "gauge", "1 while the broker is connected.", [({}, connected)])
+
+
+def _machines(machines: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    times = [
+        ({"machine": name, "state": state}, float(hours) * 3600.0)
+        for name, about in machines.items()
+        for state, hours in about["hours"].items()
+    ]
+    name = "edge_agent_machine_state_seconds_total"
+    yield from _metric(name, "counter", "How long a machine was in each of its operating states.", times)
 
 
 def _kept(store: Mapping[str, Any], clock: Mapping[str, Any]) -> Iterator[str]:
