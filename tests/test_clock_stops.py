@@ -1,13 +1,10 @@
 """The whole agent, on the virtual clock, that is stopped again and again before anybody sets the clock of its host."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
 
 import pytest
 
 from edge_agent import downtime
-from edge_agent.poller import Line
-from edge_agent.records import Gap, Span
 from tests import verdict
 from tests.simulator import SECOND, World, acts
 from tests.test_disk_faults import refusing
@@ -45,7 +42,7 @@ def played(here: World, *, set_while_down: bool, at_cut: contextlib.AbstractCont
 
 @pytest.mark.parametrize("disk", ["well", "marker", "nothing"])
 @pytest.mark.parametrize("set_while_down", [False, True])
-def test_every_stop_is_told_once_the_clock_is_set_however_many_there_were_before(
+def test_every_stop_is_told_by_the_time_the_clock_is_set_however_many_there_were_before(
     monkeypatch: pytest.MonkeyPatch, set_while_down: bool, disk: str
 ) -> None:
     with world(seed=5) as here:
@@ -56,15 +53,10 @@ def test_every_stop_is_told_once_the_clock_is_set_however_many_there_were_before
         assert verdict.complaints(here) == []
 
 
-def test_an_agent_that_tells_of_its_own_start_only_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = downtime.stops_before
-
-    def only_the_last(
-        lines: Sequence[Line], last_us: int | None, right: Sequence[Span], until: int | None = None
-    ) -> Iterator[Gap]:
-        yield from list(told(lines, last_us, right, until))[-1:]
-
-    monkeypatch.setattr(downtime, "stops_before", only_the_last)
+def test_an_agent_that_leaves_to_the_wall_clock_what_the_monotonic_one_knows_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(downtime, "is_countable", lambda _before, _life, _now_us: False)
     with world(seed=5) as here:
         played(here, set_while_down=False, at_cut=contextlib.nullcontext())
         assert "that were due" in " ".join(verdict.complaints(here))

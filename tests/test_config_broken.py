@@ -144,7 +144,7 @@ FAULTS = {
         "11:3: notify.heartbeat: is not available yet",
         "17:5: machines.press.groups: is not available yet",
         "23:18: machines.press.signals.t.norm.latch: is not available yet",
-        "24:11: machines.press.signals.t.norm.frozen: is not available yet",
+        "24:11: machines.press.signals.t.norm.noise: is not available yet",
         "25:11: machines.press.signals.t.norm.spike: is not available yet",
     ],
 }
