@@ -154,7 +154,8 @@ def test_a_start_at_1970_is_marked_and_what_waits_is_put_right_when_the_clock_is
             assert (raised["severity"], raised["uncertain"]) == ("alarm", "clock")
             here.broker.kill()
             heard = len(here.values())
-            await asyncio.sleep(1.5)  # some readings must come while nobody hears them; how many does not matter
+            # Some readings must come while nobody hears them; how many does not matter, but a busy machine loses seconds.
+            await asyncio.sleep(5.0)
             set_at = SystemClock().wall_us() / 1e6
             here.agent.set("+0s")
             await asyncio.sleep(1.0)  # the same
