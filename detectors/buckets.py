@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.contract import Block, Bools, Columns, Floats, Ints
+from edge_agent.contract import Block, Bools, Columns, Floats, Ints, row_of, within
 
 NONE = -1
 
@@ -90,18 +90,16 @@ def begin(state: Buckets, at: npt.NDArray[np.intp]) -> None:
 
 
 def _row(state: Buckets, length_us: Ints, block: Block, chosen: Columns, at: Columns) -> Iterator[Closed]:
-    steps_us, armed = block.step_us[0], block.armed[0]
     number, into_us, lengths_us = state.number[at], state.into_us[at], length_us[at]
-    into_us += steps_us[chosen] if steps_us.size > 1 else steps_us
+    into_us += row_of(block.step_us, 0, chosen)
     number[number == NONE] = 0
     over = into_us >= lengths_us
     if over.any():
         passed = into_us[over] // lengths_us[over]
-        columns = at.start + np.flatnonzero(over) if isinstance(at, slice) else at[over]
-        yield from _close(state, 0, columns, number[over], lengths_us[over])
+        yield from _close(state, 0, within(at, np.flatnonzero(over)), number[over], lengths_us[over])
         number[over] += passed
         into_us[over] -= passed * lengths_us[over]
-    taken = block.fresh[0, chosen] & (armed[chosen] if armed.size > 1 else armed)
+    taken = block.fresh[0, chosen] & row_of(block.armed, 0, chosen)
     count, total, times_us = state.count[at], state.total[at], state.times_us[at]
     if taken.all():
         count += 1

@@ -8,16 +8,15 @@ count (contract §6). Rule 3: the stretch is a sum of whole µs, so however the 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from edge_agent.contract import Block, Bools, Change, Codes, Column, Columns, Duration, Floats, Ints
+from edge_agent.contract import Block, Bools, Change, Codes, Column, Columns, Duration, Floats, Ints, row_of, within
 
 KIND = "frozen"
-Scalar = TypeVar("Scalar", bound=np.generic)
 OFF = np.iinfo(np.int64).max
 """The norm does not ask: no stretch is that long."""
 PIECE_LEAST = 64
@@ -114,19 +113,20 @@ def _anew(state: FrozenState, at: npt.NDArray[np.intp]) -> None:
 def _row(state: FrozenState, norms: FrozenNorms, block: Block, row: int, chosen: Columns, at: Columns) -> list[Change]:
     """One row of the chosen columns. at: where they lie in the plant's arrays."""
     values, good, known = block.values[row, chosen], block.good[row, chosen], block.known[row, chosen]
-    armed, ts, after_us = _cut(block.armed, row, chosen), _cut(block.ts, row, chosen), norms.after_us[at]
+    armed, ts, after_us = row_of(block.armed, row, chosen), row_of(block.ts, row, chosen), norms.after_us[at]
     value, since, known_us, begun_us = (of[at] for of in (state.value, state.since, state.known_us, state.begun_us))
     raised = state.raised[at]
-    known_us += _cut(block.step_us, row, chosen) if known.all() else _cut(block.step_us, row, chosen) * known
+    known_us += row_of(block.step_us, row, chosen) if known.all() else row_of(block.step_us, row, chosen) * known
     resolution = norms.resolution[at]
     changed = good & (~(np.abs(values - value) <= resolution) if resolution.any() else values != value)
     long = known_us - begun_us >= after_us
     asked = after_us != OFF
     rises = ~raised & good & ~changed & armed & long
     turned = rises | (raised & good & (changed | ~asked))
+    hot = np.flatnonzero(turned)
     said = [
         _change(norms, row, column, bool(rises[i]), int(since[i]), int(known_us[i] - begun_us[i]))
-        for column, i in zip(_places(at, turned).tolist(), np.flatnonzero(turned).tolist(), strict=True)
+        for column, i in zip(within(at, hot).tolist(), hot.tolist(), strict=True)
     ]
     if said:
         state.raised[at] = raised = raised ^ turned
@@ -137,13 +137,8 @@ def _row(state: FrozenState, norms: FrozenNorms, block: Block, row: int, chosen:
         state.value[at], state.since[at], state.known_us[at], state.begun_us[at] = value, since, known_us, begun_us
     idle = ~(armed & asked) & ~raised
     if idle.any():
-        _anew(state, _places(at, idle))
+        _anew(state, within(at, np.flatnonzero(idle)))
     return said
-
-
-def _places(at: Columns, marked: Bools) -> npt.NDArray[np.intp]:
-    """Where the marked ones of these columns lie in the plant's arrays."""
-    return np.flatnonzero(marked) + int(at.start or 0) if isinstance(at, slice) else at[marked]
 
 
 def _change(norms: FrozenNorms, row: int, column: int, rises: bool, since: int, run_us: int) -> Change:
@@ -152,12 +147,6 @@ def _change(norms: FrozenNorms, row: int, column: int, rises: bool, since: int, 
     limit_s, stood_s = float(norms.after_us[column]) / 1e6, run_us / 1e6
     why = (("unchanged_s", stood_s),)
     return Change(row, column, KIND, int(norms.level[column]), since, limit=limit_s, why=why)
-
-
-def _cut(array: npt.NDArray[Scalar], row: int, chosen: Columns) -> npt.NDArray[Scalar]:
-    """One row of a broadcastable array, for the chosen columns."""
-    line: npt.NDArray[Scalar] = array[row if array.shape[0] > 1 else 0]
-    return line[chosen] if line.size > 1 else line
 
 
 # --- many rows of one machine, columns without a resolution ----------------------------------------------------------

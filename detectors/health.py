@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_agent.contract import ENDING, Block, Bools, Change, Codes, Column, Floats, Ints
+from edge_agent.contract import ENDING, Block, Bools, Change, Codes, Column, Floats, Ints, row_of
 
 KIND = "health"
 NO_RUN = -1
@@ -70,7 +70,7 @@ class Health:
         changes: list[Change] = []
         for row in range(len(known)):
             raised, run = state.raised[at], state.run_us[at]
-            step_us, ts = _cut(block.step_us, row, watched), _cut(block.ts, row, watched)
+            step_us, ts = row_of(block.step_us, row, watched), row_of(block.ts, row, watched)
             out = known[row] & lost[row]
             begins = out & ~raised & (run == NO_RUN)
             run = np.where(out & ~raised, np.where(begins, 0, run + step_us), np.where(known[row], NO_RUN, run))
@@ -95,9 +95,3 @@ def _of_certificates(values: Floats, known: Bools) -> Codes:
     """Each value that speaks of a certificate, as it is told; else 0. values: NaN where not known."""
     ends = known & (values >= ENDING)
     return np.where(ends, np.minimum(np.where(ends, values, 0), LEVELS.size * ENDING - 1), 0).astype(np.uint8)
-
-
-def _cut(array: Ints, row: int, chosen: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Ints:
-    """One row of a broadcastable array, for the chosen columns."""
-    line: Ints = array[row if array.shape[0] > 1 else 0]
-    return line[chosen] if line.shape[0] > 1 else np.broadcast_to(line, chosen.shape)

@@ -9,14 +9,12 @@ and only the few that are outside, waiting or raised ("busy") are worked on.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.contract import Block, Bools, Change, Column, Floats, Ints
+from edge_agent.contract import Block, Bools, Change, Column, Floats, Ints, row_of
 
-Scalar = TypeVar("Scalar", bound=np.generic)
 LIMITS = 4
 NO_RUN = -1
 KINDS = ("high", "low")
@@ -123,7 +121,7 @@ def _row(state: LimitState, norms: LimitNorms, block: Block, row: int, hot: npt.
     at = block.plant_columns(hot)
     known = block.known[row, hot]
     x = SIGN * block.values[row, hot]
-    step_us, ts, armed = _cut(block.step_us, row, hot), _cut(block.ts, row, hot), _cut(block.armed, row, hot)
+    step_us, ts, armed = row_of(block.step_us, row, hot), row_of(block.ts, row, hot), row_of(block.armed, row, hot)
     raised, run = state.raised[:, at], state.run_us[:, at]
 
     towards = np.where(raised, x <= norms.back[:, at], x > norms.limit[:, at]) & (raised | armed)
@@ -156,9 +154,3 @@ def _levels(state: LimitState, row: int, at: npt.NDArray[np.intp], raised: Bools
         Change(row, int(at[i]), KINDS[kind], int(level[kind, i]), int(started[kind, i]))
         for kind, i in zip(kinds.tolist(), where.tolist(), strict=True)
     ]
-
-
-def _cut(array: npt.NDArray[Scalar], row: int, hot: npt.NDArray[np.intp]) -> npt.NDArray[Scalar]:
-    """One row of a broadcastable array, for the hot columns."""
-    line: npt.NDArray[Scalar] = array[row if array.shape[0] > 1 else 0]
-    return line[hot] if line.shape[0] > 1 else line

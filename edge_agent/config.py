@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from edge_agent import plugins, yamlfile
 from edge_agent.configuration import sections
 from edge_agent.configuration.machines import with_periods
-from edge_agent.configuration.norms import limits_of
+from edge_agent.configuration.norms import Detectors, limits_of
 from edge_agent.configuration.nouns import (
     AgentConfig,
     BandConfig,
@@ -40,7 +40,7 @@ from edge_agent.configuration.nouns import (
 )
 from edge_agent.configuration.report import MISSING, Report
 from edge_agent.configuration.words import FORMS, SECRET_NAME
-from edge_agent.contract import Detector, Driver
+from edge_agent.contract import Driver
 from edge_agent.yamlfile import Place, Problem
 
 __all__ = [
@@ -394,9 +394,6 @@ def _mqtt_of(data: dict[str, Any]) -> MqttConfig:
     if tls is not None:
         tls = TlsConfig(path(tls["ca"]), path(tls["cert"]), reference(tls["key"]) or path(tls["key"]))
     return MqttConfig(**{**data, "password": reference(data["password"]), "tls": tls, "urls": tuple(data["urls"])})
-
-
-Detectors = Mapping[str, Detector]
 
 
 def _machine_of(data: dict[str, Any], drivers: dict[str, Driver], detectors: Detectors) -> MachineConfig:

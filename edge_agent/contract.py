@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ Ints = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 
+Scalar = TypeVar("Scalar", bound=np.generic)
 Columns = slice | npt.NDArray[np.intp]
 """Some columns of an array."""
 
@@ -276,9 +277,20 @@ class Block:
 
     def plant_columns(self, chosen: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
         """Where these of the block's columns lie in the plant's arrays."""
-        if isinstance(self.columns, slice):
-            return chosen + int(self.columns.start)
-        return self.columns[chosen]
+        return within(self.columns, chosen)
+
+
+def within(columns: Columns, places: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """The columns at these places of a choice of columns."""
+    return places + int(columns.start or 0) if isinstance(columns, slice) else columns[places]
+
+
+def row_of(array: npt.NDArray[Scalar], row: int, chosen: Columns) -> npt.NDArray[Scalar]:
+    """One row of an array of a Block that may be broadcast (`step_us`, `ts`, `armed`), for the chosen columns; one entry where
+    it holds for all of them.
+    """
+    line: npt.NDArray[Scalar] = array[row if array.shape[0] > 1 else 0]
+    return line[chosen] if line.size > 1 else line
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,8 @@ def compile_plant(config: Config, detectors: Mapping[str, Detector], own: bool =
         OWN, "edge-agent", "", {}, 0, OWN_EVERY_US, {name: signal for name, (signal, _) in lines.items()}
     )
     configured = [*config.machines.values(), *([about] if lines else [])]
-    used = {name: detector for name, detector in detectors.items() if detector.Settings is None or _asks(config, name)}
+    asked = _asked(config)
+    used = {name: detector for name, detector in detectors.items() if detector.Settings is None or name in asked}
     machines: list[Machine] = []
     start = 0
     for index, machine in enumerate(configured):
@@ -233,14 +234,15 @@ def _first(norms: Any, count: int) -> Any:
     return replace(norms, **{part.name: getattr(norms, part.name)[..., :count] for part in fields(norms)})
 
 
-def _asks(config: Config, detector: str) -> bool:
-    """Whether some norm has settings for it."""
-    return any(
-        detector in norm.rules
+def _asked(config: Config) -> set[str]:
+    """The detectors for which some norm has settings, by their keys."""
+    return {
+        name
         for machine in config.machines.values()
         for signal in machine.signals.values()
         for norm in (signal.norm, *signal.norm.by_state.values())
-    )
+        for name in norm.rules
+    }
 
 
 def stale_us(signal: SignalConfig) -> int:
@@ -409,7 +411,7 @@ def _machine(
         until=tuple(condition(machine.until[name]) if name in machine.until else None for name in states),
         modes=slice(modes, modes + len(states) + 1 if states else modes),
         settle_us=machine.settle_us,
-        norms=tuple(tuple(_norms(signals, row, lines, *each) for each in detectors.items()) for row in norms),
+        norms=tuple(_norms(signals, row, lines, detectors) for row in norms),
         own=bool(lines),
     )
 
@@ -446,22 +448,30 @@ def _band(norm: NormConfig) -> dict[str, dict[str, float]]:
     return band
 
 
-def _norms(signals: list[SignalConfig], norms: list[NormConfig], lines: Lines, name: str, detector: Detector) -> Any:
-    """What one detector makes of a machine's norms in one operating state."""
-    return detector.norms(
-        [
-            Column(
-                every_us=signal.every_us,
-                warning=limits_of(norm.warning),
-                alarm=limits_of(norm.alarm),
-                level=1 if norm.severity == "warning" else 2,
-                stale_us=stale_us(signal),
-                health_us=health_us(lines[signal.name][1]) if lines else -1,
-                settings=norm.rules.get(name),
-            )
-            for signal, norm in zip(signals, norms, strict=True)
+def _norms(
+    signals: list[SignalConfig], norms: list[NormConfig], lines: Lines, detectors: Mapping[str, Detector]
+) -> tuple[Any, ...]:
+    """What each detector makes of a machine's norms in one operating state."""
+    columns = [
+        Column(
+            every_us=signal.every_us,
+            warning=limits_of(norm.warning),
+            alarm=limits_of(norm.alarm),
+            level=1 if norm.severity == "warning" else 2,
+            stale_us=stale_us(signal),
+            health_us=health_us(lines[signal.name][1]) if lines else -1,
+        )
+        for signal, norm in zip(signals, norms, strict=True)
+    ]
+
+    def columns_for(name: str) -> list[Column]:
+        asked = [norm.rules.get(name) for norm in norms]
+        return [
+            column if settings is None else replace(column, settings=settings)
+            for column, settings in zip(columns, asked, strict=True)
         ]
-    )
+
+    return tuple(detector.norms(columns_for(name)) for name, detector in detectors.items())
 
 
 def _floats(values: Iterable[float | None], missing: float) -> Floats:

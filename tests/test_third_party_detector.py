@@ -1,8 +1,6 @@
 """A third party's detector, from its package to its warning: docs/examples/short_cycling, built, installed and run."""
 
-import ast
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -13,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.third_party import agents_modules, command, install, path_with
 
 EXAMPLE = ROOT / "docs/examples/short_cycling"
 DOCUMENT = ROOT / "docs/detectors.md"
@@ -23,16 +22,10 @@ pytestmark = pytest.mark.timeout(180)
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder into which the example is installed; processes that a test starts find it there."""
-    place = tmp_path_factory.mktemp("third")
-    source = shutil.copytree(EXAMPLE, place / "source", ignore=shutil.ignore_patterns("__pycache__"))
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
-    build = [*pip, "--no-build-isolation", "--no-deps", "--target", str(place / "site"), str(source)]
-    subprocess.run(build, check=True, capture_output=True, text=True)
-    before = os.environ.get("PYTHONPATH")
+    site = install(EXAMPLE, tmp_path_factory.mktemp("third"))
     with pytest.MonkeyPatch.context() as patch:
-        path = os.pathsep.join((str(place / "site"), str(ROOT), *([before] if before else [])))
-        patch.setenv("PYTHONPATH", path)
-        yield place / "site"
+        patch.setenv("PYTHONPATH", path_with(site))
+        yield site
 
 
 @pytest.fixture
@@ -42,24 +35,8 @@ def pump(installed: Path, tmp_path: Path) -> Path:
     return shutil.copytree(EXAMPLE, tmp_path / "pump", ignore=shutil.ignore_patterns("__pycache__", "*.py"))
 
 
-def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "edge_agent", *words],
-        cwd=folder,
-        text=True,
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
-
-
 def test_it_knows_the_contract_and_nothing_else_of_the_agent() -> None:
-    tree = ast.parse((EXAMPLE / "short_cycling.py").read_text())
-    used = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    used |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
-    assert {name for name in used if str(name).split(".")[0] in {"edge_agent", "drivers", "detectors"}} == {
-        "edge_agent.contract"
-    }
+    assert agents_modules(EXAMPLE / "short_cycling.py") == {"edge_agent.contract"}
 
 
 def test_its_own_tests_and_the_promises_of_all_detectors_hold_for_what_was_installed(

@@ -3,7 +3,6 @@
 It is installed into a folder of its own, without the network, and seen by the agent only through its entry point.
 """
 
-import ast
 import asyncio
 import json
 import os
@@ -22,6 +21,7 @@ import pytest
 from edge_agent import control, plugins
 from tests import system
 from tests.conftest import ROOT, eventually, free_port
+from tests.third_party import agents_modules, command, install, own_tests, path_with
 
 EXAMPLE = ROOT / "docs/examples/field_survey"
 DOCUMENT = ROOT / "docs/drivers.md"
@@ -33,14 +33,10 @@ pytestmark = pytest.mark.timeout(180)
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder into which the example is installed; processes that a test starts find it there."""
-    place = tmp_path_factory.mktemp("third")
-    source = shutil.copytree(EXAMPLE, place / "source", ignore=shutil.ignore_patterns("__pycache__"))
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
-    build = [*pip, "--no-build-isolation", "--no-deps", "--target", str(place / "site"), str(source)]
-    subprocess.run(build, check=True, capture_output=True, text=True)
+    site = install(EXAMPLE, tmp_path_factory.mktemp("third"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", _path_with(place / "site"))
-        yield place / "site"
+        patch.setenv("PYTHONPATH", path_with(site))
+        yield site
 
 
 @pytest.fixture
@@ -48,17 +44,6 @@ def farm(installed: Path, tmp_path: Path) -> Path:
     """A copy of the sample: agent.yaml and the two flights."""
     assert installed.is_dir()
     return shutil.copytree(EXAMPLE, tmp_path / "farm", ignore=shutil.ignore_patterns("__pycache__", "*.py"))
-
-
-def _path_with(site: Path) -> str:
-    before = os.environ.get("PYTHONPATH")
-    return os.pathsep.join((str(site), str(ROOT), *([before] if before else [])))
-
-
-def command(farm: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "edge_agent", *words], cwd=farm, text=True, capture_output=True, timeout=60, check=False
-    )
 
 
 def rows(farm: Path) -> dict[str, dict[str, Any]]:
@@ -83,25 +68,17 @@ def test_the_package_brings_one_module_and_its_entry_point(installed: Path) -> N
 
 
 def test_it_knows_the_contract_and_nothing_else_of_the_agent() -> None:
-    tree = ast.parse((EXAMPLE / "field_survey.py").read_text())
-    used = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    used |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
-    assert {name for name in used if str(name).split(".")[0] in {"edge_agent", "drivers", "detectors"}} == {
-        "edge_agent.contract"
-    }
+    assert agents_modules(EXAMPLE / "field_survey.py") == {"edge_agent.contract"}
 
 
 def test_its_own_tests_and_the_promises_of_all_drivers_hold_for_what_was_installed(
     installed: Path, tmp_path: Path
 ) -> None:
-    shutil.copy(EXAMPLE / "test_field_survey.py", tmp_path)  # away from its source, so that what is installed is tested
     (tmp_path / "where.py").write_text("import field_survey\nprint(field_survey.__file__)\n")
     where = subprocess.run([sys.executable, "where.py"], cwd=tmp_path, check=True, capture_output=True, text=True)
     assert Path(where.stdout.strip()) == installed / "field_survey.py"
-    pytest_ = [sys.executable, "-m", "pytest", "-q", "-rA", "--rootdir", ".", "-p", "no:cacheprovider", "-W", "error"]
-    ran = subprocess.run(pytest_, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=120)
-    assert ran.returncode == 0, ran.stdout[-5000:]
-    passed = re.findall(r"^PASSED .*all_drivers\[(.*)\]$", ran.stdout, re.MULTILINE)
+    out = own_tests(EXAMPLE / "test_field_survey.py", tmp_path)
+    passed = re.findall(r"^PASSED .*all_drivers\[(.*)\]$", out, re.MULTILINE)
     assert {"a plant that is well is read well", "a lie is never a value", "a refusal is a refusal"} <= set(passed)
     assert len(passed) >= 15
 
@@ -345,7 +322,7 @@ def _config(folder: Path, kind: str) -> Path:
 def _check(folder: Path, config: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "edge_agent", "check", str(config)],
-        env={**os.environ, "PYTHONPATH": _path_with(folder / "site")},
+        env={**os.environ, "PYTHONPATH": path_with(folder / "site")},
         text=True, capture_output=True, timeout=60, check=False,
     )  # fmt: skip
 

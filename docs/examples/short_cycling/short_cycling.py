@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from edge_agent.contract import Block, Bools, Change, Codes, Column, Duration, Floats, Ints, duration_us
+from edge_agent.contract import Block, Bools, Change, Codes, Column, Duration, Floats, Ints, duration_us, row_of
 
 KIND = "starts"
 MOST = 120
@@ -91,7 +91,7 @@ def _row(state: State, norms: Norms, block: Block, row: int) -> list[Change]:
     """Time passes for all columns; looked at are those that ask, and those of which something stands from when they did."""
     chosen = np.flatnonzero((norms.most[block.columns] > 0) | state.raised[block.columns])
     at = block.plant_columns(chosen)
-    state.passed_us[block.columns] += block.step_us[row if len(block.step_us) > 1 else 0]
+    state.passed_us[block.columns] += row_of(block.step_us, row, slice(None))
     passed_us = state.passed_us[at]
     known, fresh = block.known[row, chosen], block.fresh[row, chosen]
     runs = known & (block.values[row, chosen] > norms.above[at])
@@ -105,8 +105,7 @@ def _row(state: State, norms: Norms, block: Block, row: int) -> list[Change]:
     raised = state.raised[at]
     turned = (often & begins & ~raised) | (raised & ~often & known)
     state.raised[at] = raised ^ turned
-    ts = np.broadcast_to(block.ts[row if len(block.ts) > 1 else 0], block.values[row].shape)[chosen]
-    state.since[at] = np.where(turned & often, ts, state.since[at])
+    state.since[at] = np.where(turned & often, row_of(block.ts, row, chosen), state.since[at])
     return [_change(norms, row, int(at[i]), bool(often[i]), int(state.since[at[i]])) for i in np.flatnonzero(turned)]
 
 
